@@ -1,0 +1,133 @@
+"""From logits to probabilities, and what one can do with two distributions over the same tokens.
+
+Everything here is a pure function of tensors whose last axis is the vocabulary. Sampling settings are applied by
+transformers' own warpers, in the order in which `generate` applies them, and to target and draft alike.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from .errors import InvalidArgument, NonFiniteLogits
+
+# Draws an index from the last axis of a tensor of probabilities: [..., V] -> [...]. All chance in speclib passes
+# through one such function, so that `exact` can replace chance by enumeration.
+Draw = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How logits become probabilities: temperature, then top-k, then top-p, then min-p.
+
+    temperature: 0 is greedy, a point mass on the first argmax; top_k: at least 1; top_p in (0, 1]; min_p in [0, 1].
+    None leaves a filter out. Raises InvalidArgument when made with a value outside its range.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+    def __post_init__(self):
+        def check(ok, message):
+            if not ok:
+                raise InvalidArgument(message)
+
+        number = (int, float)
+        check(
+            isinstance(self.temperature, number) and 0 <= self.temperature < float("inf"),
+            f"temperature must be a number >= 0 (0 is greedy), not {self.temperature!r}",
+        )
+        check(
+            self.top_k is None or (isinstance(self.top_k, int) and not isinstance(self.top_k, bool) and self.top_k >= 1),
+            f"top_k must be a whole number >= 1, or None for no limit, not {self.top_k!r}",
+        )
+        check(
+            self.top_p is None or (isinstance(self.top_p, number) and 0 < self.top_p <= 1),
+            f"top_p must be above 0 and at most 1, or None, not {self.top_p!r}",
+        )
+        check(
+            self.min_p is None or (isinstance(self.min_p, number) and 0 <= self.min_p <= 1),
+            f"min_p must be between 0 and 1, or None, not {self.min_p!r}",
+        )
+
+    @cached_property
+    def _warpers(self) -> LogitsProcessorList:
+        warpers = LogitsProcessorList()
+        if self.temperature not in (0, 1):
+            warpers.append(TemperatureLogitsWarper(float(self.temperature)))
+        if self.top_k is not None:
+            warpers.append(TopKLogitsWarper(self.top_k))
+        if self.top_p is not None and self.top_p < 1:
+            warpers.append(TopPLogitsWarper(float(self.top_p)))
+        if self.min_p:
+            warpers.append(MinPLogitsWarper(float(self.min_p)))
+        return warpers
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """logits [..., V] -> probabilities [..., V], in float32 (float64 stays float64).
+
+        Raises NonFiniteLogits when a row holds NaN or +inf, or nothing but -inf.
+        """
+        if logits.dtype != torch.float64:
+            logits = logits.float()
+        top = logits.amax(-1)  # NaN and +inf both survive a maximum, so one small tensor tells
+        if not torch.isfinite(top).all():
+            raise NonFiniteLogits("the model returned NaN or infinite logits; check its weights, or try a wider dtype such as float32")
+        if self.temperature == 0:
+            return point_mass(logits.argmax(-1), logits.shape[-1], logits.dtype)
+        if self._warpers:
+            logits = self._warpers(None, logits.reshape(-1, logits.shape[-1])).reshape(logits.shape)
+        return logits.softmax(-1)
+
+
+def point_mass(tokens: Tensor, vocabulary: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """tokens [...] -> one-hot probabilities [..., V]: the law of a guess that involves no chance."""
+    zeros = torch.zeros(*tokens.shape, vocabulary, dtype=dtype, device=tokens.device)
+    return zeros.scatter_(-1, tokens.unsqueeze(-1), 1.0)
+
+
+def residual(p: Tensor, q: Tensor) -> Tensor:
+    """norm(max(p - q, 0)), the law of the token after a rejection (Leviathan et al., section 2.3). [..., V]
+
+    Where nothing of p lies above q the rejection has probability 0 (up to rounding) and the limit is p itself.
+    """
+    excess = (p - q).clamp_min(0)
+    mass = excess.sum(-1, keepdim=True)
+    return torch.where(mass > 0, excess / mass.where(mass > 0, torch.ones_like(mass)), p)
+
+
+def total_variation(p: Tensor, q: Tensor) -> Tensor:
+    """Half the L1 distance: the largest difference in the probability of any event. [..., V] -> [...]"""
+    return 0.5 * (p - q).abs().sum(-1)
+
+
+def overlap(p: Tensor, q: Tensor) -> Tensor:
+    """sum(min(p, q)) = 1 - total variation: the probability beta that one draft is accepted. [..., V] -> [...]"""
+    return torch.minimum(p, q).sum(-1)
+
+
+def entropy(p: Tensor) -> Tensor:
+    """Shannon entropy in nats. [..., V] -> [...]"""
+    return torch.special.entr(p).sum(-1)
+
+
+def seeded(seed: int, device: torch.device | str = "cpu") -> Draw:
+    """A `Draw` from a generator of its own: the same seed gives the same draws, and no global state is touched."""
+    generator = torch.Generator(device=device).manual_seed(seed)
+
+    def draw(probabilities: Tensor) -> Tensor:
+        flat = probabilities.reshape(-1, probabilities.shape[-1])
+        return torch.multinomial(flat, 1, generator=generator).reshape(probabilities.shape[:-1])
+
+    return draw

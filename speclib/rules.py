@@ -1,0 +1,132 @@
+"""Verification rules. Each is a probability law, not a procedure that draws.
+
+Given what the target thinks (p), what the draft thought (q) and the tokens it drafted, a rule returns where
+verification stops and which token comes next, as probabilities. `decoding` draws from that law; `exact`
+sums over it. What is proved is therefore the very code that decodes.
+
+A chain of n drafted tokens has n + 1 places to stop: after 0, 1, ..., n accepted tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .distributions import entropy, residual
+from .errors import InvalidArgument
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The law of one round. stop_probs [B, n+1]: k tokens are accepted with probability stop_probs[:, k];
+    next_probs [B, n+1, V]: the law of the next token, given that k were."""
+
+    stop_probs: Tensor
+    next_probs: Tensor
+
+
+Law = Callable[[Tensor, Tensor, Tensor], Verdict]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A named law: (p [B, n+1, V], q [B, n, V], drafted [B, n]) -> Verdict. `lossless` says whether text keeps its law."""
+
+    name: str
+    law: Law
+    lossless: bool
+    source: str
+
+
+def chain_stops(accept: Tensor) -> Tensor:
+    """Acceptance probability of each draft, given that all before it passed [B, n] -> stop_probs [B, n+1]."""
+    ones = torch.ones_like(accept[:, :1]) if accept.shape[1] else accept.new_ones(accept.shape[0], 1)
+    reached = torch.cat([ones, accept.cumprod(-1)], -1)  # [B, n+1]: the first k drafts passed
+    rejected = torch.cat([1 - accept, ones], -1)  # [B, n+1]: the next one does not, or there is none
+    return reached * rejected
+
+
+def drafted_probs(probs: Tensor, drafted: Tensor) -> Tensor:
+    """The probability each row of `probs` [B, n, V] gives to its own drafted token [B, n] -> [B, n]."""
+    return probs.gather(-1, drafted.unsqueeze(-1)).squeeze(-1)
+
+
+def token_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
+    """Accept x with probability min(1, p(x) / q(x)), one token after the other; then draw from the residual.
+
+    Leviathan et al. (2211.17192), algorithm 1; Chen et al. (2302.01318), algorithm 2. At temperature 0 every row is
+    a point mass, and the rule becomes "accept while the draft is the target's argmax". When all pass, the
+    bonus token is drawn from p's last row.
+    """
+    n = drafted.shape[1]
+    ratio = drafted_probs(p[:, :n], drafted) / drafted_probs(q, drafted)  # [B, n]; q > 0: x was drawn from it
+    return Verdict(chain_stops(ratio.clamp(max=1)), torch.cat([residual(p[:, :n], q), p[:, n:]], 1))
+
+
+def block_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
+    """Judge the drafted block as a whole: never fewer accepted tokens than token by token, on average.
+
+    Sun et al. (2403.10444), algorithm 2. With weight w_0 = 1 and w_i = min(1, w_{i-1} p(x_i) / q(x_i)), the block is kept
+    up to the *last* i that passes its own test of probability h_i, and the residual is norm(max(w_i p - q, 0)).
+    """
+    n = drafted.shape[1]
+    ratio = drafted_probs(p[:, :n], drafted) / drafted_probs(q, drafted)
+    weights = [torch.ones_like(p[:, 0, 0])]
+    for i in range(n):
+        weights.append((weights[-1] * ratio[:, i]).clamp(max=1))
+    w = torch.stack(weights, 1)  # [B, n+1]
+    excess = (w[:, :n, None] * p[:, :n] - q).clamp_min(0)  # [B, n, V]
+    mass = excess.sum(-1)  # [B, n]
+    room = mass + 1 - w[:, :n]
+    # room is 0 only where w = 1 and p = q: stopping there or going on gives the same text; go on
+    passes = torch.where(room > 0, mass / room.where(room > 0, torch.ones_like(room)), torch.zeros_like(room))
+    passes = torch.cat([passes, w[:, n:]], 1)  # h_i, and h_n = w_n
+    passes = torch.cat([torch.ones_like(passes[:, :1]), passes[:, 1:]], 1)  # keeping nothing always passes
+    none_after = torch.cat([(1 - passes[:, 1:]).flip(1).cumprod(1).flip(1), torch.ones_like(passes[:, :1])], 1)
+    law = torch.where(mass[..., None] > 0, excess / mass[..., None].where(mass[..., None] > 0, torch.ones_like(mass[..., None])), p[:, :n])
+    return Verdict(passes * none_after, torch.cat([law, p[:, n:]], 1))
+
+
+def typical_law(p: Tensor, q: Tensor, drafted: Tensor, epsilon: float = 0.09, delta: float = 0.3) -> Verdict:
+    """LOSSY. Keep a draft if the target finds it typical: p(x) > min(epsilon, delta exp(-H(p))).
+
+    Typical acceptance, Medusa (2401.10774), section 2.3. No chance is involved and q plays no part: text comes out
+    more probable than the target's own.
+    """
+    n = drafted.shape[1]
+    threshold = (delta * (-entropy(p[:, :n])).exp()).clamp(max=epsilon)  # [B, n]
+    kept = (drafted_probs(p[:, :n], drafted) > threshold).to(p.dtype)
+    return Verdict(chain_stops(kept), p)
+
+
+def lenience_law(p: Tensor, q: Tensor, drafted: Tensor, lenience: float = 0.5) -> Verdict:
+    """LOSSY. Accept with probability min(1, p(x) / (l q(x))): no token becomes more than 1/l times as probable.
+
+    Leviathan et al., appendix A.5. At lenience l = 1 it is `token_law`.
+    """
+    if not 0 < lenience <= 1:
+        raise InvalidArgument(f"lenience must be above 0 and at most 1, not {lenience!r}")
+    n = drafted.shape[1]
+    ratio = drafted_probs(p[:, :n], drafted) / (lenience * drafted_probs(q, drafted))
+    return Verdict(chain_stops(ratio.clamp(max=1)), torch.cat([residual(p[:, :n], lenience * q), p[:, n:]], 1))
+
+
+RULES = {
+    rule.name: rule
+    for rule in (
+        Rule("token", token_law, True, "Leviathan et al. 2211.17192, algorithm 1; Chen et al. 2302.01318, algorithm 2"),
+        Rule("block", block_law, True, "Sun et al. 2403.10444, algorithm 2"),
+        Rule("typical", typical_law, False, "Medusa 2401.10774, section 2.3"),
+        Rule("lenience", lenience_law, False, "Leviathan et al. 2211.17192, appendix A.5"),
+    )
+}
+
+
+def find(rule: str | Rule) -> Rule:
+    """The rule of that name; a Rule of your own passes through. Raises InvalidArgument with the names there are."""
+    if isinstance(rule, Rule):
+        return rule
+    if rule not in RULES:
+        raise InvalidArgument(f"no rule is called {rule!r}; choose one of {', '.join(RULES)}, or pass a speclib.rules.Rule")
+    return RULES[rule]

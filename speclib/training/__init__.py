@@ -1,0 +1,1 @@
+"""How the embedded models were made. `python -m speclib train --help` makes them again."""
