@@ -78,7 +78,7 @@ def block_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
     w = torch.stack(weights, 1)  # [B, n+1]
     excess = (w[:, :n, None] * p[:, :n] - q).clamp_min(0)  # [B, n, V]
     mass = excess.sum(-1)  # [B, n]
-    room = mass + 1 - w[:, :n]
+    room = mass + (1 - w[:, :n])  # in this order: (mass + 1) - w rounds below mass, and mass / room above 1
     # room is 0 only where w = 1 and p = q: stopping there or going on gives the same text; go on
     passes = torch.where(room > 0, mass / room.where(room > 0, torch.ones_like(room)), torch.zeros_like(room))
     passes = torch.cat([passes, w[:, n:]], 1)  # h_i, and h_n = w_n
