@@ -1,0 +1,340 @@
+"""Speculative sampling as it goes wrong in public code and articles: each exhibit runs, and its wrong law is exact.
+
+An exhibit is the honest loop of `exact.Loop` with one part replaced: the rule, what the loop makes of the target's
+rows, or what the drafter says about itself. `exact.rule_law(exhibit, ...)` sums its law, `sample_many(exhibit, ...)`
+draws from it, and `exhibit.run` is the loop to step through. Nothing here is for use.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .distributions import Sampling, point_mass, residual
+from .exact import Loop, TableModel, TextLaw, plain_law, sample_many, warped  # noqa: F401 (sample_many: callers look for it here)
+from .rules import Rule, Verdict, chain_stops, drafted_probs
+
+PLAIN = Sampling()
+NUCLEUS = Sampling(top_p=0.8)
+COOL = Sampling(temperature=0.5)
+TOP_TWO = Sampling(top_k=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exhibit(Loop):
+    """A broken loop. where: in what sort of place it was met; what: the mistake and its effect; sampling: the settings
+    the user asked for, which a right loop would have followed."""
+
+    name: str
+    where: str
+    what: str
+    sampling: Sampling = PLAIN
+
+    def right_law(self, target: TableModel, length: int, eos: int | None = None) -> TextLaw:
+        """The law of the text that the user asked for: plain decoding under `sampling`."""
+        return plain_law(warped(target, by(self.sampling)), length, eos)
+
+
+def by(sampling: Sampling) -> Callable[[Tensor], Tensor]:
+    """The settings as a filter of probabilities, [..., V] -> [..., V]."""
+    return lambda p: sampling.probabilities(p.log())
+
+
+def filtered(sampling: Sampling) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """A drafter that follows the settings and says so."""
+    return lambda q: (by(sampling)(q),) * 2
+
+
+def ratios(p: Tensor, q: Tensor, drafted: Tensor) -> Tensor:
+    """The acceptance probabilities of the right rule, min(1, p(x) / q(x)). [B, n]"""
+    return (drafted_probs(p[:, : drafted.shape[1]], drafted) / drafted_probs(q, drafted)).clamp(max=1)
+
+
+def residuals(p: Tensor, q: Tensor) -> Tensor:
+    """The right law after each place to stop: the residual, and p itself after the last. [B, n+1, V]"""
+    return torch.cat([residual(p[:, :-1], q), p[:, -1:]], 1)
+
+
+def without(p: Tensor, drafted: Tensor) -> Tensor:
+    """p without the drafted token, made to sum to 1 again. [B, n, V]"""
+    rest = p.scatter(-1, drafted[..., None], 0.0)
+    mass = rest.sum(-1, keepdim=True)
+    return torch.where(mass > 0, rest / mass.where(mass > 0, torch.ones_like(mass)), p)
+
+
+# --- one that is not wrong, though it looks it -------------------------------------------------------------------------
+
+
+def match_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
+    """Draw from the target and keep the draft while the two are the same token. Lossless on a chain, and accepts less."""
+    n = drafted.shape[1]
+    return Verdict(chain_stops(drafted_probs(p[:, :n], drafted)), torch.cat([without(p[:, :n], drafted), p[:, n:]], 1))
+
+
+MATCH = Rule("match", match_law, True, "sample and match; the rule of many engines when they do not use the draft's probabilities")
+
+
+# --- wrong rules -------------------------------------------------------------------------------------------------------
+
+
+def threshold_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
+    """Accept iff q(x) <= p(x), without chance."""
+    n = drafted.shape[1]
+    accept = (drafted_probs(q, drafted) <= drafted_probs(p[:, :n], drafted)).to(p.dtype)
+    return Verdict(chain_stops(accept), residuals(p, q))
+
+
+def resample_from_p_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
+    """After a rejection draw from p, as if the rejected draft had said nothing."""
+    return Verdict(chain_stops(ratios(p, q, drafted)), p)
+
+
+def all_accepted_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
+    """The test for "all passed" looks at positions and not at decisions, so it is always true."""
+    return Verdict(chain_stops(torch.ones_like(ratios(p, q, drafted))), p)
+
+
+def argmax_bonus_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
+    """The token after a fully accepted draft is the target's favourite, not a draw."""
+    favourite = point_mass(p[:, -1:].argmax(-1), p.shape[-1], p.dtype)
+    return Verdict(chain_stops(ratios(p, q, drafted)), torch.cat([residuals(p, q)[:, :-1], favourite], 1))
+
+
+def squared_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
+    """Accept with probability min(1, p / q) squared."""
+    return Verdict(chain_stops(ratios(p, q, drafted) ** 2), residuals(p, q))
+
+
+def reseeded_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
+    """All tests of a round use the same random number u: k pass when u is below each of the first k ratios."""
+    start = p.new_ones(len(p), 1)
+    reached = torch.cat([start, ratios(p, q, drafted)], 1).cummin(1).values  # P(u < every ratio so far), and not the product
+    return Verdict(reached - torch.cat([reached[:, 1:], 0 * start], 1), residuals(p, q))
+
+
+def shared_noise_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
+    """One random number u a position, for all three: x = F_q^-1(u) is drafted, kept if u < ratio, else replaced by F_r^-1(u)."""
+    n = drafted.shape[1]
+    chance, ratio, rest = drafted_probs(q, drafted), ratios(p, q, drafted), residual(p[:, :n], q)
+    high = drafted_probs(q.cumsum(-1), drafted)  # x is drafted when low <= u < high
+    low = high - chance
+    kept = (torch.minimum(high, ratio) - low).clamp_min(0)
+    begin = torch.maximum(low, ratio)[..., None]  # and then rejected when begin <= u < high
+    ends = rest.cumsum(-1)
+    hit = (torch.minimum(ends, high[..., None]) - torch.maximum(ends - rest, begin)).clamp_min(0)
+    mass = hit.sum(-1, keepdim=True)
+    recovered = torch.where(mass > 0, hit / mass.where(mass > 0, torch.ones_like(mass)), rest)
+    return Verdict(chain_stops((kept / chance).clamp(max=1)), torch.cat([recovered, p[:, n:]], 1))
+
+
+def coarse_noise_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
+    """Accept iff r <= ratio, with r a multiple of 1/256 (a uniform in bfloat16): r = 0 accepts what the target forbids."""
+    return Verdict(chain_stops((((256 * ratios(p, q, drafted)).floor() + 1) / 256).clamp(max=1)), residuals(p, q))
+
+
+def dropped_draft_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
+    """A drafted token whose own q is below 0.2 is thrown away, and the target's next token takes its place."""
+    n = drafted.shape[1]
+    dropped = drafted_probs(q, drafted) < 0.2
+    accept = torch.where(dropped, 0.0, ratios(p, q, drafted))
+    after = torch.where(dropped[..., None], p[:, :n], residual(p[:, :n], q))
+    return Verdict(chain_stops(accept), torch.cat([after, p[:, n:]], 1))
+
+
+def branches_apart_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
+    """Two branches leave the root: the drafted chain, and one more token from q. Each is matched against a draw of its own."""
+    verdict = match_law(p, q, drafted)
+    if not drafted.shape[1]:
+        return verdict
+    second = p[:, 0] * q[:, 0]  # the other branch's token, matched by the second draw
+    neither = 1 - second.sum(-1, keepdim=True)
+    root = second + neither * verdict.next_probs[:, 0]
+    return Verdict(verdict.stop_probs, torch.cat([root[:, None], verdict.next_probs[:, 1:]], 1))
+
+
+# --- wrong rows --------------------------------------------------------------------------------------------------------
+
+
+def short_nucleus(p: Tensor) -> Tensor:
+    """The smallest set of total at least 0.8, less the token that crosses the line."""
+    ordered, order = p.sort(-1, descending=True)
+    keep = ordered.cumsum(-1) <= NUCLEUS.top_p
+    keep[..., 0] = True
+    kept = p * torch.zeros_like(keep).scatter(-1, order, keep)
+    return kept / kept.sum(-1, keepdim=True)
+
+
+def raw_last_row(p: Tensor) -> Tensor:
+    """The temperature reaches every row but the last."""
+    return torch.cat([by(COOL)(p[..., :-1, :]), p[..., -1:, :]], -2)
+
+
+EXHIBITS: dict[str, Exhibit] = {
+    exhibit.name: exhibit
+    for exhibit in (
+        Exhibit(
+            name="threshold",
+            where="articles that explain the rule",
+            what="accepts exactly when q <= p: mass moves to the tokens that the draft underrates",
+            law=threshold_law,
+        ),
+        Exhibit(
+            name="argmax draft",
+            where="a shipped library",
+            what="drafts the favourite and tells the rule it was drawn from q: the draft's favourite comes too often",
+            proposes=lambda q: (point_mass(q.argmax(-1), q.shape[-1], q.dtype), q),
+        ),
+        Exhibit(
+            name="one-sided top-k",
+            where="tutorial code",
+            what="draws the draft from its top 2 and uses the unfiltered q in the ratio: the top 2 come too often",
+            proposes=lambda q: (by(TOP_TWO)(q), q),
+        ),
+        Exhibit(
+            name="resample from p",
+            where="tutorial code",
+            what="draws from p and not from the residual after a rejection: what was accepted often comes once more",
+            law=resample_from_p_law,
+        ),
+        Exhibit(
+            name="all accepted",
+            where="tutorial code",
+            what="tests positions where it should test decisions: every draft passes and the text is the draft's",
+            law=all_accepted_law,
+        ),
+        Exhibit(
+            name="argmax bonus",
+            where="public code",
+            what="takes the target's favourite after a fully accepted draft: invisible in the first gamma tokens",
+            law=argmax_bonus_law,
+        ),
+        Exhibit(
+            name="reseeded",
+            where="public code",
+            what="reseeds the generator in the acceptance loop: each token alone is right, the tokens together are not",
+            law=reseeded_law,
+        ),
+        Exhibit(
+            name="shared noise",
+            where="a production engine",
+            what="draft, acceptance and recovery share one random number: the rule's three chances are no longer independent",
+            law=shared_noise_law,
+        ),
+        Exhibit(
+            name="short nucleus",
+            where="public code",
+            what="drops the token that crosses the line of top-p: less than the nucleus is left",
+            sampling=NUCLEUS,
+            sees=short_nucleus,
+            proposes=filtered(NUCLEUS),
+        ),
+        Exhibit(
+            name="r <= ratio",
+            where="public code",
+            what="accepts when r equals the ratio: a token of probability 0 passes whenever r is 0 (here r has 8 bits)",
+            sampling=TOP_TWO,
+            law=coarse_noise_law,
+            sees=by(TOP_TWO),
+            proposes=filtered(TOP_TWO),
+        ),
+        Exhibit(
+            name="squared ratio",
+            where="a mutation that passes a shipped test (KL below 0.01)",
+            what="accepts with probability (p / q)^2: mass moves to the tokens that the draft underrates",
+            law=squared_law,
+        ),
+        Exhibit(
+            name="branches apart",
+            where="public code for trees",
+            what="draws from the target in each branch: what the draft proposes gets a second chance",
+            law=branches_apart_law,
+        ),
+        Exhibit(
+            name="dropped draft",
+            where="a production engine",
+            what="throws a drafted token away because its own q is low: the choice depends on the token, so the text does",
+            law=dropped_draft_law,
+        ),
+        Exhibit(
+            name="raw bonus",
+            where="public code",
+            what="forgets the temperature on the bonus row: every (gamma + 1)th token of an accepted run is too random",
+            sampling=COOL,
+            sees=raw_last_row,
+            proposes=filtered(COOL),
+        ),
+    )
+}
+
+
+# --- wrong figures -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mismeasurement:
+    """A figure computed wrongly and rightly from the same facts: `wrong` and `right` take the same arguments."""
+
+    name: str
+    where: str
+    what: str
+    wrong: Callable[..., float]
+    right: Callable[..., float]
+
+
+def accepted_share(accepted: Sequence[int], proposed: Sequence[int]) -> float:
+    """Accepted drafts over proposed drafts, from the counts of each round."""
+    return sum(accepted) / sum(proposed)
+
+
+def accepted_share_with_corrections(accepted: Sequence[int], proposed: Sequence[int]) -> float:
+    """WRONG: counts the target's own token at the end of each round as an accepted draft."""
+    return (sum(accepted) + len(accepted)) / sum(proposed)
+
+
+def tokens_per_second(text: str, tokens: Sequence[int], seconds: float) -> float:
+    """New tokens over seconds."""
+    return len(tokens) / seconds
+
+
+def characters_per_second(text: str, tokens: Sequence[int], seconds: float) -> float:
+    """WRONG as tokens per second: counts characters."""
+    return len(text) / seconds
+
+
+def speedup_over_cached(cost: Callable[[int], float], prompt: int, new: int, seconds: float) -> float:
+    """Plain decoding over speculative `seconds`; cost(n) is what a forward of n new tokens takes, in seconds."""
+    return (cost(prompt) + (new - 1) * cost(1)) / seconds
+
+
+def speedup_over_uncached(cost: Callable[[int], float], prompt: int, new: int, seconds: float) -> float:
+    """WRONG: compares with a loop that reads the whole text again for every token."""
+    return sum(cost(prompt + i) for i in range(new)) / seconds
+
+
+MISMEASUREMENTS: dict[str, Mismeasurement] = {
+    figure.name: figure
+    for figure in (
+        Mismeasurement(
+            "correction counted",
+            "public code",
+            "the target's own token counts as an accepted draft: the share can exceed 1",
+            accepted_share_with_corrections,
+            accepted_share,
+        ),
+        Mismeasurement(
+            "characters counted",
+            "tutorial code",
+            "characters are counted as tokens: the rate grows by the length of a token",
+            characters_per_second,
+            tokens_per_second,
+        ),
+        Mismeasurement(
+            "uncached baseline",
+            "tutorials and articles",
+            "the baseline has no cache: the cache's gain is booked as the guesser's",
+            speedup_over_uncached,
+            speedup_over_cached,
+        ),
+    )
+}

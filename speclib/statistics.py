@@ -1,0 +1,226 @@
+"""Are these samples from that distribution? Tests, the samples they need, and intervals for what is measured.
+
+All tests here are G-tests: twice the log-likelihood ratio, which is chi-square distributed when the null holds.
+Choose the significance before looking, and never repeat a test until it passes.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import optimize, stats
+
+from .errors import InvalidArgument
+
+SIGNIFICANCE = 1e-6  # one false alarm in a million tests
+POWER = 0.999
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """A G-test's outcome. n: samples; pooled: how many small cells were merged into one (a chi-square needs about 5 a cell)."""
+
+    __test__ = False  # pytest takes a class called Test... for a test
+
+    statistic: float
+    dof: int
+    p_value: float
+    n: int
+    pooled: int = 0
+
+    def __str__(self) -> str:
+        pooled = f", {self.pooled} small cells pooled" if self.pooled else ""
+        return f"G = {self.statistic:.1f} on {self.dof} degrees of freedom, n = {self.n:,}{pooled}: p = {self.p_value:.3g}"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its confidence interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.estimate:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def aligned(*tables: Mapping[Hashable, float] | ArrayLike) -> list[np.ndarray]:
+    """Tables over the same cells, as arrays. Mappings are put in one order, and what one of them lacks is 0 there."""
+    if all(isinstance(table, Mapping) for table in tables):
+        cells = sorted(set().union(*tables))
+        return [np.array([table.get(cell, 0) for cell in cells], dtype=float) for table in tables]
+    arrays = [np.asarray(table, dtype=float) for table in tables]
+    if any(isinstance(table, Mapping) for table in tables) or len({array.shape for array in arrays}) > 1 or arrays[0].ndim != 1:
+        raise InvalidArgument("give mappings from cell to value, or one-dimensional arrays of the same length")
+    return arrays
+
+
+def _law(probabilities: np.ndarray) -> np.ndarray:
+    if (probabilities < 0).any() or not abs(probabilities.sum() - 1) < 1e-6:
+        raise InvalidArgument(f"probabilities must not be negative and must sum to 1, not to {probabilities.sum()}")
+    return probabilities / probabilities.sum()
+
+
+def _pool(expected: np.ndarray, least: float) -> np.ndarray:
+    """Group numbers of the cells: those expected below `least` share the last group, joined by more until it holds `least`."""
+    order = np.argsort(-expected, kind="stable")
+    tail = expected[order][::-1].cumsum()[::-1]  # what this cell and all smaller ones expect together
+    alone = expected[order] >= least
+    if not alone.all():  # the pool itself must be large enough: take in the smallest of the others until it is
+        alone &= np.append(tail[1:], 0) >= least
+    groups = np.empty(len(order), dtype=int)
+    groups[order] = np.where(alone, np.arange(len(order)), alone.sum())
+    return groups
+
+
+def g_test(counts: Mapping | ArrayLike, probabilities: Mapping | ArrayLike, min_expected: float = 5.0) -> TestResult:
+    """Do the counts come from the law? Both are mappings from cell to value, or arrays in the same order.
+
+    Cells expected less than `min_expected` times are pooled. One sample in a cell of probability 0 settles it: p = 0.
+    """
+    observed, law = aligned(counts, probabilities)
+    law = _law(law)
+    n = observed.sum()
+    if not n > 0:
+        raise InvalidArgument("there are no samples to test")
+    if observed[law == 0].any():
+        return TestResult(np.inf, int((law > 0).sum()) - 1, 0.0, int(n))
+    observed, expected = observed[law > 0], n * law[law > 0]
+    groups = _pool(expected, min_expected)
+    cells = groups.max() + 1
+    pooled = len(expected) - cells + 1 if cells < len(expected) else 0
+    if cells == 1:
+        return TestResult(0.0, 0, 1.0, int(n), pooled)
+    observed, expected = np.bincount(groups, observed, cells), np.bincount(groups, expected, cells)
+    statistic, p_value = stats.power_divergence(observed, expected, lambda_="log-likelihood")
+    return TestResult(float(statistic), int(cells) - 1, float(p_value), int(n), pooled)
+
+
+def two_sample_g(counts: Mapping | ArrayLike, other: Mapping | ArrayLike, min_expected: float = 5.0) -> TestResult:
+    """Do two sets of counts come from the same law, whatever it is? n is the size of both together."""
+    table = np.stack(aligned(counts, other))
+    table = table[:, table.sum(0) > 0]
+    sizes = table.sum(1)
+    if not sizes.all():
+        raise InvalidArgument("there are no samples to test on one of the sides")
+    groups = _pool(table.sum(0) * sizes.min() / sizes.sum(), min_expected)
+    cells = groups.max() + 1
+    pooled = table.shape[1] - cells + 1 if cells < table.shape[1] else 0
+    if cells == 1:
+        return TestResult(0.0, 0, 1.0, int(sizes.sum()), pooled)
+    table = np.stack([np.bincount(groups, row, cells) for row in table])
+    statistic, p_value, dof, _ = stats.chi2_contingency(table, correction=False, lambda_="log-likelihood")
+    return TestResult(float(statistic), int(dof), float(p_value), int(sizes.sum()), pooled)
+
+
+# --- power -------------------------------------------------------------------------------------------------------------
+
+
+def power(n: ArrayLike, divergence: float, cells: int, significance: float = SIGNIFICANCE) -> np.ndarray:
+    """The chance that a G-test with n samples rejects, when the truth lies at that Kullback-Leibler divergence (nats)
+    from the null: a noncentral chi-square of noncentrality 2 n divergence."""
+    critical = stats.chi2.isf(significance, cells - 1)
+    return stats.ncx2.sf(critical, cells - 1, 2 * np.asarray(n, dtype=float) * divergence)
+
+
+def worst_divergence(variation: float) -> float:
+    """The least Kullback-Leibler divergence (nats) of two laws that far apart: 2 TV^2, Pinsker's inequality."""
+    return 2 * variation**2
+
+
+def samples_needed(truth: Mapping | ArrayLike, null: Mapping | ArrayLike, significance: float = SIGNIFICANCE, power: float = POWER) -> int:
+    """How many samples of `truth` a G-test against `null` needs. Raises InvalidArgument if the two are equal.
+
+    Where `truth` does what `null` forbids, one such sample is enough, and the wait for it counts as well.
+    """
+    truth, null = aligned(truth, null)
+    truth, null = _law(truth), _law(null)
+    forbidden = truth[null == 0].sum()
+    wait = np.log1p(-power) / np.log1p(-min(forbidden, 1 - 1e-12)) if forbidden > 0 else np.inf
+    truth, null = truth[null > 0], null[null > 0]
+    divergence = stats.entropy(truth, null) if forbidden < 1 else 0.0
+    tested = _samples_at(divergence, len(null), significance, power) if divergence > 1e-14 else np.inf
+    needed = min(wait, tested)
+    if not np.isfinite(needed):
+        raise InvalidArgument("the two laws are equal: no number of samples tells them apart")
+    return int(np.ceil(needed))
+
+
+def samples_for_variation(variation: float, cells: int, significance: float = SIGNIFICANCE, power: float = POWER) -> int:
+    """How many samples see every law that far from the null (in total variation), in the worst case."""
+    return int(np.ceil(_samples_at(worst_divergence(variation), cells, significance, power)))
+
+
+def visible_variation(cells: int, n: int, significance: float = SIGNIFICANCE, power: float = POWER) -> float:
+    """The total variation that n samples are sure (with probability `power`) to see, whatever its form."""
+    return float(np.sqrt(_noncentrality(cells, significance, power) / (4 * n)))
+
+
+def _noncentrality(cells: int, significance: float, wanted: float) -> float:
+    """The noncentrality at which the test rejects with that probability."""
+    if cells < 2 or not 0 < significance < wanted < 1:
+        raise InvalidArgument("a test needs at least 2 cells, and 0 < significance < power < 1")
+    critical = stats.chi2.isf(significance, cells - 1)
+    # mean and spread of the statistic grow with the noncentrality: ten spreads above the critical value is plenty
+    return optimize.brentq(lambda x: stats.ncx2.sf(critical, cells - 1, x) - wanted, 1e-9, 4 * critical + 400)
+
+
+def _samples_at(divergence: float, cells: int, significance: float, wanted: float) -> float:
+    return _noncentrality(cells, significance, wanted) / (2 * divergence)
+
+
+# --- intervals ---------------------------------------------------------------------------------------------------------
+
+
+def wilson(successes: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's score interval for a proportion: its ends, for numbers or arrays."""
+    share, n = np.asarray(successes, dtype=float) / n, np.asarray(n, dtype=float)
+    z = stats.norm.isf((1 - level) / 2)
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return np.clip(centre - half, 0, 1)[()], np.clip(centre + half, 0, 1)[()]
+
+
+def cell_intervals(counts: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Intervals for all cells of a histogram, that hold together with probability `level` (Bonferroni over the cells)."""
+    counts = np.asarray(counts, dtype=float)
+    return wilson(counts, counts.sum(), 1 - (1 - level) / len(counts))
+
+
+def bootstrap_interval(
+    values: ArrayLike | Sequence[ArrayLike], statistic: Callable[..., float] = np.mean, n: int = 2000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Percentile bootstrap over the first axis (prompts, as a rule). A tuple of arrays is resampled jointly, and
+    `statistic` gets them as separate arguments."""
+    arrays = [np.asarray(value) for value in (values if isinstance(values, tuple) else (values,))]
+    if len({len(array) for array in arrays}) > 1 or not len(arrays[0]):
+        raise InvalidArgument("bootstrap needs samples of equal length, at least one")
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(len(arrays[0]), size=(n, len(arrays[0])))
+    again = [statistic(*(array[pick] for array in arrays)) for pick in picks]
+    low, high = np.quantile(again, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(statistic(*arrays)), float(low), float(high))
+
+
+def ratio_of_means(numerators: ArrayLike, denominators: ArrayLike, n: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
+    """mean(numerators) / mean(denominators) with a bootstrap over pairs: a speed-up over prompts, measured side by side."""
+    return bootstrap_interval((np.asarray(numerators), np.asarray(denominators)), lambda a, b: a.mean() / b.mean(), n, seed, level)
+
+
+def empirical_variation(counts: Mapping | ArrayLike, probabilities: Mapping | ArrayLike) -> float:
+    """The total variation between observed shares and a law. Never 0: compare with `expected_empirical_variation`."""
+    observed, law = aligned(counts, probabilities)
+    return float(0.5 * np.abs(observed / observed.sum() - _law(law)).sum())
+
+
+def expected_empirical_variation(probabilities: Mapping | ArrayLike, n: int) -> float:
+    """What `empirical_variation` is on average when n samples do come from the law.
+
+    The mean absolute deviation of each binomial count is 2 k (1 - p) P(k), with k = floor(n p) + 1 (de Moivre).
+    """
+    (law,) = aligned(probabilities)
+    law = _law(law)
+    k = np.floor(n * law) + 1
+    return float(np.sum(k * (1 - law) * stats.binom.pmf(k, n, law)) / n)
