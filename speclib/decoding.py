@@ -1,0 +1,225 @@
+"""generate(): the one loop. Plain decoding is the same loop with nothing drafted, which makes it a fair baseline.
+
+Each round drafts up to gamma tokens, checks them all in one forward of the target, and draws from the rule's law
+how many pass and which token comes next.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from . import rules
+from .distributions import Draw, Sampling, overlap, seeded
+from .drafters import Draft, Drafter, Guesser
+from .errors import ContextOverflow, InvalidArgument
+from .lengths import FixedLength
+from .models import LanguageModel
+from .trace import Round, Trace
+
+
+@dataclass(frozen=True)
+class Output:
+    """What `generate` returns. tokens: the new tokens only, one LongTensor a row; texts: the same as text."""
+
+    tokens: list[Tensor]
+    texts: list[str]
+    trace: Trace
+
+    def summary(self) -> dict:
+        """Alpha, accepted share, tokens per round, target forwards, seconds by phase: see `Trace.summary`."""
+        return self.trace.summary()
+
+
+def generate(
+    target: LanguageModel,
+    prompts: str | Sequence[str] | Sequence[Sequence[int]],
+    drafter: Drafter | None = None,
+    sampling: Sampling | None = None,
+    draft_length: int | FixedLength = 5,
+    rule: str | rules.Rule = "token",
+    max_new_tokens: int = 128,
+    stop: Sequence[int | str] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    draw: Draw | None = None,
+) -> Output:
+    """Continues each prompt, with the law of the target alone whatever drafts (if the rule is lossless).
+
+    target: the model whose text this is. drafter: None decodes plainly, one token per forward. draft_length: gamma, the
+    guesses per round. stop: None stops after the model's end-of-text, [] never, else after any of these token ids and
+    strings; the text is cut exactly where plain decoding would have stopped. seed: same seed, same text; row i of a
+    list does not depend on its neighbours. draw: replaces chance (see `exact`).
+
+    A list of prompts is decoded row by row. Sources: Leviathan et al. 2211.17192; Chen et al. 2302.01318.
+    Raises InvalidArgument, ContextOverflow, IncompatibleModels before any work; NonFiniteLogits during it.
+    """
+    sampling = Sampling() if sampling is None else sampling
+    law = rules.find(rule).law
+    length = draft_length if isinstance(draft_length, FixedLength) else FixedLength(draft_length)
+    texts = _encode(target, prompts)
+    _check(target, drafter, sampling, texts, max_new_tokens, seed)
+    stops = Stops.of(target, stop)
+
+    tokenizer = target.tokenizer
+    trace = Trace(tokenizer.decode if tokenizer else None)
+    outputs = []
+    start = _now(target.device)
+    with tqdm(total=len(texts) * max_new_tokens, desc="decoding", unit="tok", disable=not progress) as bar:
+        for row, prompt in enumerate(texts):
+            row_draw = draw or seeded(_row_seed(seed, row), target.device)
+            guesser = drafter.start(target, sampling, row_draw) if drafter else None
+            outputs.append(_decode_row(target, guesser, prompt, sampling, length, law, max_new_tokens, stops, row_draw, row, trace, bar))
+            bar.update((row + 1) * max_new_tokens - bar.n)
+    trace.seconds = _now(target.device) - start
+    decoded = [tokenizer.decode(t, skip_special_tokens=True) if tokenizer else " ".join(map(str, t)) for t in outputs]
+    return Output([torch.tensor(t, dtype=torch.long) for t in outputs], decoded, trace)
+
+
+@torch.inference_mode()
+def _decode_row(
+    target: LanguageModel, guesser: Guesser | None, prompt: list[int], sampling: Sampling, length: FixedLength, law: rules.Law,
+    max_new_tokens: int, stops: "Stops", draw: Draw, row: int, trace: Trace, bar: tqdm,
+) -> list[int]:  # fmt: skip
+    """Decodes one prompt and appends its rounds to `trace`; returns the new tokens."""
+    device, text, new = target.device, list(prompt), []
+    context = target.context()
+    began = _now(device)
+    if len(text) > 1:
+        context.extend(torch.tensor([text[:-1]], device=device), keep=1)  # all but the last: each round reads that itself
+    if guesser:
+        guesser.prepare(text)
+    trace.prefill_seconds += _now(device) - began
+
+    while len(new) < max_new_tokens:
+        t0 = _now(device)
+        n = min(length.next_length(), max_new_tokens - len(new) - 1) if guesser else 0  # one token always comes from the target
+        draft = guesser.propose(text, n) if n > 0 else None
+        t1 = _now(device)
+        drafted = draft.tokens.tolist() if draft else []
+        n = len(drafted)
+        logits = context.extend(torch.tensor([text[-1:] + drafted], device=device))  # [1, n+1, V]
+        t2 = _now(device)
+        p = sampling.probabilities(logits)
+        if n == 0:
+            accepted, stop_probs, overlaps, next_probs = 0, [1.0], [], p[0, 0]
+        else:
+            q = draft.probs.to(p.dtype).unsqueeze(0)  # [1, n, V]
+            verdict = law(p, q, draft.tokens.unsqueeze(0))
+            accepted = int(draw(verdict.stop_probs[0]))
+            next_probs = verdict.next_probs[0, accepted]
+            stop_probs, overlaps = verdict.stop_probs[0].tolist(), overlap(p[0, :n], q[0]).tolist()
+        emitted = drafted[:accepted] + [int(draw(next_probs))]
+        emitted, ended = stops.cut(new, emitted)
+        new += emitted
+        text += emitted
+        context.rollback(len(text) - 1 if not ended else min(context.length, len(text) - 1))
+        trace.rounds.append(Round(row, len(text) - len(emitted), drafted, overlaps, stop_probs, accepted, emitted, t1 - t0, t2 - t1, _now(device) - t0))
+        bar.update(len(emitted))
+        if ended:
+            break
+    return new
+
+
+@dataclass(frozen=True)
+class Stops:
+    """Where text ends early: after any of these ids, or as soon as the text contains any of these strings."""
+
+    ids: frozenset[int]
+    strings: tuple[str, ...]
+    tokenizer: object
+
+    @classmethod
+    def of(cls, target: LanguageModel, stop: Sequence[int | str] | None) -> "Stops":
+        """From the `stop` argument of `generate`. Raises InvalidArgument for anything but ids and non-empty strings."""
+        if stop is None:
+            return cls(target.end_tokens, (), target.tokenizer)
+        if isinstance(stop, str | int):
+            raise InvalidArgument(f"stop must be a list such as [{stop!r}], [] for never, or None for the model's end-of-text")
+        for item in stop:
+            if isinstance(item, bool) or not isinstance(item, str | int) or item == "":
+                raise InvalidArgument(f"stop takes token ids and non-empty strings, not {item!r}")
+        strings = tuple(s for s in stop if isinstance(s, str))
+        if strings and target.tokenizer is None:
+            raise InvalidArgument("stop strings need a model with a tokenizer; use token ids")
+        return cls(frozenset(s for s in stop if isinstance(s, int)), strings, target.tokenizer)
+
+    def cut(self, before: list[int], emitted: list[int]) -> tuple[list[int], bool]:
+        """The part of `emitted` that plain decoding would have produced after `before`, and whether the text ended.
+
+        Looked at token by token, because an end may lie inside an accepted block, and a stop string may straddle two.
+        """
+        if not self.ids and not self.strings:
+            return emitted, False
+        for i, token in enumerate(emitted):
+            if token in self.ids:
+                return emitted[: i + 1], True
+            if self.strings:
+                text = self.tokenizer.decode(before + emitted[: i + 1])
+                if any(string in text for string in self.strings):
+                    return emitted[: i + 1], True
+        return emitted, False
+
+
+def _encode(target: LanguageModel, prompts: str | Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
+    """Token ids of each prompt. Raises InvalidArgument for no prompt, an empty one, or ids outside the vocabulary."""
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    if isinstance(prompts, Sequence) and prompts and isinstance(prompts[0], int):
+        raise InvalidArgument("prompts must be a string, a list of strings, or a list of token-id lists; wrap one list of ids as [ids]")
+    if not isinstance(prompts, Sequence) or not prompts:
+        raise InvalidArgument("there is no prompt; give a string, a list of strings, or a list of token-id lists")
+    texts = []
+    for row, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            if target.tokenizer is None:
+                raise InvalidArgument("prompts as text need a model with a tokenizer; give lists of token ids")
+            prompt = target.tokenizer(prompt)["input_ids"]
+        ids = prompt.tolist() if isinstance(prompt, Tensor) else list(prompt)
+        if not ids:
+            raise InvalidArgument(f"prompt {row} is empty; begin with at least one token, such as the model's beginning-of-text")
+        for token in ids:
+            if not isinstance(token, int) or not 0 <= token < target.vocabulary:
+                raise InvalidArgument(f"prompt {row} holds {token!r}, which is not a token id between 0 and {target.vocabulary - 1}")
+        texts.append(ids)
+    return texts
+
+
+def _check(target: LanguageModel, drafter: Drafter | None, sampling: Sampling, texts: list[list[int]], max_new_tokens: int, seed: int) -> None:
+    """Everything that can be known to fail is found here, before the first forward."""
+    if not isinstance(target, LanguageModel):
+        raise InvalidArgument(f"target must be a speclib LanguageModel, such as load_pair().target, not a {type(target).__name__}")
+    if not isinstance(sampling, Sampling):
+        raise InvalidArgument(f"sampling must be a speclib.Sampling, not {sampling!r}")
+    if drafter is not None and not hasattr(drafter, "start"):
+        raise InvalidArgument(f"drafter must be None or one of speclib.drafters, such as ModelDrafter(pair.draft), not a {type(drafter).__name__}")
+    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
+        raise InvalidArgument(f"max_new_tokens must be a whole number >= 1, not {max_new_tokens!r}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise InvalidArgument(f"seed must be a whole number >= 0, not {seed!r}")
+    longest = max(len(text) for text in texts) + max_new_tokens
+    for model in (target, getattr(drafter, "language_model", None)):
+        if model is None:
+            continue
+        if model.model.training:
+            raise InvalidArgument(f"{model.name} is in training mode, where dropout changes its text; call model.eval() first")
+        if model.context_length and longest > model.context_length:
+            raise ContextOverflow(
+                f"prompt and new tokens need {longest} places, but {model.name} has a context of {model.context_length}; "
+                f"shorten the prompt or ask for at most {max(0, max_new_tokens - (longest - model.context_length))} new tokens"
+            )
+
+
+def _row_seed(seed: int, row: int) -> int:
+    """A seed for each row, so that a row's text does not depend on how many rows there are."""
+    return (seed * 1_000_003 + row * 7_919) % 2**63
+
+
+def _now(device: torch.device) -> float:
+    """Seconds; on a GPU only after its queue is empty, or the work would be counted in the wrong phase."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

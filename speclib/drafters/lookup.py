@@ -1,0 +1,50 @@
+"""The search engine in its simplest form: what followed the last time the text read like this?
+
+Prompt lookup decoding, after LLMA (2304.04487): no model, no training, and almost no time.
+"""
+
+import torch
+
+from ..distributions import Draw, Sampling, point_mass
+from ..errors import InvalidArgument
+from ..models import LanguageModel
+from .base import Draft
+
+
+class LookupDrafter:
+    """Finds the longest suffix of the text (at most `longest` tokens) that occurred before, most recent match first,
+    and proposes what followed it. Raises InvalidArgument unless 1 <= shortest <= longest."""
+
+    def __init__(self, longest: int = 4, shortest: int = 1):
+        if not 1 <= shortest <= longest:
+            raise InvalidArgument(f"lookup needs 1 <= shortest <= longest, not shortest={shortest}, longest={longest}")
+        self.longest, self.shortest = longest, shortest
+
+    def start(self, target: LanguageModel, sampling: Sampling, draw: Draw) -> "LookupGuesser":
+        return LookupGuesser(self.longest, self.shortest, target)
+
+
+class LookupGuesser:
+    def __init__(self, longest: int, shortest: int, target: LanguageModel):
+        self.sizes = range(longest, shortest - 1, -1)
+        self.vocabulary, self.device = target.vocabulary, target.device
+        self.ends: dict[tuple[int, ...], int] = {}  # n-gram -> where its latest occurrence ended
+        self.read = 0
+
+    def prepare(self, text: list[int]) -> None:
+        self._index(text)
+
+    def propose(self, text: list[int], n: int) -> Draft:
+        self._index(text)
+        end = next((self.ends[key] for size in self.sizes if (key := tuple(text[-size:])) in self.ends and len(key) == size), len(text))
+        tokens = torch.tensor(text[end : end + n], dtype=torch.long, device=self.device)
+        dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+        return Draft(tokens, point_mass(tokens, self.vocabulary, dtype))
+
+    def _index(self, text: list[int]) -> None:
+        """Enters every n-gram that ends before the last token: the suffix itself must not find itself."""
+        for end in range(max(self.read, 1), len(text)):
+            for size in self.sizes:
+                if end >= size:
+                    self.ends[tuple(text[end - size : end])] = end
+        self.read = max(self.read, len(text))

@@ -1,0 +1,61 @@
+"""The classic guesser: a smaller language model, drafting one token after the other."""
+
+import torch
+from torch.nn.functional import pad
+
+from ..distributions import Draw, Sampling
+from ..errors import ContextOverflow
+from ..models import LanguageModel, check_compatible
+from .base import Draft
+
+
+class ModelDrafter:
+    """Drafts with a causal model that shares the target's tokenizer (Leviathan et al.; Chen et al.)."""
+
+    def __init__(self, language_model: LanguageModel):
+        self.language_model = language_model
+
+    def start(self, target: LanguageModel, sampling: Sampling, draw: Draw) -> "ModelGuesser":
+        check_compatible(target, self.language_model)
+        return ModelGuesser(self.language_model, target.vocabulary, sampling, draw)
+
+
+class ModelGuesser:
+    """Keeps the draft model's cache in step with the text: what was rejected is rolled back, what is new is read."""
+
+    def __init__(self, language_model: LanguageModel, vocabulary: int, sampling: Sampling, draw: Draw):
+        self.context, self.sampling, self.draw = language_model.context(), sampling, draw
+        self.device, self.vocabulary, self.limit = language_model.device, vocabulary, language_model.context_length
+        self.cached: list[int] = []  # the tokens that the context holds
+
+    def prepare(self, text: list[int]) -> None:
+        if len(text) > 1:
+            self.context.extend(torch.tensor([text[:-1]], device=self.device), keep=1)
+            self.cached = list(text[:-1])
+
+    def propose(self, text: list[int], n: int) -> Draft:
+        if self.limit and len(text) + n > self.limit:
+            raise ContextOverflow(f"the draft model's context holds {self.limit} tokens, fewer than the {len(text) + n} that are needed")
+        self._synchronise(text)
+        new, tokens, probs = torch.tensor([text[len(self.cached) :]], device=self.device), [], []
+        for _ in range(n):
+            q = self._probabilities(self.context.extend(new, keep=1)[:, -1])  # [1, V]
+            new = self.draw(q).unsqueeze(-1)  # [1, 1]
+            tokens.append(new)
+            probs.append(q)
+        drafted = torch.cat(tokens, 1)[0]
+        self.cached = text + drafted[:-1].tolist()
+        return Draft(drafted, torch.cat(probs))
+
+    def _synchronise(self, text: list[int]) -> None:
+        """Rolls back to what cache and text have in common; at least one token of the text stays to be read."""
+        common, limit = 0, min(len(self.cached), len(text) - 1)
+        while common < limit and self.cached[common] == text[common]:
+            common += 1
+        self.context.rollback(common)
+        self.cached = self.cached[:common]
+
+    def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """The draft's probabilities over the target's vocabulary: [1, V_draft] -> [1, V]."""
+        q = self.sampling.probabilities(logits[..., : self.vocabulary])
+        return pad(q, (0, self.vocabulary - q.shape[-1])) if q.shape[-1] < self.vocabulary else q

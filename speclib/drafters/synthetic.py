@@ -1,0 +1,34 @@
+"""A dial for similarity: a guesser whose acceptance rate is set by hand.
+
+It asks the target itself and mixes in a uniform distribution: q = similarity * p + (1 - similarity) / V. Its overlap
+with the target is at least `similarity` and little more, at every temperature. As a guesser it is useless, since it
+costs as much as the target; as an instrument it separates similarity from speed.
+"""
+
+import torch
+
+from ..distributions import Draw, Sampling
+from ..errors import InvalidArgument
+from ..models import LanguageModel
+from .model import ModelGuesser
+
+
+class SyntheticDrafter:
+    """Drafts from the target's own distribution, degraded. Raises InvalidArgument unless 0 <= similarity <= 1."""
+
+    def __init__(self, similarity: float):
+        if not 0 <= similarity <= 1:
+            raise InvalidArgument(f"similarity must be between 0 and 1, not {similarity!r}")
+        self.similarity = similarity
+
+    def start(self, target: LanguageModel, sampling: Sampling, draw: Draw) -> "SyntheticGuesser":
+        return SyntheticGuesser(self.similarity, target, sampling, draw)
+
+
+class SyntheticGuesser(ModelGuesser):
+    def __init__(self, similarity: float, target: LanguageModel, sampling: Sampling, draw: Draw):
+        super().__init__(target, target.vocabulary, sampling, draw)
+        self.similarity = similarity
+
+    def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        return self.similarity * super()._probabilities(logits) + (1 - self.similarity) / self.vocabulary

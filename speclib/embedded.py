@@ -1,0 +1,66 @@
+"""The files that come with the workbook: where they are, and whether they are still what they were.
+
+In a checkout they lie in `data/`. Where only the package is installed they are fetched once from the
+repository and kept in a cache. Either way each file is compared with its SHA-256 in `registry.txt` first.
+"""
+
+import importlib.metadata
+from pathlib import Path
+
+import pooch
+
+from .errors import ModelLoadError
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+REGISTRY = Path(__file__).with_name("registry.txt")
+
+
+def registry() -> dict[str, str]:
+    """Path below data/ -> SHA-256, for every file that ships. Raises ModelLoadError if the list itself is missing."""
+    if not REGISTRY.exists():
+        raise ModelLoadError(f"{REGISTRY.name} is missing: the installation is incomplete; reinstall speclib")
+    return dict(line.split() for line in REGISTRY.read_text().splitlines() if line.strip())
+
+
+def write_registry() -> int:
+    """Hashes everything below data/models and data/prompts into registry.txt; returns the number of files."""
+    files = sorted(p for folder in ("models", "prompts") for p in (DATA / folder).rglob("*") if p.is_file())
+    REGISTRY.write_text("".join(f"{p.relative_to(DATA).as_posix()} {pooch.file_hash(str(p))}\n" for p in files))
+    return len(files)
+
+
+def fetch(name: str) -> Path:
+    """The file or folder `name` below data/, checked against the registry.
+
+    Raises ModelLoadError if it does not ship, cannot be had, or differs from what was registered.
+    """
+    known = registry()
+    wanted = [path for path in known if path == name or path.startswith(name + "/")]
+    if not wanted:
+        raise ModelLoadError(f"nothing called {name!r} comes with the workbook")
+    if not DATA.is_dir():
+        remote = _remote(known)
+        return _common_folder([Path(_retrieve(remote, path)) for path in wanted], name, wanted)
+    for path in wanted:
+        if not (DATA / path).is_file():
+            raise ModelLoadError(f"data/{path} is missing; restore it with: git checkout -- data/{path}")
+        if pooch.file_hash(str(DATA / path)) != known[path]:
+            raise ModelLoadError(f"data/{path} is not the file that was registered (SHA-256 differs); restore it with: git checkout -- data/{path}")
+    return DATA / name
+
+
+def _remote(known: dict[str, str]) -> pooch.Pooch:
+    addresses = importlib.metadata.metadata("speclib").get_all("Project-URL") or []
+    home = next(address.split(", ")[1] for address in addresses if address.startswith("Repository"))
+    return pooch.create(path=pooch.os_cache("speclib"), base_url=home + "/raw/main/data/", registry=known)
+
+
+def _retrieve(remote: pooch.Pooch, path: str) -> str:
+    try:
+        return remote.fetch(path)
+    except Exception as error:
+        raise ModelLoadError(f"data/{path} is neither here nor could it be fetched from {remote.base_url}: {error}") from error
+
+
+def _common_folder(found: list[Path], name: str, wanted: list[str]) -> Path:
+    return found[0] if wanted == [name] else Path(str(found[0])[: -len(wanted[0])]) / name

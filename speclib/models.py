@@ -1,0 +1,215 @@
+"""A transformers model as speculative sampling needs it: extend the text by some tokens, roll some back.
+
+`LanguageModel` wraps a model and its tokenizer and never changes them. Each text being decoded has a `Context` of its
+own, which holds the key-value cache; dropping it, even in an exception, leaves nothing behind.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.utils import logging as transformers_logging
+
+from . import embedded
+from .errors import IncompatibleModels, InvalidArgument, ModelLoadError, UnsupportedModel
+
+TARGET = "target"
+DEFAULT_DRAFT = "draft-d256x1"
+
+
+class LanguageModel:
+    """A causal language model with its tokenizer: `.model` and `.tokenizer` are the transformers objects themselves.
+
+    `vocabulary` is the number of tokens that both the tokenizer and the model's output know: many checkpoints pad
+    their output to a round number, and a padded slot must never be drawn.
+    """
+
+    def __init__(self, model, tokenizer=None, name: str | None = None):
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise UnsupportedModel(f"{type(model).__name__} is an encoder-decoder model; LanguageModel takes causal language models")
+        if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
+            raise UnsupportedModel(f"{type(model).__name__} keeps a state that cannot be rolled back; speculative sampling needs a key-value cache")
+        config = model.config.get_text_config()
+        self.model, self.tokenizer = model, tokenizer
+        self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
+        self.context_length: int | None = getattr(config, "max_position_embeddings", None)
+        width = model.get_output_embeddings().weight.shape[0]
+        self.vocabulary = width if tokenizer is None else min(width, len(tokenizer))
+        kinds = {type(layer).__name__ for layer in DynamicCache(config=config).layers}
+        window = getattr(config, "sliding_window", None)
+        if kinds - {"DynamicLayer"} and not (kinds == {"DynamicSlidingWindowLayer"} and window and window >= (self.context_length or 0)):
+            raise UnsupportedModel(f"{self.name} has a sliding-window or recurrent cache ({', '.join(sorted(kinds))}); it cannot be rolled back")
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, shared ones counted once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The ids after which the model says that its text has ended."""
+        ids = getattr(self.model.generation_config, "eos_token_id", None)
+        if ids is None and self.tokenizer is not None:
+            ids = self.tokenizer.eos_token_id
+        return frozenset([ids] if isinstance(ids, int) else ids or [])
+
+    def context(self) -> "Context":
+        """An empty text in front of this model."""
+        return Context(self)
+
+    def __repr__(self) -> str:
+        return f"LanguageModel({self.name}, {self.parameters / 1e6:.1f}M parameters, {str(self.dtype).removeprefix('torch.')}, {self.device})"
+
+
+class Context:
+    """One text in front of one model, with its key-value cache. `length` tokens of it are in the cache."""
+
+    def __init__(self, language_model: LanguageModel):
+        self.language_model = language_model
+        self.length = 0
+        self._cache = DynamicCache(config=language_model.model.config.get_text_config())
+
+    @torch.inference_mode()
+    def extend(self, tokens: Tensor, keep: int | None = None) -> Tensor:
+        """Appends tokens [1, k] and returns the logits after each [1, k, V], or after the last `keep` of them.
+
+        One forward for all k tokens: this is what makes checking guesses cheap.
+        """
+        out = self.language_model.model(
+            input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=keep or tokens.shape[1], return_dict=True
+        )
+        self.length += tokens.shape[1]
+        return out.logits[..., : self.language_model.vocabulary]
+
+    def rollback(self, length: int) -> None:
+        """Forgets all but the first `length` tokens. Raises InvalidArgument if there are not as many."""
+        if not 0 <= length <= self.length:
+            raise InvalidArgument(f"cannot roll back to {length} tokens: the context holds {self.length}")
+        if length < self.length:
+            self._cache.crop(length - self.length)  # transformers counts what to remove, as a negative number
+            self.length = length
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A target and a draft model that speak about the same tokens."""
+
+    target: LanguageModel
+    draft: LanguageModel
+
+    @property
+    def tokenizer(self):
+        return self.target.tokenizer
+
+
+def ladder() -> list[str]:
+    """Names of the embedded drafts, as `load_pair(draft=...)` takes them, from the fewest parameters to the most."""
+    found = [path for path in embedded.registry() if path.startswith("models/draft-") and path.endswith("model.safetensors")]
+    return [Path(path).parent.name for path in sorted(found, key=lambda path: (embedded.DATA / path).stat().st_size if embedded.DATA.is_dir() else 0)]
+
+
+def load_model(name: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | str | None = None, revision: str | None = None) -> LanguageModel:
+    """An embedded model by its name, or any transformers causal model from a folder or the hub.
+
+    Only safetensors weights are read and no code of the repository is run. device None: cuda, then mps, then cpu.
+    dtype None: bfloat16 on cuda, float32 elsewhere. Raises ModelLoadError or UnsupportedModel.
+    """
+    device = _device(device)
+    if isinstance(dtype, str):
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise InvalidArgument(f"dtype must be a torch dtype or its name, such as 'float32' or 'bfloat16', not {dtype!r}")
+        dtype = getattr(torch, dtype)
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    name = str(name)
+    local = Path(name).is_dir()
+    own = not local and name in {TARGET, *ladder()}
+    source = str(embedded.fetch(f"models/{name}")) if own else name
+    try:
+        with _quiet_bars(own or local):
+            options = {"trust_remote_code": False, "revision": revision, "local_files_only": own or local}
+            config = AutoConfig.from_pretrained(source, **options)
+            if getattr(config, "is_encoder_decoder", False):
+                raise UnsupportedModel(f"{name} is an encoder-decoder model; load_pair takes causal language models")
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+    except UnsupportedModel:
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        choices = f"an embedded name ({', '.join([TARGET, *ladder()])}), a folder, or a hub name"
+        raise ModelLoadError(f"cannot load {name!r} as a causal language model with safetensors weights: {reason} - give {choices}") from error
+    return LanguageModel(model.to(device).eval(), tokenizer, Path(name).name if local else name)
+
+
+def load_pair(
+    target: str | Path | None = None,
+    draft: str | Path | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    revision: str | None = None,
+) -> Pair:
+    """The embedded target with an embedded draft, or any two transformers models from folders or the hub.
+
+    `revision` pins the target's revision on the hub (and the draft's, if both are in one repository).
+    Raises ModelLoadError, UnsupportedModel, or IncompatibleModels when the two do not share a tokenizer.
+    """
+    if target is not None and draft is None:
+        raise InvalidArgument(f"target {str(target)!r} needs a draft model with the same tokenizer: load_pair(target, draft)")
+    big = load_model(target or TARGET, device=device, dtype=dtype, revision=revision)
+    small = load_model(draft or DEFAULT_DRAFT, device=device, dtype=dtype, revision=revision)
+    check_compatible(big, small)
+    return Pair(big, small)
+
+
+def check_compatible(target: LanguageModel, draft: LanguageModel) -> None:
+    """Raises IncompatibleModels unless both tokenizers give every token the same id. Sizes of padded outputs may differ."""
+    if target.tokenizer is None or draft.tokenizer is None:
+        if target.vocabulary != draft.vocabulary:
+            raise IncompatibleModels(f"{target.name} has {target.vocabulary} tokens and {draft.name} has {draft.vocabulary}; without tokenizers they cannot be matched")
+        return
+    ours, theirs = target.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
+    if ours != theirs:
+        differing = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
+        example = differing[0]
+        raise IncompatibleModels(
+            f"{target.name} and {draft.name} have different tokenizers: {len(differing)} tokens differ, for example {example!r} is "
+            f"{ours.get(example)} in one and {theirs.get(example)} in the other; choose two models of one family"
+        )
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise InvalidArgument(f"unknown device {device!r}; use 'cuda', 'mps' or 'cpu'") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidArgument("device 'cuda' was asked for, but torch sees no GPU here; leave device out to use what there is")
+    return device
+
+
+@contextmanager
+def _quiet_bars(quiet: bool) -> Iterator[None]:
+    """No progress bar while reading local files; bars of downloads stay, and the setting is left as found."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    if quiet:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if quiet and shown:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,110 @@
+"""What happened, round by round: the record that every figure and summary is made from."""
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Round:
+    """One target forward. Times in seconds.
+
+    drafted: the guesses; overlaps: sum(min(p, q)) at each of them; stop_probs: the rule's law of how many pass;
+    accepted: how many passed; emitted: what the round added to the text (accepted guesses and one token of the target's
+    own, unless the text ended before).
+    """
+
+    row: int
+    position: int
+    drafted: list[int]
+    overlaps: list[float]
+    stop_probs: list[float]
+    accepted: int
+    emitted: list[int]
+    draft_seconds: float
+    target_seconds: float
+    seconds: float
+
+
+@dataclass
+class Trace:
+    """All rounds of a call of `generate`, in order. `decode` turns token ids into text, if there is a tokenizer."""
+
+    decode: Callable[[list[int]], str] | None = None
+    rounds: list[Round] = field(default_factory=list)
+    prefill_seconds: float = 0.0
+    seconds: float = 0.0
+
+    def to_frame(self) -> pd.DataFrame:
+        """One line per round, with the columns of `Round` and the number of tokens it drafted and yielded."""
+        frame = pd.DataFrame([vars(r) for r in self.rounds], columns=list(Round.__dataclass_fields__))
+        frame.insert(3, "proposed", frame["drafted"].map(len).astype(int))
+        frame.insert(4, "yielded", frame["emitted"].map(len).astype(int))
+        return frame
+
+    def summary(self) -> dict:
+        """The figures of the whole call.
+
+        alpha: mean of sum(min(p, q)) over the positions that verification reached (None where nothing was drafted);
+        accepted_share: accepted / proposed; tokens_per_round: also called block efficiency; seconds: by phase, where
+        "other" is all the time outside the two models and their guesses.
+        """
+        proposed = sum(len(r.drafted) for r in self.rounds)
+        reached = [beta for r in self.rounds for beta in r.overlaps[: r.accepted + 1]]
+        tokens, seconds = sum(len(r.emitted) for r in self.rounds), self.seconds
+        draft, target = sum(r.draft_seconds for r in self.rounds), sum(r.target_seconds for r in self.rounds)
+        phases = {"prefill": self.prefill_seconds, "draft": draft, "target": target}
+        return {
+            "tokens": tokens,
+            "target_forwards": len(self.rounds),
+            "tokens_per_round": tokens / max(len(self.rounds), 1),
+            "alpha": sum(reached) / len(reached) if reached else None,
+            "accepted_share": sum(r.accepted for r in self.rounds) / proposed if proposed else None,
+            "proposed": proposed,
+            "tokens_per_second": tokens / seconds if seconds else float("nan"),
+            "seconds": {**phases, "other": seconds - sum(phases.values()), "total": seconds},
+        }
+
+    def to_html(self, row: int = 0, width: int = 88) -> str:
+        """The text of one row with every token's fate: accepted guess, rejected guess (struck out), target's own token.
+
+        Everything that comes from a model is escaped; each fate has a mark besides its colour.
+        """
+        shown = "display:inline;white-space:pre-wrap;padding:1px 1px;border-radius:3px;"
+        styles = {
+            "accepted": shown + "background:#cfe8d5;color:#0b3d1c;border-bottom:2px solid #2e7d46",
+            "rejected": shown + "background:#f6d5d0;color:#7a1f12;text-decoration:line-through",
+            "own": shown + "background:#dbe4f5;color:#12305f;border-bottom:2px dotted #3b62a8",
+        }
+        pieces = []
+        for text, fate in self._fates(row):
+            safe = html.escape(text, quote=True).replace("$", "&#36;")  # a dollar sign would start a formula in a notebook
+            pieces.append(f'<span title="{fate}" style="{styles[fate]}">{safe}</span>')
+        legend = " ".join(
+            f'<span style="{styles[fate]}">{text}</span>'
+            for fate, text in (("accepted", "guess accepted"), ("rejected", "first guess rejected"), ("own", "the target's own token"))
+        )
+        body = f"font-family:monospace;font-size:13px;line-height:1.55;max-width:{width}ch;background:#fff;color:#222;padding:8px"
+        return f'<div style="{body}">{"".join(pieces)}<div style="margin-top:8px;font-size:12px">{legend}</div></div>'
+
+    def to_ansi(self, row: int = 0) -> str:
+        """`to_html` for a terminal: accepted green, rejected red and struck out, the target's own plain."""
+        codes = {"accepted": "\x1b[32m", "rejected": "\x1b[31;9m", "own": "\x1b[0m"}
+        return "".join(f"{codes[fate]}{text}\x1b[0m" for text, fate in self._fates(row) if fate != "rejected" or text.strip())
+
+    def _fates(self, row: int) -> list[tuple[str, str]]:
+        """(text, fate) of every token that one row accepted, first rejected, or took from the target, in order."""
+        fates = []
+        for r in (r for r in self.rounds if r.row == row):
+            kept = min(r.accepted, len(r.emitted))
+            fates += [(token, "accepted") for token in r.emitted[:kept]]
+            fates += [(token, "rejected") for token in r.drafted[r.accepted : r.accepted + 1]]
+            fates += [(token, "own") for token in r.emitted[kept:]]
+        return [(self._text(token), fate) for token, fate in fates]
+
+    def _text(self, token: int) -> str:
+        text = self.decode([token]) if self.decode else f" {token}"
+        # control and bidirectional characters could reorder or hide the text around them
+        return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
