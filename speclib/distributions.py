@@ -29,7 +29,7 @@ Draw = Callable[[Tensor], Tensor]
 class Sampling:
     """How logits become probabilities: temperature, then top-k, then top-p, then min-p.
 
-    temperature: 0 is greedy, a point mass on the first argmax; top_k: at least 1; top_p in (0, 1]; min_p in [0, 1].
+    temperature: 0 is greedy, a point mass on the first argmax, else at least 1e-6; top_k: at least 1; top_p in (0, 1]; min_p in [0, 1].
     None leaves a filter out. Raises InvalidArgument when made with a value outside its range.
     """
 
@@ -45,8 +45,8 @@ class Sampling:
 
         number = (int, float)
         check(
-            isinstance(self.temperature, number) and 0 <= self.temperature < float("inf"),
-            f"temperature must be a number >= 0 (0 is greedy), not {self.temperature!r}",
+            isinstance(self.temperature, number) and (self.temperature == 0 or 1e-6 <= self.temperature < float("inf")),
+            f"temperature must be 0 (greedy) or at least 1e-6 (below, logits overflow when divided by it), not {self.temperature!r}",
         )
         check(
             self.top_k is None or (isinstance(self.top_k, int) and not isinstance(self.top_k, bool) and self.top_k >= 1),
