@@ -116,7 +116,7 @@ def _decode_row(
         emitted, ended = stops.cut(new, emitted)
         new += emitted
         text += emitted
-        context.rollback(len(text) - 1 if not ended else min(context.length, len(text) - 1))
+        context.rollback(len(text) - 1)
         trace.rounds.append(Round(row, len(text) - len(emitted), drafted, overlaps, stop_probs, accepted, emitted, t1 - t0, t2 - t1, _now(device) - t0))
         bar.update(len(emitted))
         if ended:
