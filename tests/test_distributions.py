@@ -64,7 +64,7 @@ def test_settings_equal_what_generate_samples_from():
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         model.lm_head.weight.mul_(20)  # a random model is nearly uniform; the filters should have something to cut
-    asked = dict(temperature=0.8, top_k=20, top_p=0.9, min_p=0.05)
+    asked = {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": 0.05}
     out = model.generate(
         torch.tensor([[2, 3, 4]]), do_sample=True, max_new_tokens=4, output_logits=True, output_scores=True, return_dict_in_generate=True, **asked
     )
@@ -112,30 +112,30 @@ def test_extreme_temperatures_stay_finite(temperature):
 
 
 BAD = [
-    dict(temperature=-0.1),
-    dict(temperature=math.nan),
-    dict(temperature=math.inf),
-    dict(temperature=1e-40),
-    dict(temperature="1"),
-    dict(temperature=None),
-    dict(top_k=0),
-    dict(top_k=-1),
-    dict(top_k=2.5),
-    dict(top_k=True),
-    dict(top_p=0),
-    dict(top_p=1.01),
-    dict(top_p=math.nan),
-    dict(top_p="0.9"),
-    dict(min_p=-0.1),
-    dict(min_p=1.1),
-    dict(min_p=math.nan),
+    ("temperature", -0.1),
+    ("temperature", math.nan),
+    ("temperature", math.inf),
+    ("temperature", 1e-40),
+    ("temperature", "1"),
+    ("temperature", None),
+    ("top_k", 0),
+    ("top_k", -1),
+    ("top_k", 2.5),
+    ("top_k", True),
+    ("top_p", 0),
+    ("top_p", 1.01),
+    ("top_p", math.nan),
+    ("top_p", "0.9"),
+    ("min_p", -0.1),
+    ("min_p", 1.1),
+    ("min_p", math.nan),
 ]
 
 
-@pytest.mark.parametrize("bad", BAD, ids=str)
-def test_bad_settings_say_which(bad):
-    with pytest.raises(InvalidArgument, match=next(iter(bad))) as caught:
-        Sampling(**bad)
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_bad_settings_say_which(name, value):
+    with pytest.raises(InvalidArgument, match=name) as caught:
+        Sampling(**{name: value})
     assert "\n" not in str(caught.value) and isinstance(caught.value, ValueError) and isinstance(caught.value, SpeclibError)
 
 
