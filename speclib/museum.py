@@ -187,19 +187,19 @@ EXHIBITS: dict[str, Exhibit] = {
         ),
         Exhibit(
             name="one-sided top-k",
-            where="tutorial code",
+            where="public code",
             what="draws the draft from its top 2 and uses the unfiltered q in the ratio: the top 2 come too often",
             proposes=lambda q: (by(TOP_TWO)(q), q),
         ),
         Exhibit(
             name="resample from p",
-            where="tutorial code",
+            where="public code",
             what="draws from p and not from the residual after a rejection: what was accepted often comes once more",
             law=resample_from_p_law,
         ),
         Exhibit(
             name="all accepted",
-            where="tutorial code",
+            where="public code",
             what="tests positions where it should test decisions: every draft passes and the text is the draft's",
             law=all_accepted_law,
         ),
@@ -252,7 +252,7 @@ EXHIBITS: dict[str, Exhibit] = {
         ),
         Exhibit(
             name="dropped draft",
-            where="a production engine",
+            where="public code",
             what="throws a drafted token away because its own q is low: the choice depends on the token, so the text does",
             law=dropped_draft_law,
         ),
@@ -324,7 +324,7 @@ MISMEASUREMENTS: dict[str, Mismeasurement] = {
         ),
         Mismeasurement(
             "characters counted",
-            "tutorial code",
+            "public code",
             "characters are counted as tokens: the rate grows by the length of a token",
             characters_per_second,
             tokens_per_second,

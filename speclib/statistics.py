@@ -15,6 +15,7 @@ from .errors import InvalidArgument
 
 SIGNIFICANCE = 1e-6  # one false alarm in a million tests
 POWER = 0.999
+MIN_EXPECTED = 5.0  # a chi-square is a fair description of a cell expected about that often
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ def aligned(*tables: Mapping[Hashable, float] | ArrayLike) -> list[np.ndarray]:
     if all(isinstance(table, Mapping) for table in tables):
         cells = sorted(set().union(*tables))
         return [np.array([table.get(cell, 0) for cell in cells], dtype=float) for table in tables]
-    arrays = [np.asarray(table, dtype=float) for table in tables]
-    if any(isinstance(table, Mapping) for table in tables) or len({array.shape for array in arrays}) > 1 or arrays[0].ndim != 1:
+    arrays = [] if any(isinstance(table, Mapping) for table in tables) else [np.asarray(table, dtype=float) for table in tables]
+    if len({array.shape for array in arrays}) != 1 or arrays[0].ndim != 1:
         raise InvalidArgument("give mappings from cell to value, or one-dimensional arrays of the same length")
     return arrays
 
@@ -75,7 +76,7 @@ def _pool(expected: np.ndarray, least: float) -> np.ndarray:
     return groups
 
 
-def g_test(counts: Mapping | ArrayLike, probabilities: Mapping | ArrayLike, min_expected: float = 5.0) -> TestResult:
+def g_test(counts: Mapping | ArrayLike, probabilities: Mapping | ArrayLike, min_expected: float = MIN_EXPECTED) -> TestResult:
     """Do the counts come from the law? Both are mappings from cell to value, or arrays in the same order.
 
     Cells expected less than `min_expected` times are pooled. One sample in a cell of probability 0 settles it: p = 0.
@@ -90,7 +91,7 @@ def g_test(counts: Mapping | ArrayLike, probabilities: Mapping | ArrayLike, min_
     observed, expected = observed[law > 0], n * law[law > 0]
     groups = _pool(expected, min_expected)
     cells = groups.max() + 1
-    pooled = len(expected) - cells + 1 if cells < len(expected) else 0
+    pooled = int(len(expected) - cells + 1) if cells < len(expected) else 0
     if cells == 1:
         return TestResult(0.0, 0, 1.0, int(n), pooled)
     observed, expected = np.bincount(groups, observed, cells), np.bincount(groups, expected, cells)
@@ -98,7 +99,7 @@ def g_test(counts: Mapping | ArrayLike, probabilities: Mapping | ArrayLike, min_
     return TestResult(float(statistic), int(cells) - 1, float(p_value), int(n), pooled)
 
 
-def two_sample_g(counts: Mapping | ArrayLike, other: Mapping | ArrayLike, min_expected: float = 5.0) -> TestResult:
+def two_sample_g(counts: Mapping | ArrayLike, other: Mapping | ArrayLike, min_expected: float = MIN_EXPECTED) -> TestResult:
     """Do two sets of counts come from the same law, whatever it is? n is the size of both together."""
     table = np.stack(aligned(counts, other))
     table = table[:, table.sum(0) > 0]
@@ -107,7 +108,7 @@ def two_sample_g(counts: Mapping | ArrayLike, other: Mapping | ArrayLike, min_ex
         raise InvalidArgument("there are no samples to test on one of the sides")
     groups = _pool(table.sum(0) * sizes.min() / sizes.sum(), min_expected)
     cells = groups.max() + 1
-    pooled = table.shape[1] - cells + 1 if cells < table.shape[1] else 0
+    pooled = int(table.shape[1] - cells + 1) if cells < table.shape[1] else 0
     if cells == 1:
         return TestResult(0.0, 0, 1.0, int(sizes.sum()), pooled)
     table = np.stack([np.bincount(groups, row, cells) for row in table])
@@ -131,26 +132,39 @@ def worst_divergence(variation: float) -> float:
 
 
 def samples_needed(truth: Mapping | ArrayLike, null: Mapping | ArrayLike, significance: float = SIGNIFICANCE, power: float = POWER) -> int:
-    """How many samples of `truth` a G-test against `null` needs. Raises InvalidArgument if the two are equal.
+    """How many samples of `truth` a G-test against `null` needs, small cells pooled. Raises InvalidArgument if they are equal.
 
-    Where `truth` does what `null` forbids, one such sample is enough, and the wait for it counts as well.
+    Where `truth` does what `null` forbids, one such sample is enough: the number is then the wait for it, if that is shorter.
     """
     truth, null = aligned(truth, null)
     truth, null = _law(truth), _law(null)
-    forbidden = truth[null == 0].sum()
-    wait = np.log1p(-power) / np.log1p(-min(forbidden, 1 - 1e-12)) if forbidden > 0 else np.inf
-    truth, null = truth[null > 0], null[null > 0]
-    divergence = stats.entropy(truth, null) if forbidden < 1 else 0.0
-    tested = _samples_at(divergence, len(null), significance, power) if divergence > 1e-14 else np.inf
-    needed = min(wait, tested)
-    if not np.isfinite(needed):
+    if np.abs(truth - null).max() < 1e-14:
         raise InvalidArgument("the two laws are equal: no number of samples tells them apart")
-    return int(np.ceil(needed))
+    forbidden = truth[null == 0].sum()
+    truth, null = truth[null > 0], null[null > 0]
+    if forbidden >= 1:
+        return 1
+
+    def caught(n):
+        groups = _pool(n * null, MIN_EXPECTED)
+        cells = groups.max() + 1
+        divergence = stats.entropy(np.bincount(groups, truth, cells), np.bincount(groups, null, cells))
+        by_test = stats.ncx2.sf(stats.chi2.isf(significance, cells - 1), cells - 1, 2 * n * divergence) if cells > 1 else 0.0
+        return max(by_test, -np.expm1(n * np.log1p(-forbidden))) >= power
+
+    high = 1
+    while not caught(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if caught(middle) else (middle, high)
+    return high
 
 
 def samples_for_variation(variation: float, cells: int, significance: float = SIGNIFICANCE, power: float = POWER) -> int:
     """How many samples see every law that far from the null (in total variation), in the worst case."""
-    return int(np.ceil(_samples_at(worst_divergence(variation), cells, significance, power)))
+    return int(np.ceil(_noncentrality(cells, significance, power) / (2 * worst_divergence(variation))))
 
 
 def visible_variation(cells: int, n: int, significance: float = SIGNIFICANCE, power: float = POWER) -> float:
@@ -165,10 +179,6 @@ def _noncentrality(cells: int, significance: float, wanted: float) -> float:
     critical = stats.chi2.isf(significance, cells - 1)
     # mean and spread of the statistic grow with the noncentrality: ten spreads above the critical value is plenty
     return optimize.brentq(lambda x: stats.ncx2.sf(critical, cells - 1, x) - wanted, 1e-9, 4 * critical + 400)
-
-
-def _samples_at(divergence: float, cells: int, significance: float, wanted: float) -> float:
-    return _noncentrality(cells, significance, wanted) / (2 * divergence)
 
 
 # --- intervals ---------------------------------------------------------------------------------------------------------
