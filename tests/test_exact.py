@@ -7,8 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from speclib.decoding import generate
 from speclib.distributions import Sampling, overlap
+from speclib.drafters import ModelDrafter
 from speclib.errors import InvalidArgument
 from speclib.exact import (
     TableModel,
@@ -27,6 +30,7 @@ from speclib.exact import (
     sample_many,
     warped,
 )
+from speclib.models import LanguageModel
 from speclib.museum import MATCH
 
 LOSSLESS = ["token", "block"]
@@ -166,6 +170,63 @@ def test_identical_models_accept_everything():
     for rule in LOSSLESS:
         assert expected_accepted(rule, target, draft, 3) == pytest.approx(3, abs=1e-12)
         assert expected_accepted(rule, *disjoint_tables(4, 0), 3) == 0
+
+
+# --- generate() as it stands, with real models ----------------------------------------------------------------------------
+
+
+@cache
+def tiny(vocabulary, seed, layers):
+    """A Llama in float64, with weights large enough that its rows differ from prefix to prefix."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=8, intermediate_size=16, num_hidden_layers=layers, num_attention_heads=2, max_position_embeddings=32,
+        bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).double().eval()
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.ndim == 2:
+                weights.mul_(15)
+    return LanguageModel(model, name=f"tiny {seed}")
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "gamma", "length", "stop", "sampling"),
+    [
+        (2, 0, 3, [], Sampling()),
+        (2, 1, 3, [], Sampling()),
+        (2, 2, 4, [], Sampling()),
+        (2, 4, 5, [], Sampling()),
+        (3, 1, 4, [], Sampling()),
+        (5, 2, 3, [4], Sampling()),
+        (2, 3, 4, [1], Sampling()),
+        (3, 2, 3, [], Sampling()),
+        (3, 2, 3, [2], Sampling(temperature=0.7)),
+        (4, 2, 3, [], Sampling(top_k=2)),
+        (3, 2, 3, [], Sampling(top_p=0.8)),
+        (3, 3, 4, [], Sampling(temperature=0)),
+    ],
+)
+@pytest.mark.parametrize("rule", LOSSLESS)
+def test_generate_keeps_the_law(rule, vocabulary, gamma, length, stop, sampling):
+    """Models, caches, rollbacks, filters, rule and stops together: every path of `generate`, summed."""
+    target, draft, prompt = tiny(vocabulary, 0, 2), tiny(vocabulary, 1, 1), [0, 1]
+
+    def row(prefix):
+        with torch.inference_mode():
+            logits = target.model(torch.tensor([[*prompt, *prefix]])).logits[0, -1]
+        return sampling.probabilities(logits).numpy()
+
+    def run(draw):
+        out = generate(target, [prompt], ModelDrafter(draft), sampling, gamma, rule, length, stop, draw=draw)
+        return tuple(out.tokens[0].tolist())
+
+    right = plain_law(TableModel(vocabulary, row), length, eos=stop[0] if stop else None)
+    law = outcomes(run)
+    assert max_difference(law, right) < 1e-12
+    assert sum(law.values()) == pytest.approx(1, abs=1e-12)
+    assert len(right) > 2 or sampling.temperature == 0
 
 
 # --- the tools themselves ----------------------------------------------------------------------------------------------
