@@ -5,11 +5,12 @@ repository and kept in a cache. Either way each file is compared with its SHA-25
 """
 
 import importlib.metadata
+import json
 from pathlib import Path
 
 import pooch
 
-from .errors import ModelLoadError
+from .errors import InvalidArgument, ModelLoadError
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 REGISTRY = Path(__file__).with_name("registry.txt")
@@ -47,6 +48,14 @@ def fetch(name: str) -> Path:
         if pooch.file_hash(str(DATA / path)) != known[path]:
             raise ModelLoadError(f"data/{path} is not the file that was registered (SHA-256 differs); restore it with: git checkout -- data/{path}")
     return DATA / name
+
+
+def prompts(domain: str = "code") -> list[str]:
+    """Held-out prompts of about 100 tokens: "code", or "prose" to see a draft away from home."""
+    content = json.loads(fetch("prompts/held_out.json").read_text())
+    if domain not in content:
+        raise InvalidArgument(f"no prompts called {domain!r}; choose one of {', '.join(content)}")
+    return [entry["text"] for entry in content[domain]]
 
 
 def _remote(known: dict[str, str]) -> pooch.Pooch:

@@ -18,7 +18,7 @@ from . import embedded
 from .errors import IncompatibleModels, InvalidArgument, ModelLoadError, UnsupportedModel
 
 TARGET = "target"
-DEFAULT_DRAFT = "draft-d256x1"
+DEFAULT_DRAFT = "draft-d384x1-distilled"
 
 
 class LanguageModel:

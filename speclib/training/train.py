@@ -101,6 +101,22 @@ def loss_of(model, inputs: torch.Tensor, teacher=None) -> torch.Tensor:
 
 
 @torch.no_grad()
+def sample_text(teacher: LlamaForCausalLM, tokens: np.ndarray, amount: int, seed: int = 0, rows: int = 64, prompt: int = 32, length: int = 256) -> np.ndarray:
+    """About `amount` tokens of the teacher's own text at temperature 1, begun by prompts from `tokens`. uint16 [N]"""
+    torch.manual_seed(seed)
+    pieces = []
+    with tqdm(total=amount, desc="teacher's text", unit="tok", unit_scale=True) as bar:
+        for step in range(-(-amount // (rows * length))):
+            start = batch(tokens, step, rows, length, seed + 1)[:, :prompt].to(teacher.device)
+            out = teacher.generate(
+                start, attention_mask=torch.ones_like(start), do_sample=True, top_k=0, max_new_tokens=length - prompt, eos_token_id=None, pad_token_id=0
+            )  # fmt: skip
+            pieces.append(out.cpu().numpy().astype(np.uint16).ravel())
+            bar.update(rows * length)
+    return np.concatenate(pieces)
+
+
+@torch.no_grad()
 def held_out_nats(model, tokens: np.ndarray, width: int, windows: int = 96) -> float:
     """Mean cross entropy in nats per token on evenly spread held-out windows of `width` tokens."""
     model.eval()
@@ -138,6 +154,8 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
     model = build(recipe, tokenizer).to(device)
+    if recipe.start_from:
+        model.load_state_dict(LlamaForCausalLM.from_pretrained(folder / recipe.start_from, dtype=torch.float32).state_dict())
     model.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")  # faster to train than sdpa on a CPU
     optims = optimizers(model, recipe)
     state_path, fingerprint = folder / f"{recipe.name}.state", repr((recipe, seed))

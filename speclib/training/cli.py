@@ -1,0 +1,102 @@
+"""`python -m speclib train`: makes tokenizer, target and ladder, from the first file read to the registry."""
+
+import argparse
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from .. import embedded
+from ..errors import TrainingError
+from . import corpus, prompts
+from .recipes import LADDER, TARGET, Recipe
+from .tokenizer import train_tokenizer
+from .train import sample_text, train
+
+SAMPLE_TOKENS = 400_000  # of the teacher's own text, for distillation
+
+
+def add_parser(subparsers) -> None:
+    """Registers the subcommand with argparse."""
+    parser = subparsers.add_parser(
+        "train",
+        help="make the embedded models again, or models from your own text",
+        description="Trains the tokenizer, the target and the ladder of drafts from the Python source installed here (or --corpus FILE). "
+        "Interrupt it at any time: the same command goes on from the last checkpoint, at most two minutes back.",
+        epilog="On Linux CPUs, MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=1000000000 saves about a tenth of the time.",
+    )
+    names = [r.name for r in (TARGET, *LADDER)]
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"which to train: {', '.join(names)}; all of them if none is named")
+    parser.add_argument("--corpus", metavar="FILE", help="a UTF-8 text to learn from instead of the installed Python source")
+    parser.add_argument("--out", default="runs/models", metavar="DIR", help="where models and checkpoints go (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, metavar="N", help="tokens to see, for every model trained; default: each recipe's own number")
+    parser.add_argument("--seed", type=int, default=0, help="order of the data and initial weights (default: %(default)s)")
+    parser.add_argument("--no-compile", action="store_true", help="without torch.compile: slower, but needs no C++ compiler")
+    parser.add_argument("--install", action="store_true", help="afterwards copy the finished models to data/ and write the registry")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains what `args` asks for, skipping what is finished. Returns the exit code."""
+    transformers_logging.disable_progress_bar()
+    chosen = {r.name: r for r in (TARGET, *LADDER)}
+    unknown = set(args.models) - set(chosen)
+    if unknown:
+        raise TrainingError(f"no recipe is called {', '.join(sorted(unknown))}; choose from {', '.join(chosen)}")
+    if args.tokens is not None and args.tokens < 1:
+        raise TrainingError(f"--tokens must be at least 1, not {args.tokens}")
+    out = Path(args.out)
+    train_documents, held_documents = corpus.split(corpus.text_file(args.corpus) if args.corpus else corpus.python_source())
+    manifest = corpus.write_manifest(train_documents, held_documents, out / "corpus.json")
+    tokenizer = _tokenizer(train_documents, out / "tokenizer")
+    tokens = corpus.tokenized(train_documents, tokenizer, out / "cache")
+    held = np.array(corpus.tokenized(held_documents, tokenizer, out / "cache"))
+    for name in args.models or chosen:
+        recipe = chosen[name] if args.tokens is None else dataclasses.replace(chosen[name], tokens=args.tokens)
+        if (out / name / "card.json").exists():
+            print(f"{name}: finished already, in {out / name}")
+            continue
+        teacher, samples = _teacher(recipe, out, tokens)
+        path = train(recipe, tokens, held, manifest["held_out_bytes"], tokenizer, out, teacher, samples, args.seed, not args.no_compile)
+        card = json.loads((path / "card.json").read_text())
+        print(f"{name}: {card['held_out_bits_per_byte']} bits per byte of held-out text after {card['tokens_seen']:,} tokens, in {path}")
+    if args.install:
+        install(out, held_documents, tokenizer)
+    return 0
+
+
+def install(out: Path, held_documents: list[corpus.Document], tokenizer: PreTrainedTokenizerFast) -> None:
+    """Copies every finished model to data/models, writes prompts and registry."""
+    for card in sorted(out.glob("*/card.json")):
+        shutil.copytree(card.parent, embedded.DATA / "models" / card.parent.name, dirs_exist_ok=True)
+    shutil.copy(out / "corpus.json", embedded.DATA / "models" / "corpus.json")
+    prompts.write_prompts(held_documents, tokenizer, embedded.DATA / "prompts" / "held_out.json")
+    print(f"installed to {embedded.DATA}; {embedded.write_registry()} files registered")
+
+
+def _tokenizer(documents: list[corpus.Document], folder: Path) -> PreTrainedTokenizerFast:
+    if not (folder / "tokenizer.json").exists():
+        print("training the tokenizer")
+        train_tokenizer([d.text for d in documents][::3] if len(documents) > 3000 else [d.text for d in documents]).save_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _teacher(recipe: Recipe, out: Path, tokens: np.ndarray) -> tuple[LlamaForCausalLM | None, np.ndarray | None]:
+    """The teacher a distillation needs, and text that it wrote, kept in `out` between runs."""
+    for needed in (recipe.start_from, recipe.teacher):
+        if needed and not (out / needed / "card.json").exists():
+            raise TrainingError(f"{recipe.name} needs {needed}, which is not in {out}; train it first")
+    if recipe.teacher is None:
+        return None, None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = LlamaForCausalLM.from_pretrained(out / recipe.teacher, dtype=torch.bfloat16).to(device).eval()
+    path = out / "cache" / f"samples-{recipe.teacher}.npy"
+    if not path.exists():
+        np.save(path, sample_text(teacher, tokens, SAMPLE_TOKENS))
+    teacher.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")
+    return teacher, np.load(path)

@@ -1,0 +1,51 @@
+"""The prompts every figure is measured on: cut from held-out modules, so that no model has seen them.
+
+"code": the head of a function with what stands before it. "prose": package descriptions, which nobody trained on and
+which do not look like code: what happens to a draft away from home.
+"""
+
+import importlib.metadata
+import json
+import re
+from pathlib import Path
+
+from .corpus import Document
+
+PROSE_FROM = "jinja2 pandas scipy seaborn torch transformers joblib ipywidgets matplotlib hypothesis tqdm pooch networkx click rich numpy".split()
+
+
+def code_prompts(held_out: list[Document], tokenizer, count: int = 60, tokens: int = 100) -> list[dict]:
+    """Prompts of `tokens` tokens that end with the first line of a function, spread over the held-out modules."""
+    found = []
+    for document in held_out:
+        places = [m.end() for m in re.finditer(r"\n +def \w+\([^)]*\):\n|\ndef \w+\([^)]*\):\n", document.text)]
+        places = [p for p in places if p > 5 * tokens and len(document.text) - p > 800]
+        for place in places[len(places) // 3 :: max(1, len(places) // 3)][:2]:
+            ids = tokenizer(document.text[max(0, place - 8 * tokens) : place])["input_ids"][-tokens:]
+            found.append({"source": document.name, "text": tokenizer.decode(ids)})
+    step = max(1, len(found) // count)
+    return found[::step][:count]
+
+
+def prose_prompts(tokenizer, count: int = 24, tokens: int = 100) -> list[dict]:
+    """The opening of package descriptions and licences as installed with the packages."""
+    found = []
+    for package in PROSE_FROM:
+        try:
+            text = importlib.metadata.metadata(package).get_payload() or ""
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        paragraphs = [p for p in re.split(r"\n\s*\n", text) if len(p) > 200 and p[0].isalpha() and "http" not in p and "|" not in p and p.isascii()]
+        for paragraph in paragraphs[:3]:
+            ids = tokenizer(" ".join(paragraph.split()))["input_ids"][:tokens]
+            if len(ids) > 40:
+                found.append({"source": f"{package} description", "text": tokenizer.decode(ids)})
+    return found[:count]
+
+
+def write_prompts(held_out: list[Document], tokenizer, path: Path) -> dict[str, list[dict]]:
+    """Saves both kinds as JSON at `path` and returns them."""
+    content = {"code": code_prompts(held_out, tokenizer), "prose": prose_prompts(tokenizer)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return content
