@@ -15,14 +15,15 @@ PROSE_FROM = "jinja2 pandas scipy seaborn torch transformers joblib ipywidgets m
 
 
 def code_prompts(held_out: list[Document], tokenizer, count: int = 60, tokens: int = 100) -> list[dict]:
-    """Prompts of `tokens` tokens that end with the first line of a function, spread over the held-out modules."""
+    """Prompts of whole lines, at most `tokens` tokens, that end with the first line of a function, spread over the held-out modules."""
     found = []
     for document in held_out:
         places = [m.end() for m in re.finditer(r"\n +def \w+\([^)]*\):\n|\ndef \w+\([^)]*\):\n", document.text)]
         places = [p for p in places if p > 5 * tokens and len(document.text) - p > 800]
         for place in places[len(places) // 3 :: max(1, len(places) // 3)][:2]:
             ids = tokenizer(document.text[max(0, place - 8 * tokens) : place])["input_ids"][-tokens:]
-            found.append({"source": document.name, "text": tokenizer.decode(ids)})
+            whole_lines = tokenizer.decode(ids).partition("\n")[2]
+            found.append({"source": document.name, "text": whole_lines})
     step = max(1, len(found) // count)
     return found[::step][:count]
 
