@@ -1,0 +1,373 @@
+"""The workbook's one tool: makes notebooks from text, gives them headers, runs them, checks them.
+
+    python notebooks/build.py convert FILE.py 03    a jupytext percent file becomes notebooks/03_*.ipynb
+    python notebooks/build.py headers               headers, set-up cells, README badges and table, from CONTENTS
+    python notebooks/build.py run [03 ...]          execute 1..n from a clean kernel and keep the outputs
+    python notebooks/build.py solutions [03 ...]    notebooks/solutions/: every exercise solved, and run
+    python notebooks/build.py check [03 ...]        list what breaks the anatomy
+
+The repository's address is read from pyproject.toml; change it there and run `headers`.
+"""
+
+import argparse
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parent
+MAX_LINES = 25
+KERNEL = {
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+    "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python", "pygments_lexer": "ipython3"},
+}
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One notebook of the workbook: what its header says. `minutes` is reading and doing; running takes under two."""
+
+    number: str
+    slug: str
+    title: str
+    question: str
+    minutes: int
+    needs: str = ""
+    memory: str = "1.5 GB"
+
+    @property
+    def file(self) -> str:
+        return f"{self.number}_{self.slug}.ipynb"
+
+
+CONTENTS = [
+    Entry("00", "start_here", "Start here", "What will I see? The same text, in fewer passes of the model, on my machine.", 15),
+    Entry("01", "the_bottleneck", "The bottleneck", "Why is generation slow, when the chip is idle?", 30, "00"),
+    Entry("02", "guess_and_check", "Guess and check", "Are n right guesses n + 1 times faster, and what does a wrong guess cost?", 30, "01"),
+    Entry("03", "speculative_sampling", "Speculative sampling", "Which rule keeps guesses and still draws exactly from the target?", 45, "02"),
+    Entry("04", "lossless", "Lossless", "How do we know that nothing was lost, and would we notice if it were?", 60, "03"),
+    Entry("05", "speed_and_similarity", "Speed and similarity", "How much speed does a draft bring, as a function of how similar it is?", 45, "03"),
+    Entry("99", "glossary", "Glossary and references", "What does that word mean, and where does it come from?", 10),
+]
+
+
+# --- the address, headers, set-up cell ---------------------------------------------------------------------------
+
+
+def address() -> str:
+    """The repository's address: the only place it is written by hand is pyproject.toml."""
+    return re.search(r'^Repository = "(https://github\.com/[^"/]+/[^"/]+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M).group(1)
+
+
+def present() -> list[Entry]:
+    """The entries of CONTENTS whose notebook exists."""
+    return [entry for entry in CONTENTS if (FOLDER / entry.file).exists()]
+
+
+def badges(file: str) -> str:
+    """Colab and Binder badges of one notebook, `file` being its path below notebooks/."""
+    repository = address().removeprefix("https://github.com/")
+    colab = f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{file}"
+    binder = f"https://mybinder.org/v2/gh/{repository}/main?urlpath=lab/tree/notebooks/{file}"
+    return (
+        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab}) "
+        f"[![Open in Binder](https://mybinder.org/badge_logo.svg)]({binder})"
+    )
+
+
+def header(entry: Entry, solved: bool = False) -> str:
+    """The first cell of a notebook, or of its copy under solutions/."""
+    entries = present()
+    place = entries.index(entry)
+    before, after = entries[:place][-1:], entries[place + 1 :][:1]
+    links = [f"[previous: {e.title}]({e.file})" for e in before]
+    links += [f"[contents]({'../../' if solved else '../'}README.md#the-notebooks)"]
+    links += [f"[next: {e.title}]({e.file})" for e in after]
+    facts = [f"about {entry.minutes} minutes", "runs in under 90 s on two CPU cores", f"under {entry.memory} of memory"]
+    facts += [f"needs {entry.needs}"] if entry.needs else []
+    title = f"# {entry.number} · {entry.title}" + (" (with solutions)" if solved else "")
+    path = f"solutions/{entry.file}" if solved else entry.file
+    return "\n\n".join([title, f"*{entry.question}*", badges(path), " · ".join(facts), " | ".join(links)])
+
+
+def setup() -> str:
+    """The set-up cell, the same in every notebook."""
+    name = address().rsplit("/", 1)[1]
+    return f"""\
+# On Colab: fetch the workbook and install it without touching Colab's own torch, numpy or pandas. Elsewhere: nothing.
+import sys
+
+if "google.colab" in sys.modules:
+    import os
+    import subprocess
+
+    home = "/content/{name}"
+    if not os.path.isdir(home):
+        subprocess.run(["git", "clone", "--quiet", "--depth", "1", "{address()}", home], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--editable", home], check=True)
+    sys.path.insert(0, home)  # an editable install is seen by the next kernel only
+    os.chdir(home + "/notebooks")"""
+
+
+def tags(cell) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def tagged(nb, tag: str) -> list:
+    return [cell for cell in nb.cells if tag in tags(cell)]
+
+
+def dress(nb, entry: Entry, solved: bool = False) -> None:
+    """Puts the generated header and set-up cells in place, numbers the cells and leaves no other metadata than tags."""
+    old = {id(cell) for tag in ("header", "setup") for cell in tagged(nb, tag)}
+    kept = tagged(nb, "setup")
+    body = [cell for cell in nb.cells if id(cell) not in old]
+    start = kept[0] if kept and kept[0].source == setup() else nbformat.v4.new_code_cell(setup())
+    start.metadata = {"tags": ["setup"]}
+    place = next((k for k, cell in enumerate(body) if cell.cell_type == "code"), len(body))
+    nb.cells = [nbformat.v4.new_markdown_cell(header(entry, solved), metadata={"tags": ["header"]}), *body[:place], start, *body[place:]]
+    tidy(nb, entry)
+
+
+def tidy(nb, entry: Entry) -> None:
+    """What may differ from one run to the next goes: timing, widget state, random identifiers."""
+    nb.nbformat, nb.nbformat_minor = 4, 5
+    nb.metadata = nbformat.from_dict(KERNEL)
+    for k, cell in enumerate(nb.cells):
+        cell.id = f"n{entry.number}-{k:03d}"
+        cell.metadata = nbformat.from_dict({"tags": sorted(tags(cell))} if tags(cell) else {})
+        for output in cell.get("outputs", []):
+            if WIDGET in output.get("data", {}):  # dead without its kernel, and its identifier changes every time
+                output.data = nbformat.from_dict({"text/plain": "(a widget: run this cell to use it)"})
+
+
+# --- reading and writing -----------------------------------------------------------------------------------------
+
+
+def read(path: Path):
+    return nbformat.read(path, as_version=4)
+
+
+def write(nb, path: Path) -> None:
+    nbformat.validate(nb)
+    path.parent.mkdir(exist_ok=True)
+    text = nbformat.writes(nb) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def chosen(numbers: list[str]) -> list[Entry]:
+    """The entries with these numbers (all that exist if none is named). Exits with a message on an unknown one."""
+    unknown = set(numbers) - {entry.number for entry in present()}
+    if unknown:
+        sys.exit(f"no notebook {', '.join(sorted(unknown))}; there are {', '.join(e.number for e in present())}")
+    return [entry for entry in present() if not numbers or entry.number in numbers]
+
+
+def convert(source: Path, number: str) -> Path:
+    """Makes notebooks/NN_*.ipynb from a jupytext percent file. Outputs are dropped: run it afterwards."""
+    import jupytext
+
+    entry = next((entry for entry in CONTENTS if entry.number == number), None)
+    if entry is None:
+        sys.exit(f"notebook {number} is not in CONTENTS of {Path(__file__).name}: add it there first")
+    nb = jupytext.read(source, fmt="py:percent")
+    nb.cells = [cell for cell in nb.cells if cell.source.strip()]
+    path = FOLDER / entry.file
+    if not path.exists():
+        write(nbformat.v4.new_notebook(), path)  # a header links the notebooks that exist: this one does now
+    dress(nb, entry)
+    write(nb, path)
+    return path
+
+
+def headers() -> None:
+    """Regenerates everything that repeats the table of contents or the address."""
+    for entry in present():
+        for path, solved in ((FOLDER / entry.file, False), (FOLDER / "solutions" / entry.file, True)):
+            if path.exists():
+                nb = read(path)
+                dress(nb, entry, solved)
+                write(nb, path)
+    for name, sections in generated().items():
+        path = ROOT / name
+        text = path.read_text(encoding="utf-8")
+        for marker, content in sections.items():
+            text = fill(text, marker, content)
+        path.write_text(text, encoding="utf-8")
+
+
+def generated() -> dict[str, dict[str, str]]:
+    """File -> marker -> the text that belongs between `marker` and `end of marker`."""
+    row = "| [{e.number} · {e.title}](notebooks/{e.file}) | {e.question} | {e.minutes} | {badges} |"
+    table = ["| notebook | the question | minutes | open in |", "|---|---|---|---|"]
+    table += [row.format(e=entry, badges=badges(entry.file)) for entry in present()]
+    workflow = f"{address()}/actions/workflows/test.yml"
+    top = f"[![Tests]({workflow}/badge.svg)]({workflow}) {badges(CONTENTS[0].file)}"
+    clone = f"```bash\ngit clone {address()}\ncd {address().rsplit('/', 1)[1]}\nmake demo    # the headline on your machine\nmake lab     # the workbook\n```"
+    return {
+        "README.md": {"<!-- badges -->": top, "<!-- commands -->": clone, "<!-- notebooks -->": "\n".join(table)},
+        "CITATION.cff": {"# generated": f'repository-code: "{address()}"'},
+    }
+
+
+def fill(text: str, marker: str, content: str) -> str:
+    """`text` with what stands between two occurrences of `marker` replaced."""
+    before, _, after = text.split(marker)
+    return f"{before}{marker}\n{content}\n{marker}{after}"
+
+
+# --- running -----------------------------------------------------------------------------------------------------
+
+
+def execute(nb, entry: Entry) -> float:
+    """Runs all cells in a clean kernel, in notebooks/; returns seconds. Exits with a message on an error or any stderr."""
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
+    start = time.perf_counter()
+    options = {"timeout": 600, "kernel_name": "python3", "record_timing": False, "store_widget_state": False, "coalesce_streams": True}
+    try:
+        NotebookClient(nb, resources={"metadata": {"path": str(FOLDER)}}, **options).execute()
+    except CellExecutionError as error:
+        sys.exit(f"{entry.file}: {error}")
+    for k, cell in enumerate(nb.cells):
+        for output in cell.get("outputs", []):
+            if output.get("name") == "stderr":
+                sys.exit(f"{entry.file}: cell {k} writes to stderr:\n{output.text}")
+    return time.perf_counter() - start
+
+
+def run(numbers: list[str]) -> None:
+    for entry in chosen(numbers):
+        nb = read(FOLDER / entry.file)
+        dress(nb, entry)
+        seconds = execute(nb, entry)
+        tidy(nb, entry)
+        write(nb, FOLDER / entry.file)
+        print(f"{entry.file}: {seconds:.0f} s", flush=True)
+
+
+# --- exercises ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A stub (tagged `exercise`), the code cell that checks it, and the folded solution after it; "" where one is missing."""
+
+    cell: int
+    stub: str
+    check: str
+    solution: str
+
+
+def exercises(nb) -> list[Exercise]:
+    """The exercises of a notebook, in order."""
+    places = [k for k, cell in enumerate(nb.cells) if "exercise" in tags(cell)]
+    found = []
+    for k, stop in zip(places, [*places[1:], len(nb.cells)], strict=True):
+        rest = nb.cells[k + 1 : stop]
+        check = next((c.source for c in rest if c.cell_type == "code"), "")
+        texts = (re.search(r"<summary>[^<]*Solution.*?```python\n(.*?)\n```", c.source, re.S) for c in rest if c.cell_type == "markdown")
+        solution = next((match.group(1) for match in texts if match), "")
+        found.append(Exercise(k, nb.cells[k].source, check if "checks." in check else "", solution))
+    return found
+
+
+def solutions(numbers: list[str]) -> None:
+    """notebooks/solutions/NN_*.ipynb: each stub replaced by its solution, run, and every check satisfied."""
+    for entry in chosen(numbers):
+        nb = read(FOLDER / entry.file)
+        found = exercises(nb)
+        for exercise in found:
+            nb.cells[exercise.cell].source = exercise.solution
+        dress(nb, entry, solved=True)
+        seconds = execute(nb, entry)
+        tidy(nb, entry)
+        for exercise in found:
+            cell = next(c for c in nb.cells[exercise.cell + 1 :] if c.cell_type == "code")
+            said = "".join(output.get("text", "") for output in cell.outputs)
+            if "correct" not in said:
+                sys.exit(f"{entry.file}: the solution of cell {exercise.cell} is told: {said!r}")
+        write(nb, FOLDER / "solutions" / entry.file)
+        print(f"solutions/{entry.file}: {len(found)} exercises, {seconds:.0f} s", flush=True)
+
+
+# --- anatomy -----------------------------------------------------------------------------------------------------
+
+
+def problems(nb, entry: Entry) -> list[str]:
+    """What a notebook lacks of the anatomy, or has against the house rules; empty when all is well."""
+    code = [(k, cell) for k, cell in enumerate(nb.cells) if cell.cell_type == "code"]
+    prose = [cell.source for cell in nb.cells if cell.cell_type == "markdown"]
+    found = []
+
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            found.append(message)
+
+    require(bool(nb.cells) and nb.cells[0].source == header(entry), "cell 0 is not the generated header: run `build.py headers`")
+    starts = [cell.source for cell in tagged(nb, "setup")]
+    require(starts == [setup()], "no set-up cell, or not today's: run `build.py headers`")
+    order = [tag for _, cell in code for tag in ("setup", "imports") if tag in tags(cell)]
+    require(order == ["setup", "imports"], "the first code cells are not the set-up and one cell tagged `imports`")
+    goals = next((text for text in prose if re.search(r"^#+ .*Goals", text, re.M)), "")
+    require(3 <= len(re.findall(r"^[-*] ", goals, re.M)) <= 5, "no Goals cell with three to five bullet points")
+    require("Prerequisite" in goals, "the Goals cell names no prerequisites")
+    require(any("Predict first" in text for text in prose), "nothing under the words `Predict first`")
+    require(any("<details" in text for text in prose), "nothing is folded in <details>")
+    for title in ("Recap", "Go further", "References"):
+        require(any(re.search(rf"^(#+ |\*\*).*{title}", text, re.M | re.I) for text in prose), f"no heading `{title}`")
+
+    tasks = exercises(nb)
+    require(len(tasks) >= 3, f"{len(tasks)} exercises, three are wanted")
+    for task in tasks:
+        require(bool(re.search(r"^\s+return \.\.\.", task.stub, re.M)), f"cell {task.cell}: the stub does not `return ...`")
+        require(bool(task.check), f"cell {task.cell}: the next code cell calls no `checks.<name>`")
+        require(bool(task.solution), f"cell {task.cell}: no folded <summary>Solution</summary> with a python block")
+
+    counts = [cell.execution_count for _, cell in code]
+    require(counts == list(range(1, len(counts) + 1)), f"not run 1..n from a clean kernel: {counts}")
+    require("widgets" not in nb.metadata, "widget state in the metadata")
+    for k, cell in code:
+        lines = len(cell.source.splitlines())
+        require(lines <= MAX_LINES, f"cell {k}: {lines} lines, {MAX_LINES} at most")
+        require("nbval-skip" not in tags(cell) and "NBVAL_SKIP" not in cell.source, f"cell {k}: skipped by nbval")
+        kinds = {output.get("name", output.output_type) for output in cell.outputs}
+        require("stderr" not in kinds, f"cell {k}: writes to stderr")
+        require("error" not in kinds, f"cell {k}: raises")
+    return found
+
+
+def check(numbers: list[str]) -> None:
+    complaints = [f"{entry.file}: {problem}" for entry in chosen(numbers) for problem in problems(read(FOLDER / entry.file), entry)]
+    if complaints:
+        sys.exit("\n".join(complaints))
+    print(f"{len(chosen(numbers))} notebooks: all well")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    making = commands.add_parser("convert", help="make a notebook from a jupytext percent file")
+    making.add_argument("source", type=Path)
+    making.add_argument("number")
+    commands.add_parser("headers", help="regenerate headers, set-up cells, README badges and table")
+    for action, text in ((run, "execute and keep outputs"), (solutions, "make and run the solved copies"), (check, "list anatomy problems")):
+        commands.add_parser(action.__name__, help=text).add_argument("numbers", nargs="*", metavar="NN", help="which notebooks (default: all)")
+    options = parser.parse_args()
+    if options.command == "convert":
+        print(convert(options.source, options.number).relative_to(ROOT))
+    elif options.command == "headers":
+        headers()
+    else:
+        {"run": run, "solutions": solutions, "check": check}[options.command](options.numbers)
+
+
+if __name__ == "__main__":
+    main()
