@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from . import rules
 from .distributions import Draw, Sampling, overlap, seeded
-from .drafters import Draft, Drafter, Guesser
+from .drafters import Drafter, Guesser
 from .errors import ContextOverflow, InvalidArgument
 from .lengths import FixedLength
 from .models import LanguageModel

@@ -227,7 +227,7 @@ def plain_law(target: TableModel, length: int, eos: int | None = None) -> TextLa
         for prefix, mass in growing.items():
             for token, probability in enumerate(target(prefix).tolist()):
                 if probability > 0:
-                    (finished if token == eos else longer)[*prefix, token] = mass * probability
+                    (finished if token == eos else longer)[(*prefix, token)] = mass * probability
         growing = longer
     return finished | growing
 

@@ -1,0 +1,106 @@
+"""`python -m speclib demo`: the headline in a minute, on this machine."""
+
+import argparse
+import os
+import re
+import sys
+
+import torch
+
+from . import embedded, experiments, models, plotting, statistics
+from .decoding import generate
+from .distributions import Sampling, seeded
+from .drafters import ModelDrafter
+from .errors import InvalidArgument
+from .rules import RULES
+
+LOSSLESS_TEXTS = 3000
+
+
+def add_parser(subparsers) -> None:
+    """Registers the subcommand with argparse."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="one prompt, plain and speculative: text, target passes, speed, and a check that nothing was lost",
+        description="Decodes a held-out prompt plainly (with a cache) and by speculative sampling, several times in turn; shows which guesses passed, compares "
+        "the measured speed-up with the predicted one, tests that the text's law is unchanged, and saves a figure. Works offline.",
+    )
+    parser.add_argument("--prompt", help="your own text (default: a held-out function head)")
+    parser.add_argument("--draft", help="an embedded draft (default: the best one)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=128, help="new tokens (default: %(default)s)")
+    parser.add_argument("--draft-length", type=int, default=4, help="gamma, guesses per round (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="how often each way is timed (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--out", default="demo.png", metavar="FILE", help="where the figure goes (default: %(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the demonstration and returns the exit code."""
+    if args.repeats < 1:
+        raise InvalidArgument(f"--repeats must be at least 1, not {args.repeats}")
+    sampling = Sampling(temperature=args.temperature)
+    pair = models.load_pair(draft=args.draft)
+    prompt = args.prompt if args.prompt is not None else embedded.prompts("code")[0]
+    drafter, gamma = ModelDrafter(pair.draft), args.draft_length
+    print(f"{pair.target}\n{pair.draft}\n")
+
+    methods = {
+        "plain": experiments.ours(pair.target, None, sampling, 0, args.tokens),
+        "speculative": experiments.ours(pair.target, drafter, sampling, gamma, args.tokens),
+    }
+    shown = generate(pair.target, prompt, drafter, sampling, gamma, max_new_tokens=args.tokens, stop=[], seed=args.seed)
+    frame = experiments.interleaved(methods, [prompt], args.repeats, seed=args.seed)
+    c, widths = experiments.costs(pair, (1, gamma + 1))
+
+    print(f"\n{prompt}", end="")
+    print(_coloured(shown.trace.to_ansi()))
+    print("(green: guesses that passed; red, struck out: the first guess that did not; plain: the target's own tokens)\n")
+    forwards = frame.groupby("method")["target_forwards"].mean()
+    speed = (frame["tokens"] / frame["seconds"]).groupby(frame["method"]).quantile([0.5, 0.25, 0.75]).unstack()
+    for name in methods:
+        low, high = speed.loc[name, 0.25], speed.loc[name, 0.75]
+        print(f"{name:12} {forwards[name]:6.1f} target forwards  {speed.loc[name, 0.5]:7.1f} tokens/s (middle half {low:.1f} to {high:.1f}, {args.repeats} runs)")
+    seen = experiments.acceptance(frame)
+    measured = experiments.speedups(frame, "plain").loc["speculative", "speedup"]
+    if gamma and len(seen):
+        alpha, per_round, share = seen.loc["speculative", ["alpha", "tokens_per_round", "accepted_share"]]
+        predicted = experiments.predict(alpha, per_round, gamma, c, widths)["width"]
+        print(f"\nalpha {alpha:.2f}, accepted share {share:.2f}, tokens per round {per_round:.2f}, cost ratio c {c:.3f}")
+        print(f"speed-up: {measured:.2f}x measured, {predicted:.2f}x predicted from alpha, c and the width curve")
+    print(f"lossless? {lossless_check(pair, prompt, sampling, gamma, args.seed)}")
+    plotting.race([shown.trace, generate(pair.target, prompt, None, sampling, max_new_tokens=args.tokens, stop=[], seed=args.seed).trace]).savefig(args.out)
+    print(f"\nfigure: {args.out}\nnext: `make lab` opens the workbook at notebook 00; `python -m speclib bench` measures thoroughly")
+    return 0
+
+
+def lossless_check(pair: models.Pair, prompt: str, sampling: Sampling, gamma: int, seed: int = 0, texts: int = LOSSLESS_TEXTS) -> str:
+    """A verdict in words. Greedy: the same text, token by token. Otherwise a G-test on the first token of many texts.
+
+    Each speculative text is one round: drafts from the draft model, verdict from the production rule. Its first
+    token must follow the target's own probabilities, which are known exactly. The significance is fixed: 1e-6.
+    """
+    drafter, ids = ModelDrafter(pair.draft), pair.tokenizer(prompt)["input_ids"]
+    if sampling.temperature == 0:
+        plain, spec = (generate(pair.target, [ids], d, sampling, gamma, max_new_tokens=64, stop=[]).tokens[0] for d in (None, drafter))
+        return "yes: greedy text is the same, token for token" if torch.equal(plain, spec) else "the greedy texts differ: rounding at a near tie (notebook 04)"
+    ids = torch.tensor([ids], device=pair.target.device)
+    p = sampling.probabilities(pair.target.context().extend(ids, keep=1)[:, -1])  # [1, V]
+    q = sampling.probabilities(pair.draft.context().extend(ids, keep=1)[:, -1])
+    draw = seeded(seed, p.device)
+    drafted = draw(q.expand(texts, -1))[:, None]  # [N, 1]
+    verdict = RULES["token"].law(p.expand(texts, 1, -1).repeat(1, 2, 1), q.expand(texts, 1, -1), drafted)
+    accepted = draw(verdict.stop_probs)
+    first = torch.where(accepted == 1, drafted[:, 0], draw(verdict.next_probs[:, 0]))
+    counts = torch.bincount(first, minlength=p.shape[-1]).double()
+    result = statistics.g_test(counts.cpu().numpy(), p[0].double().cpu().numpy())
+    verdict = "no difference seen" if result.p_value > statistics.SIGNIFICANCE else "DIFFERENT"
+    return f"{verdict}: first tokens of {texts:,} speculative texts against the target's law, p = {result.p_value:.3f}; notebook 04 proves it exactly"
+
+
+def _coloured(text: str) -> str:
+    """The text without its colours where nobody could see them."""
+    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        return text
+    return re.sub(r"\x1b\[[0-9;]*m", "", re.sub(r"\x1b\[31;9m.*?\x1b\[0m", "", text, flags=re.S))

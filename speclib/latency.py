@@ -1,0 +1,79 @@
+"""What a forward costs on this machine: the width curve, the cost ratio, and the roofline above them.
+
+Timed with torch.utils.benchmark, which warms up and waits for a GPU to finish. Times are milliseconds.
+"""
+
+from collections.abc import Iterable
+
+import pandas as pd
+import torch
+from torch.utils.benchmark import Timer
+
+from .errors import ContextOverflow, InvalidArgument
+from .models import LanguageModel
+
+WIDTHS = tuple(range(1, 10))
+
+
+def width_curve(language_model: LanguageModel, widths: Iterable[int] = WIDTHS, context: int = 128, passes: int = 5, min_seconds: float = 0.04) -> pd.DataFrame:
+    """Time of one forward over `width` new tokens after `context` cached ones: columns width, ms (median), low, high.
+
+    The widths take turns in `passes` passes, so that a slow moment of the machine falls on all of them alike; low and
+    high are the quartiles over passes. Raises ContextOverflow if the model has no room, InvalidArgument for a width < 1.
+    """
+    widths = list(widths)
+    if not widths or min(widths) < 1 or passes < 1:
+        raise InvalidArgument(f"widths must be whole numbers >= 1 and passes at least 1, not {widths!r} and {passes!r}")
+    limit = language_model.context_length
+    if limit and context + max(widths) > limit:
+        raise ContextOverflow(f"{context} cached and {max(widths)} new tokens do not fit into {language_model.name}'s context of {limit}")
+    text = language_model.context()
+    fill = torch.arange(context + max(widths), device=language_model.device)[None] % language_model.vocabulary
+    text.extend(fill[:, :context], keep=1)
+    times: dict[int, list[float]] = {width: [] for width in widths}
+
+    def forward(new):
+        text.extend(new)
+        text.rollback(context)
+
+    for _ in range(passes):
+        for width in widths:
+            timer = Timer("forward(new)", globals={"forward": forward, "new": fill[:, :width]}, num_threads=torch.get_num_threads())
+            times[width].append(1e3 * timer.blocked_autorange(min_run_time=min_seconds).median)
+    frame = pd.DataFrame(times).quantile([0.5, 0.25, 0.75]).T
+    return frame.set_axis(["ms", "low", "high"], axis=1).rename_axis("width").reset_index()
+
+
+def cost_ratio(target: LanguageModel, draft: LanguageModel, context: int = 128) -> float:
+    """c: the time of one draft forward over that of one target forward, both over a single token (Leviathan et al., section 3.2)."""
+    ours, theirs = (width_curve(model, [1], context)["ms"][0] for model in (target, draft))
+    return theirs / ours
+
+
+def bytes_and_operations(language_model: LanguageModel, width: int = 1) -> tuple[int, int]:
+    """(bytes of weights read, floating-point operations) of a forward over `width` tokens; attention over the cache is left out.
+
+    Each weight of a matrix is read once and used in one multiplication and one addition per token. An embedding that is
+    not also the output matrix is looked up, not multiplied.
+    """
+    model = language_model.model
+    embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    weights = sum(p.numel() for p in model.parameters() if p.ndim > 1)
+    if embedding is not output:
+        weights -= embedding.numel()
+    return weights * output.element_size(), 2 * weights * width
+
+
+def roofline(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, min_seconds: float = 0.3) -> dict[str, float]:
+    """What the machine can do: {"bytes_per_second", "operations_per_second"}, by a matrix-vector and a matrix-matrix product.
+
+    The matrix of the first is far larger than any cache, so that its speed is that of the memory.
+    """
+    side = 8192 if torch.device(device).type == "cpu" else 16384
+    big = torch.ones(side, side, dtype=dtype, device=device)
+    vector = torch.ones(side, dtype=dtype, device=device)
+    square = big[:2048, :2048].contiguous()
+    threads = torch.get_num_threads()
+    read = Timer("big @ vector", globals={"big": big, "vector": vector}, num_threads=threads).blocked_autorange(min_run_time=min_seconds).median
+    multiply = Timer("square @ square", globals={"square": square}, num_threads=threads).blocked_autorange(min_run_time=min_seconds).median
+    return {"bytes_per_second": big.numel() * big.element_size() / read, "operations_per_second": 2 * 2048**3 / multiply}
