@@ -54,3 +54,33 @@ def race(traces: list, labels: tuple[str, ...] = ("speculative", "plain"), until
     axis.legend(loc="upper left")
     figure.tight_layout()
     return figure
+
+
+def two_distributions(p, q, names: list[str] | None = None, axis: plt.Axes | None = None) -> plt.Axes:
+    """Bars of p (target) and q (draft) over the same tokens [V], their overlap dark, what p has above q hatched."""
+    if axis is None:
+        _, axis = plt.subplots()
+    p, q = [float(v) for v in p], [float(v) for v in q]
+    places = range(len(p))
+    axis.bar(places, p, 0.8, color=TARGET, alpha=0.35, edgecolor=TARGET, linewidth=1.5, label="target p")
+    axis.bar(places, [max(a - b, 0) for a, b in zip(p, q, strict=True)], 0.8, bottom=[min(a, b) for a, b in zip(p, q, strict=True)],
+             color="none", edgecolor=TARGET, hatch="///", linewidth=0, label="p above q: the residual")  # fmt: skip
+    axis.bar(places, [min(a, b) for a, b in zip(p, q, strict=True)], 0.8, color=ACCEPTED, alpha=0.75, label="overlap min(p, q)")
+    axis.plot(places, q, linestyle="none", marker="_", markersize=34 if len(p) < 8 else 22, markeredgewidth=3, color=DRAFT, label="draft q")
+    axis.set_xticks(list(places), names or [str(k) for k in places])
+    axis.set(xlabel="token", ylabel="probability")
+    axis.legend(fontsize=9, markerscale=0.5)
+    return axis
+
+
+def position(record: dict, tokenizer, top: int = 8) -> plt.Figure:
+    """One drafted position, from `widgets.record_rounds`: p and q over the tokens that either finds probable, and what happened."""
+    figure, axis = plt.subplots(figsize=(8.5, 4.2))
+    p, q, drafted = record["p"], record["q"], record["drafted"]
+    shown = (p + q).topk(top).indices.tolist()
+    shown = shown if drafted in shown else [*shown[:-1], drafted]
+    names = [repr(tokenizer.decode([t]))[1:-1].replace("$", r"\$") + ("\n(drafted)" if t == drafted else "") for t in shown]
+    two_distributions(p[shown], q[shown], names, axis)
+    axis.set_title(record["title"], fontsize=11)
+    figure.tight_layout()
+    return figure
