@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     groups = [name for name in ("domain", "temperature") if name in table]
     for key, part in table.groupby(groups, sort=False):
         print("\n" + ", ".join(f"{name} {value}" for name, value in zip(groups, key, strict=True)))
-        print(part[[name for name in SHOWN if name in part]].to_string(index=False, na_rep="", float_format="%.3g"))
+        print(part[[name for name in SHOWN if name in part]].to_string(index=False, na_rep="", float_format="{:.3g}".format))
     if not args.ladder:
         print("\n" + "\n".join(bars(table, record)))
         from . import plotting  # matplotlib is slow to import, and the measurement is over

@@ -74,3 +74,100 @@ def tokens_per_round(function: Callable) -> None:
         ((1.0, 4), _number(5.0, "all guesses and the bonus token")),
     ]
     _verdict(function, cases, "Leviathan et al., equation 1")
+
+
+# --- notebook 00 -------------------------------------------------------------------------------------------------------
+
+
+def per_round(function: Callable) -> None:
+    """Tokens over target forwards."""
+    cases = [((96, 96), _number(1.0, "plain decoding yields one token a pass")), ((96, 40), _number(2.4, "tokens over passes"))]
+    _verdict(function, cases, "also called block efficiency")
+
+
+def fewest_passes(function: Callable) -> None:
+    """tokens / (gamma + 1), rounded up."""
+    cases = [
+        ((96, 0), _number(96, "without guesses every token is a pass")),
+        ((96, 5), _number(16, "each pass yields its guesses and one token of the target's own")),
+        ((96, 4), _number(20, "the last, shorter round is a pass too: round up")),
+    ]
+    _verdict(function, cases, "no guesser, however good, gets below that")
+
+
+def share(function: Callable) -> None:
+    """Accepted over proposed, over all rounds."""
+    cases = [
+        (([(4, 4)],), _number(1.0, "all four passed")),
+        (([(4, 2), (4, 0)],), _number(0.25, "two of eight")),
+        (([(4, 4), (1, 0)],), _number(0.8, "four of five: sum over rounds before dividing")),
+    ]
+    _verdict(function, cases, "not to be mixed up with alpha, the mean acceptance probability of a position")
+
+
+# --- notebook 05 -------------------------------------------------------------------------------------------------------
+
+
+def acceptance_probability(function: Callable) -> None:
+    """sum(min(p, q))."""
+    cases = [
+        (([0.5, 0.3, 0.2], [0.5, 0.3, 0.2]), _number(1.0, "equal distributions accept every draft")),
+        (([1.0, 0.0], [0.0, 1.0]), _number(0.0, "what the target never says is never accepted")),
+        (([0.4, 0.3, 0.3], [0.2, 0.7, 0.1]), _number(0.6, "a token is drafted with q(x) and kept with min(1, p(x)/q(x)): add up the products")),
+    ]
+    _verdict(function, cases, "the area that p and q share, which is 1 - TV")
+
+
+def predicted_speedup(function: Callable) -> None:
+    """Tokens per round over the cost of a round."""
+    cases = [
+        ((0.5, 0, 0.1, 1.0), _number(1.0, "without guesses a round is plain decoding")),
+        ((1.0, 4, 0.0, 1.0), _number(5.0, "perfect and free guesses bring gamma + 1; mind the division by 1 - alpha")),
+        ((0.5, 2, 0.1, 1.05), _number(1.4, "1.75 tokens in a round that costs 2 x 0.1 for drafts and 1.05 for the check")),
+    ]
+    _verdict(function, cases, "a speed-up is tokens per round over the cost of a round")
+
+
+def better_draft(function: Callable) -> None:
+    """The index of the draft of the greatest speed-up, each with the gamma that suits it best; None if none pays."""
+
+    def chosen(wanted: int | None, why: str) -> Callable[[Any], str | None]:
+        return lambda answer: None if answer == wanted else f"expected {wanted}, got {answer!r}: {why}"
+
+    cases = [
+        (([(0.6, 0.05), (0.7, 0.05)],), chosen(1, "at the same cost the more similar draft wins")),
+        (([(0.6, 0.05), (0.7, 0.4)],), chosen(0, "0.7 is not worth eight times the cost")),
+        (([(0.2, 0.3), (0.5, 0.6)],), chosen(None, "neither alpha exceeds its c: plain decoding is faster")),
+    ]
+    _verdict(function, cases, "similarity is not speed: what counts is similarity per cost")
+
+
+# --- notebook 02 -------------------------------------------------------------------------------------------------------
+
+
+def _same(wanted: Any, why: str) -> Callable[[Any], str | None]:
+    """A complaint about anything that is not `wanted`."""
+    return lambda answer: None if answer == wanted else f"expected {wanted!r}, got {answer!r}: {why}"
+
+
+def round_adds(function: Callable) -> None:
+    """The agreeing guesses and one token of the target's own."""
+    cases = [
+        (([5, 6, 7], [5, 6, 7, 8]), _same([5, 6, 7, 8], "all guesses right, and the target's token after them")),
+        (([5, 6, 7], [5, 9, 7, 8]), _same([5, 9], "the second guess is wrong; the third was checked behind a wrong token and counts for nothing")),
+        (([], [3]), _same([3], "without guesses a round is plain decoding")),
+    ]
+    _verdict(function, cases, "never less than one token a round")
+
+
+def repaired_claim(function: Callable) -> None:
+    """(n + 1) T(1) / T(n + 1)."""
+    flat, rising = {1: 10.0, 2: 10.0, 4: 10.0}, {1: 10.0, 2: 12.0, 4: 20.0}
+    cases = [((3, flat), _number(4.0, "if width costs nothing the claim is right")), ((3, rising), _number(2.0, "four tokens in 20 ms against 10 ms each"))]
+    _verdict(function, cases, "the claim holds only where the width curve is flat")
+
+
+def wasted(function: Callable) -> None:
+    """Positions computed and not kept."""
+    cases = [(([(4, 4)],), _number(0, "nothing was wrong")), (([(4, 1), (4, 0), (2, 2)],), _number(7, "3 + 4 + 0"))]
+    _verdict(function, cases, "on a busy machine this work is not free: notebook 11 comes back to it")

@@ -1,7 +1,10 @@
 """Every figure of the workbook, one function each. Colour-blind palette, a second cue beside colour, opaque background."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import seaborn as sns
+
+from . import theory
 
 TARGET, DRAFT, ACCEPTED, REJECTED, PREDICTED = sns.color_palette("colorblind", 10).as_hex()[0:5]
 
@@ -82,5 +85,134 @@ def position(record: dict, tokenizer, top: int = 8) -> plt.Figure:
     names = [repr(tokenizer.decode([t]))[1:-1].replace("$", r"\$") + ("\n(drafted)" if t == drafted else "") for t in shown]
     two_distributions(p[shown], q[shown], names, axis)
     axis.set_title(record["title"], fontsize=11)
+    figure.tight_layout()
+    return figure
+
+
+# --- notebook 05 -------------------------------------------------------------------------------------------------------
+
+MARKERS = "osD^vPX*"
+
+
+def similarity_histogram(betas: dict[str, list[float]]) -> plt.Figure:
+    """How often a draft is how similar to the target: sum(min(p, q)) at each position, one panel a draft, its mean marked."""
+    figure, axes = plt.subplots(1, len(betas), figsize=(4 * len(betas), 3.4), sharey=True, squeeze=False)
+    for axis, (name, values) in zip(axes[0], betas.items(), strict=True):
+        mean = sum(values) / len(values)
+        axis.hist(values, bins=20, range=(0, 1), weights=[1 / len(values)] * len(values), color=DRAFT, edgecolor="white")
+        axis.axvline(mean, color="black", linestyle="--", label=f"mean {mean:.2f}")
+        axis.set(title=name, xlabel="1 - TV(p, q) at a position")
+        axis.legend()
+    axes[0, 0].set_ylabel("share of positions")
+    figure.tight_layout()
+    return figure
+
+
+def dial(points, gamma: int) -> plt.Figure:
+    """Tokens per round against alpha: theory's curve, and points (columns alpha, tokens_per_round, low, high) measured by turning the dial."""
+    figure, axis = plt.subplots()
+    alphas = np.linspace(0, 1, 200)
+    axis.plot(alphas, theory.expected_tokens(alphas, gamma), color=PREDICTED, label="(1 - alpha^(gamma+1)) / (1 - alpha)")
+    spread = [points["tokens_per_round"] - points["low"], points["high"] - points["tokens_per_round"]]
+    axis.errorbar(points["alpha"], points["tokens_per_round"], yerr=spread, fmt="o", color=ACCEPTED, capsize=3, label="measured, 95% over prompts")
+    axis.set(xlabel="alpha", ylabel="tokens per round", title=f"The dial: similarity set by hand, gamma = {gamma}", ylim=(0.9, gamma + 1.3))
+    axis.legend(loc="upper left")
+    figure.tight_layout()
+    return figure
+
+
+def ladder(drafts) -> plt.Figure:
+    """Speed-up against alpha, one marker a draft (columns method, alpha, speedup, low, high, c), larger for a more costly one."""
+    figure, axis = plt.subplots(figsize=(9, 4.6))
+    for k, row in enumerate(drafts.sort_values("alpha").itertuples()):
+        colour, marker = f"C{k}", MARKERS[k % len(MARKERS)]
+        axis.errorbar(row.alpha, row.speedup, yerr=[[row.speedup - row.low], [row.high - row.speedup]], color=colour, capsize=3)
+        label = f"{row.method.removeprefix('draft-')}, c = {row.c:.2f}"
+        axis.scatter(row.alpha, row.speedup, s=40 + 500 * row.c, color=colour, marker=marker, edgecolor="black", label=label, zorder=3)
+    axis.axhline(1, color="black", linestyle=":", label="plain decoding")
+    axis.set(xlabel="alpha", ylabel="speed-up over cached plain decoding", title="The ladder: measured, with 95% intervals over prompts (larger mark: larger c)")
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+def predicted_and_measured(table) -> plt.Figure:
+    """Measured against predicted speed-up (columns condition, width, speedup, low, high), with the diagonal and 90% of it."""
+    figure, axis = plt.subplots(figsize=(6, 5))
+    for k, (condition, rows) in enumerate(table.groupby("condition", sort=False)):
+        spread = [rows["speedup"] - rows["low"], rows["high"] - rows["speedup"]]
+        axis.errorbar(rows["width"], rows["speedup"], yerr=spread, fmt=MARKERS[k], color=f"C{k}", capsize=3, label=condition)
+    ends = [0.95 * min(table["width"].min(), table["low"].min()), 1.05 * max(table["width"].max(), table["high"].max())]
+    axis.plot(ends, ends, color="black", label="measured = predicted")
+    axis.plot(ends, [0.9 * end for end in ends], color="black", linestyle=":", label="90% of it")
+    axis.set(xlabel="predicted from alpha, c and the width curve", ylabel="measured", title="Speed-up over plain decoding")
+    axis.legend()
+    figure.tight_layout()
+    return figure
+
+
+def decomposition(steps: dict[str, float], title: str) -> plt.Figure:
+    """A waterfall from the ideal speed-up to the measured one. `steps`: label -> the speed-up when that is also counted."""
+    figure, axis = plt.subplots(figsize=(8, 3.6))
+    labels, values = list(steps), list(steps.values())
+    for k, (value, before) in enumerate(zip(values, [None, *values[:-1]], strict=True)):
+        whole = k in (0, len(values) - 1)
+        if not whole:
+            axis.bar(k, abs(value - before), bottom=min(value, before), color=REJECTED if value < before else ACCEPTED, hatch="//" if value < before else "..", edgecolor="black")
+        else:
+            axis.bar(k, value, color=PREDICTED if k == 0 else TARGET, edgecolor="black")
+        axis.text(k, max(value, value if before is None or whole else before) + 0.03, f"{value:.2f}x", ha="center")
+    axis.axhline(1, color="black", linestyle=":")
+    axis.set(ylabel="speed-up", title=title, ylim=(0, 1.15 * max(values)))
+    axis.set_xticks(range(len(labels)), labels, fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+def speed_map(points, alpha: float | None = None, gamma: int | None = None, c: float = 0.1, title: str = "The map of theory, best gamma") -> plt.Figure:
+    """Theory's speed-up against alpha, with measured and published points (columns label, kind, alpha, speedup).
+
+    Without `gamma`: curves of the best gamma for several c. With it: the curve of that gamma and c, and one point at `alpha`.
+    """
+    figure, axis = plt.subplots(figsize=(8.5, 4.8))
+    grid = np.linspace(0, 0.97, 195)
+    if gamma is None:
+        for cost, line in ((0.0, "-"), (0.05, "--"), (0.1, "-."), (0.3, ":")):
+            best = theory.speedup(grid, theory.optimal_gamma(grid, cost), cost)
+            axis.plot(grid, best, linestyle=line, color=PREDICTED, label=f"theory, c = {cost:g}")
+    else:
+        axis.plot(grid, theory.speedup(grid, gamma, c), color=PREDICTED, label=f"theory, gamma = {gamma}, c = {c:g}")
+        axis.plot(alpha, theory.speedup(alpha, gamma, c), "o", color="black", markersize=10, label=f"alpha = {alpha:g}: {theory.speedup(alpha, gamma, c):.2f}x")
+    for (kind, rows), colour, marker in zip(points.groupby("kind", sort=False), (TARGET, DRAFT, ACCEPTED), "osD", strict=False):
+        axis.scatter(rows["alpha"], rows["speedup"], color=colour, marker=marker, edgecolor="black", label=kind, zorder=3)
+    axis.axhline(1, color="black", linewidth=1)
+    axis.set(xlabel="alpha", ylabel="speed-up", title=title, ylim=(0, 5), xlim=(0, 1))
+    axis.legend(loc="upper left", fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+def claim(table) -> plt.Figure:
+    """Speed-up against the number of right guesses: measured with its spread, the n + 1 claim, and the width curve's prediction."""
+    figure, axis = plt.subplots()
+    axis.plot(table["n"], table["claim"], linestyle=":", color=REJECTED, label="the claim: n + 1")
+    axis.plot(table["n"], table["width_curve"], linestyle="--", marker="s", markersize=5, color=PREDICTED, label="predicted: (n + 1) T(1) / T(n + 1)")
+    spread = [table["speedup"] - table["low"], table["high"] - table["speedup"]]
+    axis.errorbar(table["n"], table["speedup"], yerr=spread, marker="o", capsize=3, color=ACCEPTED, label="measured")
+    axis.set(xlabel="right guesses a round, n", ylabel="speed-up over cached plain decoding", title="A perfect oracle that costs nothing, on this machine")
+    axis.legend()
+    figure.tight_layout()
+    return figure
+
+
+def wrong_guesses(table, gamma: int = 4) -> plt.Figure:
+    """Speed-up against the probability that a guess is right: measured with spread, predicted, and the break-even line."""
+    figure, axis = plt.subplots()
+    spread = [table["speedup"] - table["low"], table["high"] - table["speedup"]]
+    axis.errorbar(table["a"], table["speedup"], yerr=spread, marker="o", capsize=3, color=ACCEPTED, label="measured")
+    axis.plot(table["a"], table["predicted"], linestyle="--", marker="s", markersize=5, color=PREDICTED, label="predicted")
+    axis.axhline(1, color="black", linewidth=1, linestyle=":", label="plain decoding")
+    axis.set(xlabel="probability that a guess is right", ylabel="speed-up over cached plain decoding", title=f"{gamma} free guesses a round, on this machine")
+    axis.legend()
     figure.tight_layout()
     return figure

@@ -4,10 +4,11 @@ import io
 
 import ipywidgets as widgets
 
-from . import plotting
+from . import plotting, theory
 from .decoding import generate
 from .drafters import ModelDrafter
 from .rules import RULES, Rule
+from .trace import Trace
 
 
 def picture(figure) -> widgets.Image:
@@ -53,3 +54,67 @@ def round_stepper(pair, prompt: str) -> widgets.VBox:
 
     slider.observe(show, "value")
     return widgets.VBox([slider, image])
+
+
+def race(speculative, plain, steps: int = 20) -> widgets.VBox:
+    """Two recorded outputs of `generate`, replayed against their own clocks: a slider over the seconds."""
+    traces = [speculative.trace, plain.trace]
+    end = max(t.seconds for t in traces)
+    slider = widgets.FloatSlider(end, min=0.0, max=end, step=end / steps, continuous_update=False, description="seconds", readout_format=".2f")
+    image, texts = picture(plotting.race(traces)), widgets.HTML()
+
+    def show(_change=None):
+        image.value = picture(plotting.race(traces, until=slider.value)).value
+        texts.value = "".join(_until(t, slider.value, name) for t, name in zip(traces, ("speculative", "plain"), strict=True))
+
+    slider.observe(show, "value")
+    show()
+    return widgets.VBox([slider, image, texts])
+
+
+def _until(trace: Trace, seconds: float, name: str) -> str:
+    """What one trace had written after so many seconds, as HTML under its name."""
+    clock, rounds = trace.prefill_seconds, []
+    for r in trace.rounds:
+        clock += r.seconds
+        if clock <= seconds:
+            rounds.append(r)
+    return f"<b>{name}</b>" + Trace(trace.decode, rounds).to_html()
+
+
+def speed_map(points) -> widgets.VBox:
+    """Sliders for alpha, gamma and c over the measured and published points of `plotting.speed_map`."""
+    alpha = widgets.FloatSlider(value=0.6, min=0, max=0.95, step=0.05, description="alpha", continuous_update=False)
+    gamma = widgets.IntSlider(value=4, min=0, max=12, description="gamma", continuous_update=False)
+    cost = widgets.FloatSlider(value=0.1, min=0, max=1, step=0.05, description="c", continuous_update=False)
+    image = widgets.Image(format="png")
+
+    def redraw(_=None):
+        image.value = picture(plotting.speed_map(points, alpha.value, gamma.value, cost.value, "What if?")).value
+
+    for slider in (alpha, gamma, cost):
+        slider.observe(redraw, names="value")
+    redraw()
+    return widgets.VBox([alpha, gamma, cost, image])
+
+
+def oracle_dial(times) -> widgets.VBox:
+    """Sliders for an oracle's quality and price; the predicted speed-up over the number of guesses, with a measured width curve (ms by width)."""
+    quality = widgets.FloatSlider(0.7, min=0.0, max=1.0, step=0.05, continuous_update=False, description="right with a")
+    price = widgets.FloatSlider(0.1, min=0.0, max=1.0, step=0.05, continuous_update=False, description="cost c")
+    lengths = [width - 1 for width in times.index]
+    image = widgets.Image(format="png")
+
+    def show(_change=None):
+        speed = [float(theory.speedup(quality.value, n, price.value, times[n + 1] / times[1])) for n in lengths]
+        figure, axis = plotting.plt.subplots(figsize=(7, 3.4))
+        axis.plot(lengths, speed, marker="o", color=plotting.PREDICTED)
+        axis.axhline(1, color="black", linestyle=":", linewidth=1)
+        best = max(range(len(lengths)), key=speed.__getitem__)
+        axis.set(xlabel="guesses a round", ylabel="predicted speed-up", title=f"best: {lengths[best]} guesses, {speed[best]:.2f}x")
+        image.value = picture(figure).value
+
+    quality.observe(show, "value")
+    price.observe(show, "value")
+    show()
+    return widgets.VBox([quality, price, image])
