@@ -203,7 +203,7 @@ def headers() -> None:
 
 
 def generated() -> dict[str, dict[str, str]]:
-    """File -> marker -> the text that belongs between `marker` and `end of marker`."""
+    """File -> marker -> the text that belongs between the two occurrences of the marker."""
     row = "| [{e.number} · {e.title}](notebooks/{e.file}) | {e.question} | {e.minutes} | {badges} |"
     table = ["| notebook | the question | minutes | open in |", "|---|---|---|---|"]
     table += [row.format(e=entry, badges=badges(entry.file)) for entry in present()]
@@ -279,14 +279,20 @@ def exercises(nb) -> list[Exercise]:
     return found
 
 
+def solved(entry: Entry):
+    """The notebook with each stub replaced by its solution, and its exercises. Not run: the outputs are still the stubs'."""
+    nb = read(FOLDER / entry.file)
+    found = exercises(nb)
+    for exercise in found:
+        nb.cells[exercise.cell].source = exercise.solution
+    dress(nb, entry, solved=True)
+    return nb, found
+
+
 def solutions(numbers: list[str]) -> None:
     """notebooks/solutions/NN_*.ipynb: each stub replaced by its solution, run, and every check satisfied."""
     for entry in chosen(numbers):
-        nb = read(FOLDER / entry.file)
-        found = exercises(nb)
-        for exercise in found:
-            nb.cells[exercise.cell].source = exercise.solution
-        dress(nb, entry, solved=True)
+        nb, found = solved(entry)
         seconds = execute(nb, entry)
         tidy(nb, entry)
         for exercise in found:
@@ -331,21 +337,40 @@ def problems(nb, entry: Entry) -> list[str]:
         require(bool(task.check), f"cell {task.cell}: the next code cell calls no `checks.<name>`")
         require(bool(task.solution), f"cell {task.cell}: no folded <summary>Solution</summary> with a python block")
 
-    counts = [cell.execution_count for _, cell in code]
-    require(counts == list(range(1, len(counts) + 1)), f"not run 1..n from a clean kernel: {counts}")
-    require("widgets" not in nb.metadata, "widget state in the metadata")
     for k, cell in code:
         lines = len(cell.source.splitlines())
         require(lines <= MAX_LINES, f"cell {k}: {lines} lines, {MAX_LINES} at most")
         require("nbval-skip" not in tags(cell) and "NBVAL_SKIP" not in cell.source, f"cell {k}: skipped by nbval")
+    return found + unclean(nb)
+
+
+def unclean(nb) -> list[str]:
+    """What is wrong with a notebook's committed outputs."""
+    code = [(k, cell) for k, cell in enumerate(nb.cells) if cell.cell_type == "code"]
+    counts = [cell.execution_count for _, cell in code]
+    found = [] if counts == list(range(1, len(counts) + 1)) else [f"not run 1..n from a clean kernel: {counts}"]
+    found += ["widget state in the metadata"] if "widgets" in nb.metadata else []
+    for k, cell in code:
         kinds = {output.get("name", output.output_type) for output in cell.outputs}
-        require("stderr" not in kinds, f"cell {k}: writes to stderr")
-        require("error" not in kinds, f"cell {k}: raises")
+        found += [f"cell {k}: an output of kind {kind}" for kind in sorted(kinds & {"stderr", "error"})]
     return found
 
 
+def stale(entry: Entry) -> list[str]:
+    """What is wrong with the solved copy of a notebook."""
+    path = FOLDER / "solutions" / entry.file
+    if not path.exists():
+        return ["there is no solved copy: run `build.py solutions`"]
+    nb, wanted = read(path), solved(entry)[0]
+    if [cell.source for cell in nb.cells] != [cell.source for cell in wanted.cells]:
+        return ["the solved copy is not today's: run `build.py solutions`"]
+    return [f"solved copy: {problem}" for problem in unclean(nb)]
+
+
 def check(numbers: list[str]) -> None:
-    complaints = [f"{entry.file}: {problem}" for entry in chosen(numbers) for problem in problems(read(FOLDER / entry.file), entry)]
+    complaints = [
+        f"{entry.file}: {problem}" for entry in chosen(numbers) for problem in problems(read(FOLDER / entry.file), entry) + stale(entry)
+    ]
     if complaints:
         sys.exit("\n".join(complaints))
     print(f"{len(chosen(numbers))} notebooks: all well")
