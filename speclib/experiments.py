@@ -116,9 +116,7 @@ def interleaved(
     """
     if not methods or not prompts or repeats < 1:
         raise InvalidArgument("interleaved needs at least one method, one prompt and one repeat")
-    rows = []
-    if file and Path(file).exists():
-        rows = [json.loads(line) for line in Path(file).read_text().splitlines() if line.endswith("}")]
+    rows = _finished(Path(file)) if file else []
     done = {(row["method"], row["prompt"], row["repeat"]) for row in rows}
     names = list(methods)
     warmed = set()
@@ -133,6 +131,15 @@ def interleaved(
             with open(file, "a") as lines:
                 lines.write(json.dumps(row) + "\n")
     return pd.DataFrame(rows)
+
+
+def _finished(file: Path) -> list[dict]:
+    """The trials that a file holds. A line that a kill cut short is removed from it, or the next one would be glued to it."""
+    text = file.read_text() if file.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        file.write_text(whole)
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def speedups(frame: pd.DataFrame, baseline: str, seed: int = 0) -> pd.DataFrame:
@@ -230,7 +237,7 @@ def ladder(prompts: int = 20, tokens: int = 128, dtype: str | None = None, progr
     widths = latency.width_curve(target, range(1, MAX_LENGTH + 2), 160)
     c = {name: latency.cost_ratio(target, draft, 160) for name, draft in drafts.items()}
     names = list(drafts)
-    few = list(dict.fromkeys([names[0], DEFAULT_DRAFT, names[-1]]))
+    few = list(dict.fromkeys([names[0], names[len(names) // 2], DEFAULT_DRAFT]))
     summaries, trials = [], []
     for domain, texts, temperature, chosen in (("code", code, 1.0, names), ("code", code, 0.7, few), ("code", code, 0.0, few), ("prose", prose, 1.0, few)):
         sampling = Sampling(temperature)
@@ -270,3 +277,22 @@ def recorded(name: str) -> dict:
     if not file.exists():
         raise InvalidArgument(f"data/results/{name}.json is missing; record it with: python -m speclib bench" + (" --ladder" if name == "ladder" else ""))
     return json.loads(file.read_text())
+
+
+def time_oracle(loop: Callable, target: LanguageModel, oracle: Callable, prompt: Sequence[int], lengths: Sequence[int], tokens: int, passes: int = 3) -> list[dict]:
+    """Times loop(target, oracle, prompt, n, tokens) for each n, taking turns: rows with n, seconds (median), speedup over lengths[0], low, high.
+
+    low and high are the extremes over the passes of the ratio within a pass.
+    """
+    loop(target, oracle, prompt, max(lengths), tokens)
+    seconds = np.empty((passes, len(lengths)))
+    for i in range(passes):
+        for k, n in enumerate(lengths):
+            began = time.perf_counter()
+            loop(target, oracle, prompt, n, tokens)
+            seconds[i, k] = time.perf_counter() - began
+    ratios = seconds[:, :1] / seconds
+    return [
+        {"n": n, "seconds": float(np.median(seconds[:, k])), "speedup": float(np.median(ratios[:, k])), "low": float(ratios[:, k].min()), "high": float(ratios[:, k].max())}
+        for k, n in enumerate(lengths)
+    ]

@@ -161,7 +161,7 @@ def decomposition(steps: dict[str, float], title: str) -> plt.Figure:
             axis.bar(k, abs(value - before), bottom=min(value, before), color=REJECTED if value < before else ACCEPTED, hatch="//" if value < before else "..", edgecolor="black")
         else:
             axis.bar(k, value, color=PREDICTED if k == 0 else TARGET, edgecolor="black")
-        axis.text(k, max(value, value if before is None or whole else before) + 0.03, f"{value:.2f}x", ha="center")
+        axis.text(k, max(value, value if whole else before) + 0.02 * max(values), f"{value:.2f}x", ha="center", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})
     axis.axhline(1, color="black", linestyle=":")
     axis.set(ylabel="speed-up", title=title, ylim=(0, 1.15 * max(values)))
     axis.set_xticks(range(len(labels)), labels, fontsize=9)

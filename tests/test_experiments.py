@@ -1,0 +1,195 @@
+"""Measurements: the order of trials, the arithmetic of ratios and predictions, and the bench command on a tiny pair."""
+
+import argparse
+import json
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from speclib import LanguageModel, Sampling, bench, experiments, generate, theory
+from speclib.drafters import ModelDrafter
+from speclib.errors import InvalidArgument
+from speclib.models import Pair
+
+
+def tiny(seed: int, layers: int) -> LanguageModel:
+    """A random Llama of 32 tokens whose end-of-text is a frequent token, so that stopping early would show."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=32, num_hidden_layers=layers, max_position_embeddings=64, eos_token_id=3, bos_token_id=1, **sizes)
+    return LanguageModel(LlamaForCausalLM(config).eval(), Characters(), "tiny")
+
+
+class Characters:
+    """The least tokenizer: a character is its code modulo 32."""
+
+    eos_token_id = 3
+
+    def __call__(self, text, return_tensors=None, **_):
+        ids = [ord(character) % 32 for character in text]
+        return Batch(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long)) if return_tensors else {"input_ids": ids}
+
+    def __len__(self):
+        return 32
+
+    def decode(self, ids, **_):
+        return "".join(chr(64 + int(i)) for i in ids)
+
+    def get_vocab(self):
+        return {chr(64 + i): i for i in range(32)}
+
+
+class Batch(dict):
+    def to(self, device):
+        return self
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return Pair(tiny(0, 2), tiny(1, 1))
+
+
+def counted(log: list, name: str, seconds: float, tokens: int = 10):
+    def trial(prompt: str, seed: int) -> dict:
+        log.append((name, prompt, seed))
+        return {"tokens": tokens, "seconds": seconds}
+
+    return trial
+
+
+def test_every_method_meets_every_prompt_in_turn_after_a_warm_up():
+    log = []
+    methods = {name: counted(log, name, 1.0) for name in "abc"}
+    frame = experiments.interleaved(methods, ["x", "y"], repeats=2, progress=False)
+    assert Counter(zip(frame["method"], frame["prompt"], frame["repeat"], strict=True)) == Counter((m, p, r) for m in "abc" for p in (0, 1) for r in (0, 1))
+    assert len(log) == len(frame) + 3  # one unrecorded trial a method
+    firsts = [frame["method"][k] for k in range(0, len(frame), 3)]
+    assert len(set(firsts)) > 1, "the order must rotate, or the first method always meets a cold machine"
+    for _, trials in frame.groupby(["prompt", "repeat"]):
+        assert trials.index.max() - trials.index.min() == 2, "methods take turns within a prompt"
+
+
+def test_methods_get_the_same_seed_on_the_same_trial_and_others_elsewhere():
+    log = []
+    experiments.interleaved({name: counted(log, name, 1.0) for name in "ab"}, ["x", "y"], repeats=2, progress=False)
+    seeds = {name: [seed for method, _, seed in log if method == name][1:] for name in "ab"}  # without the warm-up
+    assert seeds["a"] == seeds["b"]
+    assert len(set(seeds["a"])) == 4
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
+    file, log = tmp_path / "trials.jsonl", []
+
+    def failing(prompt: str, seed: int) -> dict:
+        if sum(name == "b" for name, *_ in log) == 3:
+            raise KeyboardInterrupt
+        return counted(log, "b", 2.0)(prompt, seed)
+
+    with pytest.raises(KeyboardInterrupt):
+        experiments.interleaved({"a": counted(log, "a", 1.0), "b": failing}, ["x", "y", "z", "w"], file=file, progress=False)
+    finished = len(file.read_text().splitlines())
+    assert 0 < finished < 8
+    with open(file, "a") as lines:
+        lines.write('{"method": "b", "pro')  # what a kill in the middle of a line leaves
+    log.clear()
+    whole = experiments.interleaved({name: counted(log, name, 1.0) for name in "ab"}, ["x", "y", "z", "w"], file=file, progress=False)
+    assert len(whole) == 8 and len(log) == 8 - finished + len({name for name, *_ in log})
+    log.clear()
+    again = experiments.interleaved({name: counted(log, name, 1.0) for name in "ab"}, ["x", "y", "z", "w"], file=file, progress=False)
+    assert len(again) == 8 and not log
+
+
+def test_speedups_are_ratios_of_totals_with_intervals():
+    rows = [{"method": "plain", "prompt": p, "repeat": 0, "tokens": 10, "seconds": s} for p, s in enumerate((1.0, 2.0, 4.0))]
+    rows += [{"method": "fast", "prompt": p, "repeat": 0, "tokens": 10, "seconds": s} for p, s in enumerate((0.5, 1.0, 3.0))]
+    table = experiments.speedups(pd.DataFrame(rows), "plain")
+    assert table.loc["fast", "speedup"] == pytest.approx(7 / 4.5)  # not the mean of the ratios, which is 1.78
+    assert table.loc["fast", "tokens_per_second"] == pytest.approx(30 / 4.5)
+    assert 4 / 3 <= table.loc["fast", "low"] < 7 / 4.5 < table.loc["fast", "high"] <= 2
+    assert tuple(table.loc["plain", ["speedup", "low", "high"]]) == (1, 1, 1)
+    with pytest.raises(InvalidArgument, match="baseline"):
+        experiments.speedups(pd.DataFrame(rows), "slow")
+
+
+def test_prediction_charges_one_cost_after_the_other():
+    widths = pd.DataFrame({"width": [1, 4], "ms": [10.0, 13.0]})
+    steps = experiments.predict(alpha=0.5, tokens_per_round=2.0, gamma=3, c=0.1, widths=widths)
+    assert steps == pytest.approx({"ideal": 1.875, "draft": 1.875 / 1.3, "width": 1.875 / 1.6, "rounds": 2.0 / 1.6})
+
+
+def test_advised_length_is_the_formulas_optimum():
+    widths = pd.DataFrame({"width": range(1, 10), "ms": 1.0})
+    for alpha, c in ((0.3, 0.1), (0.6, 0.1), (0.8, 0.05)):
+        assert experiments.advised_length(alpha, c, widths) == max(1, theory.optimal_gamma(alpha, c, experiments.MAX_LENGTH))
+    assert experiments.advised_length(0.1, 0.9, widths) == 1
+
+
+def test_repeated_share():
+    assert experiments.repeated_share([1, 2, 3, 4, 5, 6]) == 0
+    assert experiments.repeated_share([1, 2] * 5) == pytest.approx(5 / 7)  # 7 four-grams, 2 of them different
+    assert experiments.repeated_share([1, 2]) == 0
+
+
+def test_overlaps_are_the_acceptance_probabilities_of_generate(pair):
+    """At gamma 1 every drafted position's overlap in the trace is what both models say of the finished text."""
+    sampling = Sampling()
+    trial = experiments.ours(pair.target, ModelDrafter(pair.draft), sampling, 1, 12)("speculate", 0)
+    betas = experiments.overlaps(pair.target, pair.draft, "speculate", trial["text"], sampling)
+    assert betas.shape == (12,) and ((betas > 0) & (betas <= 1 + 1e-6)).all()
+    rounds = generate(pair.target, "speculate", ModelDrafter(pair.draft), sampling, 1, max_new_tokens=12, stop=[]).trace.rounds
+    start = len("speculate")
+    seen = {r.position - start: r.overlaps[0] for r in rounds if r.overlaps}
+    assert seen and np.allclose([betas[k] for k in seen], list(seen.values()), atol=1e-5)
+    twin = experiments.overlaps(pair.target, pair.target, "speculate", trial["text"], sampling)
+    assert np.allclose(twin, 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_everybody_writes_exactly_as_many_tokens_and_configs_are_left_as_found(pair, temperature):
+    before = [model.model.generation_config for model in (pair.target, pair.draft)]
+    copies = [config.to_dict() for config in before]
+    found = bench.methods(pair, Sampling(temperature), {bench.MODEL: 2, bench.BLOCK: 2, bench.LOOKUP: 3}, 3, 20)
+    frame = experiments.interleaved(found, ["some text", "other words"], progress=False)
+    assert set(frame["tokens"]) == {20} and set(frame["text"].map(len)) == {20}
+    assert frame["seconds"].min() > 0
+    after = [model.model.generation_config for model in (pair.target, pair.draft)]
+    assert all(a is b for a, b in zip(after, before, strict=True)) and [c.to_dict() for c in after] == copies
+    if temperature == 0:
+        same = bench.identity(pair.target, frame, ["some text", "other words"])
+        assert (same["same_text"] == 1).all() and (same["largest_gap"] == 0).all()
+    widths = pd.DataFrame({"width": range(1, 10), "ms": np.linspace(1, 1.5, 9)})
+    table = bench.tabulate(frame, {bench.MODEL: 2, bench.BLOCK: 2, bench.LOOKUP: 3}, 3, 0.1, widths).set_index("method")
+    assert table.index[0] == bench.PLAIN and table.loc[bench.PLAIN, "speedup"] == 1
+    expected = theory.speedup(table.loc[bench.MODEL, "alpha"], 2, 0.1, widths["ms"][2])
+    assert table.loc[bench.MODEL, "predicted"] == pytest.approx(expected)
+    mirrored = experiments.speedups(frame, bench.HF_BEST).loc[bench.MODEL, "speedup"]
+    assert table.loc[bench.HF_BEST, "ours_over_this"] == pytest.approx(mirrored)
+
+
+def test_a_tie_is_the_gap_between_the_two_tokens(pair):
+    ids = pair.tokenizer("some text")["input_ids"]
+    logits = pair.target.context().extend(torch.tensor([[*ids, 5]]))[0, -1]
+    assert bench.tie(pair.target, "some text", [5, 7, 1], [5, 9, 2]) == pytest.approx(float((logits[7] - logits[9]).abs()))
+
+
+def test_prompts_for_choosing_and_for_measuring_are_apart():
+    measured, tuning = bench.split(20)
+    assert len(measured) == 20 and tuning and not set(measured) & set(tuning)
+    with pytest.raises(InvalidArgument, match="at most"):
+        bench.split(10_000)
+
+
+def test_the_command_refuses_what_cannot_work():
+    parser = argparse.ArgumentParser()
+    bench.add_parser(parser.add_subparsers())
+    with pytest.raises(InvalidArgument, match="at least 1"):
+        bench.run(parser.parse_args(["bench", "--tokens", "0"]))
+
+
+def test_machine_can_be_written_down():
+    where = json.loads(json.dumps(experiments.machine()))
+    assert where["cpu"] and where["threads"] >= 1 and where["torch"] == torch.__version__
