@@ -171,3 +171,35 @@ def wasted(function: Callable) -> None:
     """Positions computed and not kept."""
     cases = [(([(4, 4)],), _number(0, "nothing was wrong")), (([(4, 1), (4, 0), (2, 2)],), _number(7, "3 + 4 + 0"))]
     _verdict(function, cases, "on a busy machine this work is not free: notebook 11 comes back to it")
+
+
+# --- notebook 04 -------------------------------------------------------------------------------------------------------
+
+
+def my_alpha(function: Callable) -> None:
+    """sum(min(p, q))."""
+    cases = [
+        (([0.5, 0.5], [0.5, 0.5]), _number(1.0, "equal distributions always agree")),
+        (([1.0, 0.0], [0.0, 1.0]), _number(0.0, "disjoint ones never do")),
+        (([0.4, 0.3, 0.3], [0.2, 0.5, 0.3]), _number(0.8, "0.2 + 0.3 + 0.3")),
+    ]
+    _verdict(function, cases, "one minus the total variation")
+
+
+def resampled_law(function: Callable) -> None:
+    """min(p, q) + P(rejection) p."""
+    cases = [
+        (([0.5, 0.5], [0.5, 0.5]), _law([0.5, 0.5], "nothing is rejected")),
+        (([0.8, 0.2], [0.4, 0.6]), _law([0.4 + 0.4 * 0.8, 0.2 + 0.4 * 0.2], "token 1 is kept with 0.2, all that p gives it, and then comes once more after rejections")),
+    ]
+    _verdict(function, cases, "what was kept often comes once more: the law leans towards the draft")
+
+
+def my_g(function: Callable) -> None:
+    """2 sum c log(c / (n p))."""
+    cases = [
+        (([50, 50], [0.5, 0.5]), _number(0.0, "counts as expected")),
+        (([60, 40], [0.5, 0.5]), _number(4.027102710137775, "2 (60 log 1.2 + 40 log 0.8)")),
+        (([100, 0], [0.5, 0.5]), _number(138.62943611198907, "an empty cell adds nothing; the other has twice its share")),
+    ]
+    _verdict(function, cases, "chi-square distributed under equality, with one degree of freedom less than cells")

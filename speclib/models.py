@@ -18,7 +18,7 @@ from . import embedded
 from .errors import IncompatibleModels, InvalidArgument, ModelLoadError, UnsupportedModel
 
 TARGET = "target"
-DEFAULT_DRAFT = "draft-d384x1-distilled"
+DEFAULT_DRAFT = "draft-d256x2-distilled"
 
 
 class LanguageModel:

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 
-from . import theory
+from . import statistics, theory
 
 TARGET, DRAFT, ACCEPTED, REJECTED, PREDICTED = sns.color_palette("colorblind", 10).as_hex()[0:5]
 
@@ -214,5 +214,54 @@ def wrong_guesses(table, gamma: int = 4) -> plt.Figure:
     axis.axhline(1, color="black", linewidth=1, linestyle=":", label="plain decoding")
     axis.set(xlabel="probability that a guess is right", ylabel="speed-up over cached plain decoding", title=f"{gamma} free guesses a round, on this machine")
     axis.legend()
+    figure.tight_layout()
+    return figure
+
+
+def joint_histograms(counted: dict, law: dict) -> plt.Figure:
+    """Shares of each text, one panel per set of counts, with 99.9% intervals, and the exact probabilities as dots."""
+    figure, axes = plt.subplots(1, len(counted), figsize=(5.2 * len(counted), 3.8), sharey=True)
+    texts = sorted(law, key=law.get, reverse=True)
+    places = range(len(texts))
+    for axis, (name, counts) in zip(axes, counted.items(), strict=True):
+        seen = [counts.get(text, 0) for text in texts]
+        low, high = statistics.cell_intervals(seen, level=0.999)
+        shares = [c / sum(seen) for c in seen]
+        errors = [[max(s - lo, 0) for s, lo in zip(shares, low, strict=True)], [max(h - s, 0) for s, h in zip(shares, high, strict=True)]]
+        outside = [not lo <= law[text] <= h for text, lo, h in zip(texts, low, high, strict=True)]
+        axis.bar(places, shares, color=[REJECTED if out else ACCEPTED for out in outside], alpha=0.6, yerr=errors, ecolor="black", error_kw={"linewidth": 0.8})
+        axis.plot(places, [law[text] for text in texts], "D", color="black", markersize=4, label="exact probability")
+        axis.set(title=f"{name}: {sum(outside)} of {len(texts)} cells outside", xlabel="text of three tokens, most probable first")
+        axis.legend()
+    axes[0].set_ylabel("share of texts")
+    figure.tight_layout()
+    return figure
+
+
+def power_curve(cells: tuple[int, ...]) -> plt.Figure:
+    """Samples that a G-test needs to see a total variation, one line per number of cells (significance 1e-6, power 99.9%)."""
+    figure, axis = plt.subplots()
+    variations = [0.001 * 1.3**k for k in range(20)]
+    for count, line in zip(cells, ("-", "--", "-."), strict=True):
+        needed = [statistics.samples_for_variation(v, count) for v in variations]
+        axis.loglog(variations, needed, linestyle=line, label=f"{count} cells")
+    axis.axhline(2e6, color="black", linestyle=":", linewidth=1)
+    axis.text(variations[-1], 2.2e6, "2,000,000: this project's tests", ha="right", fontsize=9)
+    axis.set(xlabel="total variation to be seen", ylabel="samples needed", title="Significance one in a million, power 99.9%")
+    axis.legend()
+    figure.tight_layout()
+    return figure
+
+
+def museum(table) -> plt.Figure:
+    """Each exhibit's samples needed against its exact total variation from the right law, with its name."""
+    figure, axis = plt.subplots(figsize=(8.5, 5))
+    ordered = table.sort_values("samples")
+    axis.barh(ordered.index, ordered["samples"], color=REJECTED, alpha=0.6, edgecolor="black", linewidth=0.5)
+    for k, (samples, variation) in enumerate(zip(ordered["samples"], ordered["variation"], strict=True)):
+        axis.text(samples, k, f" {int(samples):,} texts; variation {variation:.3f}", va="center", fontsize=9)
+    axis.set_xscale("log")
+    axis.set_xlim(10, 30 * ordered["samples"].max())
+    axis.set(xlabel="texts of three tokens that catch it (log scale)", title="The museum: what it takes to notice")
     figure.tight_layout()
     return figure
