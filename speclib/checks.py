@@ -203,3 +203,45 @@ def my_g(function: Callable) -> None:
         (([100, 0], [0.5, 0.5]), _number(138.62943611198907, "an empty cell adds nothing; the other has twice its share")),
     ]
     _verdict(function, cases, "chi-square distributed under equality, with one degree of freedom less than cells")
+
+
+# --- notebook 01 -------------------------------------------------------------------------------------------------------
+
+
+def most_tokens_per_second(function: Callable) -> None:
+    """bandwidth / (parameters size)."""
+    cases = [((7e9, 2, 3.5e12), _number(250.0, "14 GB at 3.5 TB/s")), ((1e9, 4, 40e9), _number(10.0, "4 GB at 40 GB/s"))]
+    _verdict(function, cases, "faster than this needs more than one token a forward")
+
+
+def ridge_width(function: Callable) -> None:
+    """size operations / (2 bandwidth)."""
+    cases = [((2, 3.35e12, 990e12), _number(990 / 3.35, "a large GPU in half precision: about 300 tokens")), ((4, 40e9, 200e9), _number(10.0, "4 bytes, 5 operations a byte"))]
+    _verdict(function, cases, "up to there, further tokens are nearly free")
+
+
+def uncached_positions(function: Callable) -> None:
+    """prompt + (prompt + 1) + ..."""
+    cases = [((100, 1), _number(100, "one token: the prompt once")), ((100, 3), _number(303, "100 + 101 + 102"))]
+    _verdict(function, cases, "with a cache it would be prompt + new - 1")
+
+
+# --- notebook 99 -------------------------------------------------------------------------------------------------------
+
+
+def accepted_share(function: Callable) -> None:
+    """(a + a^2) / 2 at gamma 2."""
+    cases = [((0.8,), _number(0.72, "(0.8 + 0.64) / 2: the second guess counts only behind an accepted first")), ((1.0,), _number(1.0, "all accepted"))]
+    _verdict(function, cases, "lower than alpha, though it speaks of the same draft")
+
+
+def pays(function: Callable) -> None:
+    """alpha > c."""
+    cases = [((0.5, 0.1), _same(True, "more acceptance than cost")), ((0.1, 0.2), _same(False, "less acceptance than cost")), ((0.3, 0.3), _same(False, "at equality nothing is won"))]
+    _verdict(function, cases, "Leviathan et al., corollary 3.9")
+
+
+def chens_residual(function: Callable) -> None:
+    """norm((q - p)+), with Chen's letters."""
+    cases = [(([0.9, 0.1], [0.5, 0.5]), _law([0.0, 1.0], "their q is the target: what it has above the draft")), (([0.2, 0.4, 0.4], [0.4, 0.5, 0.1]), _law([2 / 3, 1 / 3, 0.0], "0.2 and 0.1"))]
+    _verdict(function, cases, "the same residual, other letters")

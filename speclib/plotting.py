@@ -265,3 +265,50 @@ def museum(table) -> plt.Figure:
     axis.set(xlabel="texts of three tokens that catch it (log scale)", title="The museum: what it takes to notice")
     figure.tight_layout()
     return figure
+
+
+def cached_against_uncached(rows: list[dict]) -> plt.Figure:
+    """Milliseconds for one more token against the length of the text, with and without a cache."""
+    figure, axis = plt.subplots()
+    lengths = [r["length"] for r in rows]
+    axis.plot(lengths, [r["uncached"] for r in rows], marker="s", linestyle="--", color=REJECTED, label="no cache: read everything again")
+    axis.plot(lengths, [r["cached"] for r in rows], marker="o", color=ACCEPTED, label="cached: read the newest token")
+    axis.set(xlabel="tokens in the text", ylabel="ms for one more token", ylim=(0, None), title="What the key-value cache saves, on this machine")
+    axis.legend()
+    figure.tight_layout()
+    return figure
+
+
+def width_curve(table, mark: int | None = None) -> plt.Figure:
+    """Milliseconds of a forward against its width, with quartiles; the dotted line is one forward per token."""
+    figure, axis = plt.subplots()
+    axis.fill_between(table["width"], table["low"], table["high"], color=TARGET, alpha=0.25, label="middle half")
+    axis.plot(table["width"], table["ms"], marker="o", color=TARGET, label="one forward over n tokens")
+    one = table["ms"].iloc[0]
+    axis.plot(table["width"], one * table["width"], linestyle=":", color="black", label="n forwards over one")
+    if mark is not None:
+        row = table[table["width"] == mark].iloc[0]
+        axis.plot(mark, row["ms"], "D", color=REJECTED, markersize=11)
+        axis.set_title(f"{mark} tokens: {row['ms']:.1f} ms, {row['ms'] / one:.2f} times one, {row['ms'] / mark:.2f} ms a token")
+    axis.set_xscale("log", base=2)
+    axis.set(xlabel="tokens in one forward, n", ylabel="ms", ylim=(0, 1.4 * table["high"].max()))
+    axis.legend()
+    figure.tight_layout()
+    return figure
+
+
+def roofline(roof: dict, table, counts: list[tuple[int, int]]) -> plt.Figure:
+    """The machine's two limits, and forwards of each width between them. counts: (bytes, operations) of each row of the table."""
+    figure, axis = plt.subplots()
+    intensity = [operations / read for read, operations in counts]
+    speed = [operations / (1e6 * ms) for (_, operations), ms in zip(counts, table["ms"], strict=True)]
+    grid = [min(intensity) / 2 * 1.2**k for k in range(45)]
+    axis.loglog(grid, [min(roof["bytes_per_second"] * x, roof["operations_per_second"]) / 1e9 for x in grid], color="black", label="memory, then arithmetic")
+    axis.loglog(intensity, speed, "o", color=TARGET, label="forwards of this model")
+    for width in (1, 8, 64):
+        k = list(table["width"]).index(width)
+        axis.annotate(f"{width} token{'s' if width > 1 else ''}", (intensity[k], speed[k]), textcoords="offset points", xytext=(6, -14), fontsize=9)
+    axis.set(xlabel="operations per byte of weights read", ylabel="GFLOP/s", title="Roofline, measured on this machine")
+    axis.legend()
+    figure.tight_layout()
+    return figure

@@ -144,3 +144,19 @@ def overlap_explorer() -> widgets.VBox:
     sharpness.observe(show, "value")
     show()
     return widgets.VBox([shift, sharpness, image, words])
+
+
+def width_explorer(table, roof: dict, counts: list[tuple[int, int]]) -> widgets.VBox:
+    """A slider over the measured widths: the place on the width curve, and how much of the machine's arithmetic is used."""
+    slider = widgets.SelectionSlider(options=list(table["width"]), value=1, continuous_update=False, description="tokens")
+    image, words = widgets.Image(format="png"), widgets.HTML()
+
+    def show(_change=None):
+        k = list(table["width"]).index(slider.value)
+        image.value = picture(plotting.width_curve(table, slider.value)).value
+        used = counts[k][1] / (1e-3 * table["ms"].iloc[k]) / roof["operations_per_second"]
+        words.value = f"{counts[k][1] / counts[k][0]:.1f} operations per byte; <b>{used:.1%}</b> of the arithmetic this machine can do"
+
+    slider.observe(show, "value")
+    show()
+    return widgets.VBox([slider, image, words])

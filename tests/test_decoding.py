@@ -1,0 +1,134 @@
+"""The loop: greedy identity, stops, lengths, seeds, errors - on tiny models in double precision."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import speclib
+from speclib import errors
+from speclib.drafters import LookupDrafter, ModelDrafter, SyntheticDrafter
+
+
+def tiny(seed, layers=2, vocabulary=40, context=256):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=2,
+        max_position_embeddings=context, initializer_range=0.3, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    return speclib.LanguageModel(LlamaForCausalLM(config).double().eval())
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return tiny(0), tiny(1, layers=1)
+
+
+GREEDY = speclib.Sampling(temperature=0)
+
+
+def prompts(count, length=6, vocabulary=40):
+    generator = torch.Generator().manual_seed(7)
+    return torch.randint(vocabulary, (count, length), generator=generator).tolist()
+
+
+def test_greedy_is_plain_and_transformers_own_on_200_prompts(pair):
+    target, draft = pair
+    texts = prompts(200)
+    plain = target.model.generate(torch.tensor(texts), max_new_tokens=128, do_sample=False, pad_token_id=0)[:, 6:]
+    assert len({tuple(row) for row in plain.tolist()}) > 150  # different prompts, different texts: the comparison has something to see
+    out = speclib.generate(target, texts, ModelDrafter(draft), GREEDY, 3, max_new_tokens=128, stop=[])
+    assert all(torch.equal(a, b) for a, b in zip(out.tokens, plain, strict=True))
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+@pytest.mark.parametrize("gamma", [0, 1, 4, 9])
+@pytest.mark.parametrize("drafter", [ModelDrafter, lambda _: LookupDrafter(), lambda _: SyntheticDrafter(0.7)])
+def test_greedy_identity_of_every_guesser(pair, rule, gamma, drafter):
+    target, draft = pair
+    plain = speclib.generate(target, prompts(4), None, GREEDY, max_new_tokens=50, stop=[])
+    fast = speclib.generate(target, prompts(4), drafter(draft), GREEDY, gamma, rule, 50, stop=[])
+    assert all(torch.equal(a, b) for a, b in zip(plain.tokens, fast.tokens, strict=True))
+
+
+def test_seed_and_rows(pair):
+    target, draft = pair
+    run = lambda texts, seed: [t.tolist() for t in speclib.generate(target, texts, ModelDrafter(draft), max_new_tokens=30, stop=[], seed=seed).tokens]  # noqa: E731
+    texts = prompts(3)
+    assert run(texts, 5) == run(texts, 5) != run(texts, 6)
+    assert run(texts, 5)[0] == run(texts[:1], 5)[0]
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 17])
+def test_max_new_tokens_is_exact(pair, length):
+    target, draft = pair
+    out = speclib.generate(target, prompts(2), ModelDrafter(draft), draft_length=6, max_new_tokens=length, stop=[])
+    assert [len(t) for t in out.tokens] == [length, length]
+    assert sum(len(r.drafted) + 1 for r in out.trace.rounds) >= 2 * length
+
+
+def test_stop_ids_cut_where_plain_decoding_would(pair):
+    target, _ = pair
+    cut = 0
+    for seed in range(10):
+        text = speclib.generate(target, prompts(1), None, GREEDY if seed == 0 else speclib.Sampling(), max_new_tokens=40, stop=[], seed=seed)
+        stop = text.tokens[0][25].item()
+        plain = speclib.generate(target, prompts(1), None, GREEDY, max_new_tokens=40, stop=[stop])
+        fast = speclib.generate(target, prompts(1), SyntheticDrafter(1.0), GREEDY, 7, max_new_tokens=40, stop=[stop])
+        assert torch.equal(plain.tokens[0], fast.tokens[0])
+        cut += len(plain.tokens[0]) < 40
+    assert cut > 0
+
+
+def test_state_is_left_as_found_also_after_an_exception(pair):
+    target, draft = pair
+    before, random = str(target.model.config), torch.get_rng_state()
+
+    def broken(probabilities):
+        raise RuntimeError("stop here")
+
+    with pytest.raises(RuntimeError, match="stop here"):
+        speclib.generate(target, prompts(1), ModelDrafter(draft), draw=broken)
+    speclib.generate(target, prompts(1), ModelDrafter(draft), max_new_tokens=10)
+    assert str(target.model.config) == before
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"prompts": []}, errors.InvalidArgument),
+        ({"prompts": [[]]}, errors.InvalidArgument),
+        ({"prompts": [1, 2]}, errors.InvalidArgument),
+        ({"prompts": [[40]]}, errors.InvalidArgument),
+        ({"prompts": [[-1]]}, errors.InvalidArgument),
+        ({"prompts": "text"}, errors.InvalidArgument),  # this model has no tokenizer
+        ({"draft_length": -1}, errors.InvalidArgument),
+        ({"draft_length": 1.5}, errors.InvalidArgument),
+        ({"max_new_tokens": 0}, errors.InvalidArgument),
+        ({"max_new_tokens": 300}, errors.ContextOverflow),
+        ({"rule": "nonsense"}, errors.InvalidArgument),
+        ({"stop": "text"}, errors.InvalidArgument),
+        ({"stop": [1.5]}, errors.InvalidArgument),
+        ({"seed": -1}, errors.InvalidArgument),
+        ({"sampling": "greedy"}, errors.InvalidArgument),
+        ({"drafter": "a model"}, errors.InvalidArgument),
+        ({"drafter": ModelDrafter(tiny(2, vocabulary=30))}, errors.IncompatibleModels),
+        ({"drafter": ModelDrafter(tiny(2, context=64))}, errors.ContextOverflow),
+    ],
+)
+def test_bad_input_is_one_line_before_any_work(pair, options, error):
+    with pytest.raises(error) as caught:
+        speclib.generate(pair[0], **{"prompts": [[1, 2]], **options})
+    assert "\n" not in str(caught.value)
+
+
+def test_poisoned_weights_and_training_mode():
+    broken = tiny(0)
+    with torch.no_grad():
+        broken.model.lm_head.weight[3, 0] = float("nan")
+    with pytest.raises(errors.NonFiniteLogits):
+        speclib.generate(broken, [[1]])
+    training = tiny(0)
+    training.model.train()
+    with pytest.raises(errors.InvalidArgument, match="training mode"):
+        speclib.generate(training, [[1]])

@@ -1,0 +1,138 @@
+"""Models and caches: extending and rolling back, loading, and clear errors."""
+
+import shutil
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+import speclib
+from speclib import embedded, errors
+
+WORDS = [f"w{i}" for i in range(47)]
+
+
+def tokenizer(words=WORDS):
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<unk>", *words])}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+
+
+def build(kind, seed=0, vocabulary=48):
+    torch.manual_seed(seed)
+    common = {"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": None, "initializer_range": 0.3}
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128}
+    return {
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(**common, **size)),
+        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**common, **size, num_key_value_heads=1)),
+        "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**common, **size)),
+        "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**common, n_embd=32, n_layer=2, n_head=2, n_positions=128)),
+    }[kind]().eval()
+
+
+def save(folder, kind="llama", words=WORDS, **options):
+    build(kind, **options).save_pretrained(folder)
+    tokenizer(words).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4), (torch.bfloat16, 0.3)])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "neox", "qwen2"])
+def test_width_and_rollback_do_not_change_logits(kind, dtype, tolerance):
+    model = speclib.LanguageModel(build(kind).to(dtype))
+    text = torch.arange(1, 21)[None]
+    together = model.context().extend(text)[0]
+    step, trimmed = model.context(), model.context()
+    one_by_one = torch.cat([step.extend(text[:, i : i + 1])[0] for i in range(20)])
+    assert (together - one_by_one).abs().max() < tolerance
+    trimmed.extend(text[:, :10])
+    trimmed.extend(torch.full((1, 7), 5))
+    trimmed.rollback(10)
+    assert trimmed.length == 10
+    assert (trimmed.extend(text[:, 10:])[0] - together[10:]).abs().max() < tolerance
+    with pytest.raises(errors.InvalidArgument):
+        trimmed.rollback(21)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "neox", "qwen2"])
+def test_any_saved_pair_loads_and_is_greedy_lossless(tmp_path, kind):
+    pair = speclib.load_pair(save(tmp_path / "target", kind), save(tmp_path / "draft", kind, seed=1), dtype="float64")
+    greedy = speclib.Sampling(temperature=0)
+    plain, fast = (speclib.generate(pair.target, "w1 w2 w3", d, greedy, max_new_tokens=40) for d in (None, speclib.drafters.ModelDrafter(pair.draft)))
+    assert torch.equal(plain.tokens[0], fast.tokens[0])
+
+
+def test_padded_vocabularies_are_cut_to_the_tokenizer(tmp_path):
+    pair = speclib.load_pair(save(tmp_path / "t", vocabulary=64), save(tmp_path / "d", seed=1, vocabulary=56), dtype="float64")
+    assert pair.target.vocabulary == pair.draft.vocabulary == 48
+    out = speclib.generate(pair.target, "w1", speclib.drafters.ModelDrafter(pair.draft), max_new_tokens=100, stop=[])
+    assert out.tokens[0].max() < 48
+
+
+def test_clear_errors(tmp_path):
+    target = save(tmp_path / "target")
+    with pytest.raises(errors.IncompatibleModels, match="different tokenizers"):
+        speclib.load_pair(target, save(tmp_path / "other", words=WORDS[::-1]))
+    with pytest.raises(errors.ModelLoadError, match="cannot load"):
+        speclib.load_model(tmp_path / "nothing")
+    with pytest.raises(errors.InvalidArgument, match="needs a draft"):
+        speclib.load_pair(target)
+    with pytest.raises(errors.InvalidArgument, match="dtype"):
+        speclib.load_model(target, dtype="float31")
+    with pytest.raises(errors.InvalidArgument, match="device"):
+        speclib.load_model(target, device="quantum")
+    pickled = tmp_path / "pickled"
+    shutil.copytree(target, pickled)
+    (pickled / "model.safetensors").unlink()
+    torch.save({}, pickled / "pytorch_model.bin")
+    with pytest.raises(errors.ModelLoadError, match="safetensors"):
+        speclib.load_model(pickled)
+    broken = tmp_path / "broken"
+    shutil.copytree(target, broken)
+    (broken / "model.safetensors").write_bytes(b"not a weight file")
+    with pytest.raises(errors.ModelLoadError):
+        speclib.load_model(broken)
+
+
+def test_encoder_decoder_is_refused():
+    config = T5Config(vocab_size=48, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2)
+    with pytest.raises(errors.UnsupportedModel, match="encoder-decoder"):
+        speclib.LanguageModel(T5ForConditionalGeneration(config))
+
+
+def test_embedded_models_are_what_was_registered(tmp_path, monkeypatch):
+    names = speclib.ladder()
+    assert len(names) >= 6
+    assert {speclib.models.DEFAULT_DRAFT} <= set(names)
+    for name in (*names, "target"):
+        embedded.fetch(f"models/{name}")
+    copy = tmp_path / "data"
+    shutil.copytree(embedded.DATA / "models" / names[0], copy / "models" / names[0])
+    monkeypatch.setattr(embedded, "DATA", copy)
+    weights = copy / "models" / names[0] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(errors.ModelLoadError, match="SHA-256"):
+        speclib.load_model(names[0])
+    weights.unlink()
+    with pytest.raises(errors.ModelLoadError, match="missing"):
+        speclib.load_model(names[0])
+
+
+def test_the_embedded_pair_is_lossless_when_greedy():
+    pair = speclib.load_pair(dtype="float64")
+    greedy, prompt = speclib.Sampling(temperature=0), embedded.prompts("code")[9]
+    plain, fast = (speclib.generate(pair.target, prompt, d, greedy, max_new_tokens=24, stop=[]) for d in (None, speclib.drafters.ModelDrafter(pair.draft)))
+    assert torch.equal(plain.tokens[0], fast.tokens[0])
