@@ -173,6 +173,17 @@ def wasted(function: Callable) -> None:
     _verdict(function, cases, "on a busy machine this work is not free: notebook 11 comes back to it")
 
 
+def what_followed(function: Callable) -> None:
+    """The tokens behind the latest earlier occurrence of the last token."""
+    cases = [
+        (([1, 2, 3, 1], 2), _same([2, 3], "1 stood at the beginning, and 2, 3 followed")),
+        (([1, 2, 1, 3, 1], 1), _same([3], "of two earlier occurrences the latest counts")),
+        (([5, 5], 3), _same([5], "a slice past the end is short, and that is fine")),
+        (([1, 2, 3], 4), _same([], "3 was never seen before: no guess; the last token itself is no earlier occurrence")),
+    ]
+    _verdict(function, cases, "a search engine in four lines; draft_and_check takes it as it is")
+
+
 # --- notebook 04 -------------------------------------------------------------------------------------------------------
 
 

@@ -192,28 +192,59 @@ def speed_map(points, alpha: float | None = None, gamma: int | None = None, c: f
     return figure
 
 
-def claim(table) -> plt.Figure:
-    """Speed-up against the number of right guesses: measured with its spread, the n + 1 claim, and the width curve's prediction."""
+def claim(table, where: str = "this machine") -> plt.Figure:
+    """Speed-up against the number of right guesses: measured with its spread, the n + 1 claim, and the width curve's prediction.
+
+    table has the columns n, speedup, low, high, claim, width_curve; `where` names the machine.
+    """
     figure, axis = plt.subplots()
     axis.plot(table["n"], table["claim"], linestyle=":", color=REJECTED, label="the claim: n + 1")
     axis.plot(table["n"], table["width_curve"], linestyle="--", marker="s", markersize=5, color=PREDICTED, label="predicted: (n + 1) T(1) / T(n + 1)")
     spread = [table["speedup"] - table["low"], table["high"] - table["speedup"]]
-    axis.errorbar(table["n"], table["speedup"], yerr=spread, marker="o", capsize=3, color=ACCEPTED, label="measured")
-    axis.set(xlabel="right guesses a round, n", ylabel="speed-up over cached plain decoding", title="A perfect oracle that costs nothing, on this machine")
+    axis.errorbar(table["n"], table["speedup"], yerr=spread, marker="o", capsize=3, color=ACCEPTED, label="measured: median, smallest and largest")
+    axis.set(xlabel="right guesses a round, n", ylabel="speed-up over cached plain decoding")
+    axis.set_title(f"A perfect oracle that costs nothing\n{where}", fontsize=11)
     axis.legend()
     figure.tight_layout()
     return figure
 
 
-def wrong_guesses(table, gamma: int = 4) -> plt.Figure:
-    """Speed-up against the probability that a guess is right: measured with spread, predicted, and the break-even line."""
+def wrong_guesses(table, where: str = "this machine") -> plt.Figure:
+    """Speed-up against the probability a that a guess is right, for each number n of guesses: measured with spread, predicted, break-even.
+
+    table has the columns a, n, speedup, low, high, predicted; `where` names the machine.
+    """
     figure, axis = plt.subplots()
-    spread = [table["speedup"] - table["low"], table["high"] - table["speedup"]]
-    axis.errorbar(table["a"], table["speedup"], yerr=spread, marker="o", capsize=3, color=ACCEPTED, label="measured")
-    axis.plot(table["a"], table["predicted"], linestyle="--", marker="s", markersize=5, color=PREDICTED, label="predicted")
-    axis.axhline(1, color="black", linewidth=1, linestyle=":", label="plain decoding")
-    axis.set(xlabel="probability that a guess is right", ylabel="speed-up over cached plain decoding", title=f"{gamma} free guesses a round, on this machine")
-    axis.legend()
+    for (n, rows), colour, marker in zip(table.groupby("n"), (ACCEPTED, TARGET), "os", strict=False):
+        spread = [rows["speedup"] - rows["low"], rows["high"] - rows["speedup"]]
+        axis.errorbar(rows["a"], rows["speedup"], yerr=spread, fmt=marker, capsize=3, color=colour, label=f"{n} guesses a round, measured")
+        axis.plot(rows["a"], rows["predicted"], linestyle="--", color=colour, label=f"{n} guesses a round, predicted")
+    axis.axhline(1, color="black", linewidth=1.5, linestyle=":", label="plain decoding")
+    axis.set(xlabel="probability a that a guess is right", ylabel="speed-up over cached plain decoding", yscale="log")
+    axis.set_yticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
+    axis.set_title(f"Free guesses, some of them wrong\n{where}", fontsize=11)
+    axis.legend(fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+def priced_oracle(times, quality: float, prices: tuple[float, ...]) -> plt.Figure:
+    """Predicted speed-up against the number of guesses, a line a price, the best of each marked.
+
+    times: milliseconds by width (a Series); quality: how often a guess is right; prices: a guess over a target forward.
+    """
+    lengths = [width - 1 for width in times.index]
+    figure, axis = plt.subplots(figsize=(7.5, 3.6))
+    for k, price in enumerate(prices):
+        speed = [float(theory.speedup(quality, n, price, times[n + 1] / times[1])) for n in lengths]
+        best = max(range(len(lengths)), key=speed.__getitem__)
+        label = f"a guess costs {price:g}: best {lengths[best]} guesses, {speed[best]:.2f}x"
+        axis.plot(lengths, speed, marker=MARKERS[k], markersize=4, linestyle=("-", "--", "-.")[k % 3], color=f"C{k}", label=label)
+        axis.plot(lengths[best], speed[best], marker=MARKERS[k], markersize=11, color=f"C{k}", markeredgecolor="black")
+    axis.axhline(1, color="black", linestyle=":", linewidth=1)
+    axis.set(xlabel="guesses a round", ylabel="predicted speed-up", title=f"Guesses right with probability {quality:g}")
+    axis.set_ylim(bottom=0)
+    axis.legend(fontsize=9)
     figure.tight_layout()
     return figure
 

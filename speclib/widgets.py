@@ -5,7 +5,7 @@ import io
 import ipywidgets as widgets
 import torch
 
-from . import plotting, theory
+from . import plotting
 from .decoding import generate
 from .distributions import overlap
 from .drafters import ModelDrafter
@@ -104,17 +104,10 @@ def oracle_dial(times) -> widgets.VBox:
     """Sliders for an oracle's quality and price; the predicted speed-up over the number of guesses, with a measured width curve (ms by width)."""
     quality = widgets.FloatSlider(0.7, min=0.0, max=1.0, step=0.05, continuous_update=False, description="right with a")
     price = widgets.FloatSlider(0.1, min=0.0, max=1.0, step=0.05, continuous_update=False, description="cost c")
-    lengths = [width - 1 for width in times.index]
     image = widgets.Image(format="png")
 
     def show(_change=None):
-        speed = [float(theory.speedup(quality.value, n, price.value, times[n + 1] / times[1])) for n in lengths]
-        figure, axis = plotting.plt.subplots(figsize=(7, 3.4))
-        axis.plot(lengths, speed, marker="o", color=plotting.PREDICTED)
-        axis.axhline(1, color="black", linestyle=":", linewidth=1)
-        best = max(range(len(lengths)), key=speed.__getitem__)
-        axis.set(xlabel="guesses a round", ylabel="predicted speed-up", title=f"best: {lengths[best]} guesses, {speed[best]:.2f}x")
-        image.value = picture(figure).value
+        image.value = picture(plotting.priced_oracle(times, quality.value, (price.value,))).value
 
     quality.observe(show, "value")
     price.observe(show, "value")
