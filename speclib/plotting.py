@@ -80,11 +80,36 @@ def position(record: dict, tokenizer, top: int = 8) -> plt.Figure:
     """One drafted position, from `widgets.record_rounds`: p and q over the tokens that either finds probable, and what happened."""
     figure, axis = plt.subplots(figsize=(8.5, 4.2))
     p, q, drafted = record["p"], record["q"], record["drafted"]
-    shown = (p + q).topk(top).indices.tolist()
-    shown = shown if drafted in shown else [*shown[:-1], drafted]
-    names = [repr(tokenizer.decode([t]))[1:-1].replace("$", r"\$") + ("\n(drafted)" if t == drafted else "") for t in shown]
+    marks = {record["replacement"]: "\n(drawn\ninstead)", drafted: "\n(drafted)"}
+    shown = [t for t in (p + q).topk(top).indices.tolist() if t not in marks]
+    named = [t for t in marks if t is not None]
+    shown = sorted(named + shown[: top - len(named)], key=lambda t: -float(p[t] + q[t]))
+    names = [repr(tokenizer.decode([t]))[1:-1].replace("$", r"\$") + marks.get(t, "") for t in shown]
     two_distributions(p[shown], q[shown], names, axis)
     axis.set_title(record["title"], fontsize=11)
+    figure.tight_layout()
+    return figure
+
+
+def baselines(clocks: dict[str, list[float]], where: str = "this machine") -> plt.Figure:
+    """Seconds at which each token was there, a line a program, and how many times as fast the last program is as each other one.
+
+    clocks: name -> seconds by token, the program that is praised last; `where` names the machine.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    best = np.array(list(clocks.values())[-1])
+    tokens = np.arange(1, len(best) + 1)
+    for (name, seconds), colour, line in zip(clocks.items(), (REJECTED, TARGET, ACCEPTED), (":", "--", "-"), strict=True):
+        left.plot(tokens, seconds, color=colour, linestyle=line, linewidth=2, label=name)
+        if name != list(clocks)[-1]:
+            right.plot(tokens[8:], (np.array(seconds) / best)[8:], color=colour, linestyle=line, linewidth=2, label=f"over {name}")
+    right.axhline(1, color="black", linewidth=1)
+    left.set(xlabel="new tokens", ylabel="seconds, with the prompt", title="One text, three programs")
+    right.set(xlabel="new tokens", ylabel="times as fast", title="The speed-up of the same program")
+    right.set_ylim(bottom=0)
+    for axis in (left, right):
+        axis.legend(fontsize=9)
+    figure.suptitle(where, fontsize=10)
     figure.tight_layout()
     return figure
 

@@ -24,7 +24,7 @@ def picture(figure) -> widgets.Image:
 
 
 def record_rounds(pair, prompt: str, draft_length: int = 4, tokens: int = 24, seed: int = 1) -> list[dict]:
-    """Every drafted position of a run that verification reached, with p [V], q [V], the drafted token and a title."""
+    """Every drafted position of a run that verification reached: p [V], q [V], the drafted token, its replacement (None if kept), a title."""
     seen = []
 
     def watched(p, q, drafted):
@@ -37,11 +37,15 @@ def record_rounds(pair, prompt: str, draft_length: int = 4, tokens: int = 24, se
     records = []
     for number, (r, (p, q, drafted)) in enumerate(zip(rounds, seen, strict=True), 1):
         for i, token in enumerate(drafted.tolist()[: r.accepted + 1]):
-            ratio = min(1.0, float(p[i, token] / q[i, token]))
-            fate = "kept" if i < r.accepted else f"rejected; the residual gave {pair.tokenizer.decode(r.emitted[-1:])!r}"
-            kept = r.position + len(r.emitted) - 1
-            title = f"Round {number}, guess {i + 1} of {len(r.drafted)}: accepted with probability {ratio:.2f}, {fate}\nafter the round both caches hold at most {kept} tokens"
-            records.append({"p": p[i], "q": q[i], "drafted": token, "title": title.replace("$", r"\$")})
+            passed, own = i < r.accepted, r.emitted[-1]
+            fate = "kept" if passed else f"rejected; the residual gave {pair.tokenizer.decode([own])!r}"
+            if r.accepted == len(r.drafted) == i + 1:
+                fate += f"; all passed, and the bonus token is {pair.tokenizer.decode([own])!r}"
+            keep = r.position + len(r.emitted) - 1  # the newest token is read in the next round
+            lengths = f"target {keep}, draft {min(keep, r.position + len(r.drafted) - 1)}"  # nobody read the draft's last guess
+            chance = f"accepted with probability {min(1.0, float(p[i, token] / q[i, token])):.2f}; overlap {r.overlaps[i]:.2f}"
+            title = f"Round {number}, guess {i + 1} of {len(r.drafted)}: {chance}\n{fate}\ncaches after the round: {lengths} tokens"
+            records.append({"p": p[i], "q": q[i], "drafted": token, "replacement": None if passed else own, "title": title.replace("$", r"\$")})
     return records
 
 
