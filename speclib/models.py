@@ -117,7 +117,11 @@ class Pair:
 def ladder() -> list[str]:
     """Names of the embedded drafts, as `load_pair(draft=...)` takes them, from the fewest parameters to the most."""
     found = [path for path in embedded.registry() if path.startswith("models/draft-") and path.endswith("model.safetensors")]
-    return [Path(path).parent.name for path in sorted(found, key=lambda path: (embedded.DATA / path).stat().st_size if embedded.DATA.is_dir() else 0)]
+
+    def size(path):
+        return (embedded.DATA / path).stat().st_size if (embedded.DATA / path).is_file() else 0
+
+    return [Path(path).parent.name for path in sorted(found, key=size)]
 
 
 def load_model(name: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | str | None = None, revision: str | None = None) -> LanguageModel:

@@ -34,7 +34,8 @@ def prompts(count, length=6, vocabulary=40):
 def test_greedy_is_plain_and_transformers_own_on_200_prompts(pair):
     target, draft = pair
     texts = prompts(200)
-    plain = target.model.generate(torch.tensor(texts), max_new_tokens=128, do_sample=False, pad_token_id=0)[:, 6:]
+    ids = torch.tensor(texts)
+    plain = target.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=128, do_sample=False, pad_token_id=0)[:, 6:]
     assert len({tuple(row) for row in plain.tolist()}) > 150  # different prompts, different texts: the comparison has something to see
     out = speclib.generate(target, texts, ModelDrafter(draft), GREEDY, 3, max_new_tokens=128, stop=[])
     assert all(torch.equal(a, b) for a, b in zip(out.tokens, plain, strict=True))
