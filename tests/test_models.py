@@ -123,7 +123,9 @@ def test_embedded_models_are_what_was_registered(tmp_path, monkeypatch):
     shutil.copytree(embedded.DATA / "models" / names[0], copy / "models" / names[0])
     monkeypatch.setattr(embedded, "DATA", copy)
     weights = copy / "models" / names[0] / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
     with pytest.raises(errors.ModelLoadError, match="SHA-256"):
         speclib.load_model(names[0])
     weights.unlink()
