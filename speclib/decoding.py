@@ -14,9 +14,9 @@ from tqdm.auto import tqdm
 
 from . import rules
 from .distributions import Draw, Sampling, overlap, seeded
-from .drafters import Drafter, Guesser
+from .drafters import Drafter
 from .errors import ContextOverflow, InvalidArgument
-from .lengths import FixedLength
+from .lengths import FixedLength, Length, Plan
 from .models import LanguageModel
 from .trace import Round, Trace
 
@@ -39,7 +39,7 @@ def generate(
     prompts: str | Sequence[str] | Sequence[Sequence[int]],
     drafter: Drafter | None = None,
     sampling: Sampling | None = None,
-    draft_length: int | FixedLength = 5,
+    draft_length: int | Length = 5,
     rule: str | rules.Rule = "token",
     max_new_tokens: int = 128,
     stop: Sequence[int | str] | None = None,
@@ -50,7 +50,7 @@ def generate(
     """Continues each prompt, with the law of the target alone whatever drafts (if the rule is lossless).
 
     target: the model whose text this is. drafter: None decodes plainly, one token per forward. draft_length: gamma, the
-    guesses per round. stop: None stops after the model's end-of-text, [] never, else after any of these token ids and
+    guesses per round (of a tree: its depth), or a plan from `lengths`. stop: None stops after the model's end-of-text, [] never, else after any of these token ids and
     strings; the text is cut exactly where plain decoding would have stopped. seed: same seed, same text; row i of a
     list does not depend on its neighbours. draw: replaces chance (see `exact`).
 
@@ -58,10 +58,10 @@ def generate(
     Raises InvalidArgument, ContextOverflow, IncompatibleModels before any work; NonFiniteLogits during it.
     """
     sampling = Sampling() if sampling is None else sampling
-    law = rules.find(rule).law
-    length = draft_length if isinstance(draft_length, FixedLength) else FixedLength(draft_length)
+    rule = rules.find(rule)
+    length = draft_length if hasattr(draft_length, "start") else FixedLength(draft_length)
     texts = _encode(target, prompts)
-    _check(target, drafter, sampling, texts, max_new_tokens, seed)
+    _check(target, drafter, sampling, rule, texts, max_new_tokens, seed)
     stops = Stops.of(target, stop)
 
     tokenizer = target.tokenizer
@@ -71,8 +71,7 @@ def generate(
     with tqdm(total=len(texts) * max_new_tokens, desc="decoding", unit="tok", disable=not progress) as bar:
         for row, prompt in enumerate(texts):
             row_draw = draw or seeded(_row_seed(seed, row), target.device)
-            guesser = drafter.start(target, sampling, row_draw) if drafter else None
-            outputs.append(_decode_row(target, guesser, prompt, sampling, length, law, max_new_tokens, stops, row_draw, row, trace, bar))
+            outputs.append(_decode_row(target, drafter, prompt, sampling, length.start(), rule, max_new_tokens, stops, row_draw, row, trace, bar))
             bar.update((row + 1) * max_new_tokens - bar.n)
     trace.seconds = _now(target.device) - start
     decoded = [tokenizer.decode(t, skip_special_tokens=True) if tokenizer else " ".join(map(str, t)) for t in outputs]
@@ -81,13 +80,15 @@ def generate(
 
 @torch.inference_mode()
 def _decode_row(
-    target: LanguageModel, guesser: Guesser | None, prompt: list[int], sampling: Sampling, length: FixedLength, law: rules.Law,
+    target: LanguageModel, drafter: Drafter | None, prompt: list[int], sampling: Sampling, plan: Plan, rule: rules.Rule,
     max_new_tokens: int, stops: "Stops", draw: Draw, row: int, trace: Trace, bar: tqdm,
 ) -> list[int]:  # fmt: skip
     """Decodes one prompt and appends its rounds to `trace`; returns the new tokens."""
-    device, text, new = target.device, list(prompt), []
-    context = target.context()
+    device = target.device
     began = _now(device)
+    context = target.context(prompt)
+    guesser = drafter.start(context, sampling, draw) if drafter else None
+    text, new = list(context.begin), []
     if len(text) > 1:
         context.extend(torch.tensor([text[:-1]], device=device), keep=1)  # all but the last: each round reads that itself
     if guesser:
@@ -96,32 +97,53 @@ def _decode_row(
 
     while len(new) < max_new_tokens:
         t0 = _now(device)
-        n = min(length.next_length(), max_new_tokens - len(new) - 1) if guesser else 0  # one token always comes from the target
-        draft = guesser.propose(text, n) if n > 0 else None
+        n = min(plan.next_length(), max_new_tokens - len(new) - 1) if guesser else 0  # one token always comes from the target
+        draft = guesser.propose(text, n, plan.goes_on) if n > 0 else None
         t1 = _now(device)
         drafted = draft.tokens.tolist() if draft else []
-        n = len(drafted)
-        logits = context.extend(torch.tensor([text[-1:] + drafted], device=device))  # [1, n+1, V]
+        parents = draft.parents if drafted else None
+        read = torch.tensor([text[-1:] + drafted], device=device)  # [1, n+1]
+        logits = context.extend(read, parents=None if parents is None else [-1, *(parent + 1 for parent in parents)])  # [1, n+1, V]
         t2 = _now(device)
         p = sampling.probabilities(logits)
-        if n == 0:
-            accepted, stop_probs, overlaps, next_probs = 0, [1.0], [], p[0, 0]
+        if not drafted:
+            path, next_probs, stop_probs, overlaps = [], p[0, 0], [1.0], []
         else:
-            q = draft.probs.to(p.dtype).unsqueeze(0)  # [1, n, V]
-            verdict = law(p, q, draft.tokens.unsqueeze(0))
-            accepted = int(draw(verdict.stop_probs[0]))
-            next_probs = verdict.next_probs[0, accepted]
-            stop_probs, overlaps = verdict.stop_probs[0].tolist(), overlap(p[0, :n], q[0]).tolist()
-        emitted = drafted[:accepted] + [int(draw(next_probs))]
-        emitted, ended = stops.cut(new, emitted)
+            q, tokens = draft.probs.to(p.dtype).unsqueeze(0), draft.tokens.unsqueeze(0)  # [1, n, V], [1, n]
+            verdict = rule.law(p, q, tokens) if parents is None else rules.tree_law(p, q, tokens, parents)
+            stop = int(draw(verdict.stop_probs[0]))
+            next_probs, stop_probs = verdict.next_probs[0, stop], verdict.stop_probs[0].tolist()
+            path = list(range(stop)) if parents is None else branch(parents, stop - 1)
+            overlaps = overlap(p[0, : len(drafted)], q[0]).tolist() if parents is None else taken(parents, path, stop_probs)
+        emitted, ended = stops.cut(new, [drafted[node] for node in path] + [int(draw(next_probs))])
         new += emitted
         text += emitted
-        context.rollback(len(text) - 1)
-        trace.rounds.append(Round(row, len(text) - len(emitted), drafted, overlaps, stop_probs, accepted, emitted, t1 - t0, t2 - t1, _now(device) - t0))
+        context.retain([0, *(node + 1 for node in path[: len(emitted) - 1])])  # the last token is not read yet
+        done = Round(row, len(text) - len(emitted), drafted, overlaps, stop_probs, len(path), emitted, t1 - t0, t2 - t1, _now(device) - t0, parents)
+        trace.rounds.append(done)
+        plan.observe(done)
         bar.update(len(emitted))
         if ended:
             break
     return new
+
+
+def branch(parents: Sequence[int], node: int) -> list[int]:
+    """The nodes of a tree from the first guess down to `node`, which may be -1: the text itself, no guess."""
+    path = []
+    while node >= 0:
+        path.append(node)
+        node = parents[node]
+    return path[::-1]
+
+
+def taken(parents: Sequence[int], path: Sequence[int], stop_probs: Sequence[float]) -> list[float]:
+    """The probability that some guess is taken at each place along a path of a tree, as far as there are guesses."""
+    below = list(stop_probs)  # by node, the text first: the probability that verification comes to the node
+    for node in reversed(range(len(parents))):
+        below[parents[node] + 1] += below[node + 1]
+    branching = {parent + 1 for parent in parents}
+    return [1 - stop_probs[place] / below[place] for place in (0, *(node + 1 for node in path)) if place in branching]
 
 
 @dataclass(frozen=True)
@@ -188,7 +210,7 @@ def _encode(target: LanguageModel, prompts: str | Sequence[str] | Sequence[Seque
     return texts
 
 
-def _check(target: LanguageModel, drafter: Drafter | None, sampling: Sampling, texts: list[list[int]], max_new_tokens: int, seed: int) -> None:
+def _check(target: LanguageModel, drafter: Drafter | None, sampling: Sampling, rule: rules.Rule, texts: list[list[int]], max_new_tokens: int, seed: int) -> None:
     """Everything that can be known to fail is found here, before the first forward."""
     if not isinstance(target, LanguageModel):
         raise InvalidArgument(f"target must be a speclib LanguageModel, such as load_pair().target, not a {type(target).__name__}")
@@ -196,6 +218,8 @@ def _check(target: LanguageModel, drafter: Drafter | None, sampling: Sampling, t
         raise InvalidArgument(f"sampling must be a speclib.Sampling, not {sampling!r}")
     if drafter is not None and not hasattr(drafter, "start"):
         raise InvalidArgument(f"drafter must be None or one of speclib.drafters, such as ModelDrafter(pair.draft), not a {type(drafter).__name__}")
+    if getattr(drafter, "grows_trees", False) and rule.name != "token":
+        raise InvalidArgument(f"a tree of guesses is checked by the token rule, not by {rule.name!r}; leave rule out")
     if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
         raise InvalidArgument(f"max_new_tokens must be a whole number >= 1, not {max_new_tokens!r}")
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:

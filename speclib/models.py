@@ -4,45 +4,46 @@
 own, which holds the key-value cache; dropping it, even in an exception, leaves nothing behind.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as transformers_logging
 
-from . import embedded
+from . import embedded, fast
+from .context import Context, EncoderDecoderContext
 from .errors import IncompatibleModels, InvalidArgument, ModelLoadError, UnsupportedModel
+from .fast import FastContext
 
 TARGET = "target"
 DEFAULT_DRAFT = "draft-d256x2-distilled"
+BACKENDS = ("eager", "fast")
 
 
 class LanguageModel:
-    """A causal language model with its tokenizer: `.model` and `.tokenizer` are the transformers objects themselves.
+    """A language model with its tokenizer: `.model` and `.tokenizer` are the transformers objects themselves.
 
     `vocabulary` is the number of tokens that both the tokenizer and the model's output know: many checkpoints pad
-    their output to a round number, and a padded slot must never be drawn.
+    their output to a round number, and a padded slot must never be drawn. backend: "eager" runs transformers' own forward;
+    "fast" runs the same weights through plain functions (see `fast`), and raises UnsupportedModel for an architecture it cannot read.
     """
 
-    def __init__(self, model, tokenizer=None, name: str | None = None):
-        if getattr(model.config, "is_encoder_decoder", False):
-            raise UnsupportedModel(f"{type(model).__name__} is an encoder-decoder model; LanguageModel takes causal language models")
-        if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
-            raise UnsupportedModel(f"{type(model).__name__} keeps a state that cannot be rolled back; speculative sampling needs a key-value cache")
-        config = model.config.get_text_config()
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model, tokenizer=None, name: str | None = None, backend: str = "eager"):
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
-        self.context_length: int | None = getattr(config, "max_position_embeddings", None)
+        if backend not in BACKENDS:
+            raise InvalidArgument(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+        self.encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
+        config = model.config.get_text_config(decoder=True)
+        if not self.encoder_decoder:
+            _check_cache(model, config, self.name)
+        self.model, self.tokenizer, self.backend = model, tokenizer, backend
+        self.context_length: int | None = None if self.encoder_decoder else getattr(config, "max_position_embeddings", None)
         width = model.get_output_embeddings().weight.shape[0]
         self.vocabulary = width if tokenizer is None else min(width, len(tokenizer))
-        kinds = {type(layer).__name__ for layer in DynamicCache(config=config).layers}
-        window = getattr(config, "sliding_window", None)
-        if kinds - {"DynamicLayer"} and not (kinds == {"DynamicSlidingWindowLayer"} and window and window >= (self.context_length or 0)):
-            raise UnsupportedModel(f"{self.name} has a sliding-window or recurrent cache ({', '.join(sorted(kinds))}); it cannot be rolled back")
+        self.decoder = fast.decoder(model) if backend == "fast" else None
 
     @property
     def device(self) -> torch.device:
@@ -65,41 +66,25 @@ class LanguageModel:
             ids = self.tokenizer.eos_token_id
         return frozenset([ids] if isinstance(ids, int) else ids or [])
 
-    def context(self) -> "Context":
-        """An empty text in front of this model."""
-        return Context(self)
+    def context(self, prompt: Sequence[int] = ()) -> Context:
+        """A text in front of this model with nothing read yet; the encoder of an encoder-decoder model reads the prompt here."""
+        if self.encoder_decoder:
+            return EncoderDecoderContext(self, prompt)
+        return FastContext(self, prompt) if self.backend == "fast" else Context(self, prompt)
 
     def __repr__(self) -> str:
-        return f"LanguageModel({self.name}, {self.parameters / 1e6:.1f}M parameters, {str(self.dtype).removeprefix('torch.')}, {self.device})"
+        size, dtype = f"{self.parameters / 1e6:.1f}M parameters", str(self.dtype).removeprefix("torch.")
+        return f"LanguageModel({self.name}, {size}, {dtype}, {self.device}{', fast' if self.backend == 'fast' else ''})"
 
 
-class Context:
-    """One text in front of one model, with its key-value cache. `length` tokens of it are in the cache."""
-
-    def __init__(self, language_model: LanguageModel):
-        self.language_model = language_model
-        self.length = 0
-        self._cache = DynamicCache(config=language_model.model.config.get_text_config())
-
-    @torch.inference_mode()
-    def extend(self, tokens: Tensor, keep: int | None = None) -> Tensor:
-        """Appends tokens [1, k] and returns the logits after each [1, k, V], or after the last `keep` of them.
-
-        One forward for all k tokens: this is what makes checking guesses cheap.
-        """
-        out = self.language_model.model(
-            input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=keep or tokens.shape[1], return_dict=True
-        )
-        self.length += tokens.shape[1]
-        return out.logits[..., : self.language_model.vocabulary]
-
-    def rollback(self, length: int) -> None:
-        """Forgets all but the first `length` tokens. Raises InvalidArgument if there are not as many."""
-        if not 0 <= length <= self.length:
-            raise InvalidArgument(f"cannot roll back to {length} tokens: the context holds {self.length}")
-        if length < self.length:
-            self._cache.crop(length - self.length)  # transformers counts what to remove, as a negative number
-            self.length = length
+def _check_cache(model, config, name: str) -> None:
+    """Raises UnsupportedModel unless the model keeps keys and values of every token, which can be rolled back."""
+    if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
+        raise UnsupportedModel(f"{type(model).__name__} keeps a state that cannot be rolled back; speculative sampling needs a key-value cache")
+    kinds = {type(layer).__name__ for layer in DynamicCache(config=config).layers}
+    window = getattr(config, "sliding_window", None)
+    if kinds - {"DynamicLayer"} and not (kinds == {"DynamicSlidingWindowLayer"} and window and window >= (getattr(config, "max_position_embeddings", None) or 0)):
+        raise UnsupportedModel(f"{name} has a sliding-window or recurrent cache ({', '.join(sorted(kinds))}); it cannot be rolled back")
 
 
 @dataclass(frozen=True)
@@ -124,8 +109,15 @@ def ladder() -> list[str]:
     return [Path(path).parent.name for path in sorted(found, key=size)]
 
 
-def load_model(name: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | str | None = None, revision: str | None = None) -> LanguageModel:
-    """An embedded model by its name, or any transformers causal model from a folder or the hub.
+def load_model(
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    revision: str | None = None,
+    backend: str = "eager",
+) -> LanguageModel:
+    """An embedded model by its name, or any transformers causal or encoder-decoder model from a folder or the hub.
 
     Only safetensors weights are read and no code of the repository is run. device None: cuda, then mps, then cpu.
     dtype None: bfloat16 on cuda, float32 elsewhere. Raises ModelLoadError or UnsupportedModel.
@@ -144,17 +136,14 @@ def load_model(name: str | Path, *, device: str | torch.device | None = None, dt
         with _quiet_bars(own or local):
             options = {"trust_remote_code": False, "revision": revision, "local_files_only": own or local}
             config = AutoConfig.from_pretrained(source, **options)
-            if getattr(config, "is_encoder_decoder", False):
-                raise UnsupportedModel(f"{name} is an encoder-decoder model; load_pair takes causal language models")
+            loader = AutoModelForSeq2SeqLM if getattr(config, "is_encoder_decoder", False) else AutoModelForCausalLM
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
-    except UnsupportedModel:
-        raise
+            model = loader.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         choices = f"an embedded name ({', '.join([TARGET, *ladder()])}), a folder, or a hub name"
-        raise ModelLoadError(f"cannot load {name!r} as a causal language model with safetensors weights: {reason} - give {choices}") from error
-    return LanguageModel(model.to(device).eval(), tokenizer, Path(name).name if local else name)
+        raise ModelLoadError(f"cannot load {name!r} as a language model with safetensors weights: {reason} - give {choices}") from error
+    return LanguageModel(model.to(device).eval(), tokenizer, Path(name).name if local else name, backend)
 
 
 def load_pair(
@@ -164,6 +153,7 @@ def load_pair(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     revision: str | None = None,
+    backend: str = "eager",
 ) -> Pair:
     """The embedded target with an embedded draft, or any two transformers models from folders or the hub.
 
@@ -172,14 +162,16 @@ def load_pair(
     """
     if target is not None and draft is None:
         raise InvalidArgument(f"target {str(target)!r} needs a draft model with the same tokenizer: load_pair(target, draft)")
-    big = load_model(target or TARGET, device=device, dtype=dtype, revision=revision)
-    small = load_model(draft or DEFAULT_DRAFT, device=device, dtype=dtype, revision=revision)
+    options = {"device": device, "dtype": dtype, "revision": revision, "backend": backend}
+    big, small = load_model(target or TARGET, **options), load_model(draft or DEFAULT_DRAFT, **options)
     check_compatible(big, small)
     return Pair(big, small)
 
 
 def check_compatible(target: LanguageModel, draft: LanguageModel) -> None:
-    """Raises IncompatibleModels unless both tokenizers give every token the same id. Sizes of padded outputs may differ."""
+    """Raises IncompatibleModels unless both are of one kind and their tokenizers agree on every id. Sizes of padded outputs may differ."""
+    if target.encoder_decoder != draft.encoder_decoder:
+        raise IncompatibleModels(f"one of {target.name} and {draft.name} is an encoder-decoder model and the other is not; choose two of one kind")
     if target.tokenizer is None or draft.tokenizer is None:
         if target.vocabulary != draft.vocabulary:
             raise IncompatibleModels(f"{target.name} has {target.vocabulary} tokens and {draft.name} has {draft.vocabulary}; without tokenizers they cannot be matched")

@@ -4,10 +4,11 @@ Given what the target thinks (p), what the draft thought (q) and the tokens it d
 verification stops and which token comes next, as probabilities. `decoding` draws from that law; `exact`
 sums over it. What is proved is therefore the very code that decodes.
 
-A chain of n drafted tokens has n + 1 places to stop: after 0, 1, ..., n accepted tokens.
+A chain of n drafted tokens has n + 1 places to stop: after 0, 1, ..., n accepted tokens. A tree has as many: the text and
+each of its n nodes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +63,28 @@ def token_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
     n = drafted.shape[1]
     ratio = drafted_probs(p[:, :n], drafted) / drafted_probs(q, drafted)  # [B, n]; q > 0: x was drawn from it
     return Verdict(chain_stops(ratio.clamp(max=1)), torch.cat([residual(p[:, :n], q), p[:, n:]], 1))
+
+
+def tree_law(p: Tensor, q: Tensor, drafted: Tensor, parents: Sequence[int]) -> Verdict:
+    """The token rule on a tree of guesses. Node i was drawn from q[:, i] and follows node parents[i] < i, or the text (-1).
+
+    p: [B, n+1, V], first after the text, then after each node. The children of a node are tried in order: each against what the
+    ones before it have left of p, by the token rule. Children may be drawn with or without replacement, as long as q says so; a
+    guess without chance is a point mass. Multi-round speculative sampling: SpecInfer (2305.09781), algorithm 2; without
+    replacement: Jeon et al. (2402.14160). On a chain it is `token_law`.
+    """
+    n = drafted.shape[1]
+    given = drafted_probs(q, drafted)  # [B, n]
+    left = list(p.unbind(1))  # what the children tried so far leave of the target's law
+    reached = [torch.ones_like(p[:, 0, 0])]  # node -> probability that verification comes there
+    missed = [torch.ones_like(p[:, 0, 0]) for _ in range(n + 1)]  # and that none of its children tried so far was taken
+    for child, parent in enumerate(parents):
+        node = parent + 1
+        accept = (left[node].gather(-1, drafted[:, child, None])[:, 0] / given[:, child]).clamp(max=1)
+        reached.append(reached[node] * missed[node] * accept)
+        missed[node] = missed[node] * (1 - accept)
+        left[node] = residual(left[node], q[:, child])
+    return Verdict(torch.stack(reached, 1) * torch.stack(missed, 1), torch.stack(left, 1))
 
 
 def block_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:

@@ -13,7 +13,8 @@ class Round:
 
     drafted: the guesses; overlaps: sum(min(p, q)) at each of them; stop_probs: the rule's law of how many pass;
     accepted: how many passed; emitted: what the round added to the text (accepted guesses and one token of the target's
-    own, unless the text ended before).
+    own, unless the text ended before). Of a tree, parents: the guess that each guess follows (-1: the text); overlaps: the probability
+    that some guess is taken, at each place along the branch that was followed; stop_probs: by node, the text first.
     """
 
     row: int
@@ -26,6 +27,16 @@ class Round:
     draft_seconds: float
     target_seconds: float
     seconds: float
+    parents: list[int] | None = None
+
+    def rejected(self) -> list[int]:
+        """The first guess that was tried where verification stopped, as a list of at most one token."""
+        if self.parents is None:
+            return self.drafted[self.accepted : self.accepted + 1]
+        node = -1
+        for token in self.emitted[: self.accepted]:
+            node = next((i for i, parent in enumerate(self.parents) if parent == node and self.drafted[i] == token), node)
+        return [self.drafted[i] for i, parent in enumerate(self.parents) if parent == node][:1]
 
 
 @dataclass
@@ -100,7 +111,7 @@ class Trace:
         for r in (r for r in self.rounds if r.row == row):
             kept = min(r.accepted, len(r.emitted))
             fates += [(token, "accepted") for token in r.emitted[:kept]]
-            fates += [(token, "rejected") for token in r.drafted[r.accepted : r.accepted + 1]]
+            fates += [(token, "rejected") for token in r.rejected()]
             fates += [(token, "own") for token in r.emitted[kept:]]
         return [(self._text(token), fate) for token, fate in fates]
 

@@ -107,7 +107,7 @@ def test_clear_errors(tmp_path):
         speclib.load_model(broken)
 
 
-def test_encoder_decoder_is_refused():
+def test_old_refused():
     config = T5Config(vocab_size=48, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2)
     with pytest.raises(errors.UnsupportedModel, match="encoder-decoder"):
         speclib.LanguageModel(T5ForConditionalGeneration(config))

@@ -4,21 +4,32 @@ One condition holds for all: `Draft.probs` is the very distribution the tokens w
 involves no chance is a point mass.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
+from ..context import Context
 from ..distributions import Draw, Sampling
-from ..models import LanguageModel
 
 
 @dataclass(frozen=True)
 class Draft:
-    """n guessed tokens [n] and the distribution each was drawn from [n, V]. n may be 0: no idea."""
+    """n guessed tokens [n] and the distribution each was drawn from [n, V]. n may be 0: no idea.
+
+    parents: None for a chain; for a tree the guess that each guess follows, before it in the list, or -1 for the text. Siblings are tried in
+    their order, and the distribution of each may depend on the ones before it: drawn without replacement, they are left out of it.
+    """
 
     tokens: Tensor
     probs: Tensor
+    parents: list[int] | None = None
+
+
+def always(probs: Tensor) -> bool:
+    """Go on guessing, whatever the next distribution is."""
+    return True
 
 
 class Guesser(Protocol):
@@ -27,11 +38,14 @@ class Guesser(Protocol):
     def prepare(self, text: list[int]) -> None:
         """Reads the prompt ahead of the first round, so that its cost counts as prefill."""
 
-    def propose(self, text: list[int], n: int) -> Draft:
-        """At most n tokens to follow `text`, the whole text so far. The text may have lost earlier guesses."""
+    def propose(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Draft:
+        """At most n tokens in a row to follow `text`, the whole text so far. The text may have lost earlier guesses.
+
+        Before each guess but the first, `goes_on` is asked about the distribution [V] it would be drawn from.
+        """
 
 
 class Drafter(Protocol):
-    """Settings of a guesser; `start` makes the guesser for one text."""
+    """Settings of a guesser; `start` makes the guesser for one text, given the target's context of that text."""
 
-    def start(self, target: LanguageModel, sampling: Sampling, draw: Draw) -> Guesser: ...
+    def start(self, context: Context, sampling: Sampling, draw: Draw) -> Guesser: ...

@@ -3,12 +3,14 @@
 Prompt lookup decoding, after LLMA (2304.04487): no model, no training, and almost no time.
 """
 
+from collections.abc import Callable
+
 import torch
 
+from ..context import Context
 from ..distributions import Draw, Sampling, point_mass
 from ..errors import InvalidArgument
-from ..models import LanguageModel
-from .base import Draft
+from .base import Draft, always
 
 
 class LookupDrafter:
@@ -20,21 +22,24 @@ class LookupDrafter:
             raise InvalidArgument(f"lookup needs 1 <= shortest <= longest, not shortest={shortest}, longest={longest}")
         self.longest, self.shortest = longest, shortest
 
-    def start(self, target: LanguageModel, sampling: Sampling, draw: Draw) -> "LookupGuesser":
-        return LookupGuesser(self.longest, self.shortest, target)
+    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "LookupGuesser":
+        return LookupGuesser(self.longest, self.shortest, context)
 
 
 class LookupGuesser:
-    def __init__(self, longest: int, shortest: int, target: LanguageModel):
+    def __init__(self, longest: int, shortest: int, context: Context):
         self.sizes = range(longest, shortest - 1, -1)
-        self.vocabulary, self.device = target.vocabulary, target.device
+        self.vocabulary, self.device = context.language_model.vocabulary, context.language_model.device
+        # what an encoder has read may be copied too; elsewhere the prompt is part of the text
+        self.source = [] if context.begin == context.prompt else context.prompt
         self.ends: dict[tuple[int, ...], int] = {}  # n-gram -> where its latest occurrence ended
         self.read = 0
 
     def prepare(self, text: list[int]) -> None:
-        self._index(text)
+        self._index(self.source + text)
 
-    def propose(self, text: list[int], n: int) -> Draft:
+    def propose(self, text: list[int], n: int, goes_on: Callable[[torch.Tensor], bool] = always) -> Draft:
+        text = self.source + text
         self._index(text)
         end = next((self.ends[key] for size in self.sizes if (key := tuple(text[-size:])) in self.ends and len(key) == size), len(text))
         tokens = torch.tensor(text[end : end + n], dtype=torch.long, device=self.device)

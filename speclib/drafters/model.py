@@ -1,12 +1,15 @@
 """The classic guesser: a smaller language model, drafting one token after the other."""
 
+from collections.abc import Callable
+
 import torch
 from torch.nn.functional import pad
 
+from ..context import Context
 from ..distributions import Draw, Sampling
 from ..errors import ContextOverflow
 from ..models import LanguageModel, check_compatible
-from .base import Draft
+from .base import Draft, always
 
 
 class ModelDrafter:
@@ -15,17 +18,19 @@ class ModelDrafter:
     def __init__(self, language_model: LanguageModel):
         self.language_model = language_model
 
-    def start(self, target: LanguageModel, sampling: Sampling, draw: Draw) -> "ModelGuesser":
+    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "ModelGuesser":
+        target = context.language_model
         check_compatible(target, self.language_model)
-        return ModelGuesser(self.language_model, target.vocabulary, sampling, draw)
+        return ModelGuesser(self.language_model.context(context.prompt), target.vocabulary, sampling, draw)
 
 
 class ModelGuesser:
     """Keeps the draft model's cache in step with the text: what was rejected is rolled back, what is new is read."""
 
-    def __init__(self, language_model: LanguageModel, vocabulary: int, sampling: Sampling, draw: Draw):
-        self.context, self.sampling, self.draw = language_model.context(), sampling, draw
-        self.device, self.vocabulary, self.limit = language_model.device, vocabulary, language_model.context_length
+    def __init__(self, context: Context, vocabulary: int, sampling: Sampling, draw: Draw):
+        model = context.language_model
+        self.context, self.sampling, self.draw = context, sampling, draw
+        self.device, self.vocabulary, self.limit = model.device, vocabulary, model.context_length
         self.cached: list[int] = []  # the tokens that the context holds
 
     def prepare(self, text: list[int]) -> None:
@@ -33,18 +38,22 @@ class ModelGuesser:
             self.context.extend(torch.tensor([text[:-1]], device=self.device), keep=1)
             self.cached = list(text[:-1])
 
-    def propose(self, text: list[int], n: int) -> Draft:
+    def propose(self, text: list[int], n: int, goes_on: Callable[[torch.Tensor], bool] = always) -> Draft:
         if self.limit and len(text) + n > self.limit:
             raise ContextOverflow(f"the draft model's context holds {self.limit} tokens, fewer than the {len(text) + n} that are needed")
         self._synchronise(text)
         new, tokens, probs = torch.tensor([text[len(self.cached) :]], device=self.device), [], []
-        for _ in range(n):
+        read = 0
+        for i in range(n):
             q = self._probabilities(self.context.extend(new, keep=1)[:, -1])  # [1, V]
+            read = i
+            if i and not goes_on(q[0]):
+                break
             new = self.draw(q).unsqueeze(-1)  # [1, 1]
             tokens.append(new)
             probs.append(q)
         drafted = torch.cat(tokens, 1)[0]
-        self.cached = text + drafted[:-1].tolist()
+        self.cached = text + drafted[:read].tolist()
         return Draft(drafted, torch.cat(probs))
 
     def _synchronise(self, text: list[int]) -> None:

@@ -7,9 +7,9 @@ costs as much as the target; as an instrument it separates similarity from speed
 
 import torch
 
+from ..context import Context
 from ..distributions import Draw, Sampling
 from ..errors import InvalidArgument
-from ..models import LanguageModel
 from .model import ModelGuesser
 
 
@@ -21,13 +21,14 @@ class SyntheticDrafter:
             raise InvalidArgument(f"similarity must be between 0 and 1, not {similarity!r}")
         self.similarity = similarity
 
-    def start(self, target: LanguageModel, sampling: Sampling, draw: Draw) -> "SyntheticGuesser":
-        return SyntheticGuesser(self.similarity, target, sampling, draw)
+    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "SyntheticGuesser":
+        return SyntheticGuesser(self.similarity, context, sampling, draw)
 
 
 class SyntheticGuesser(ModelGuesser):
-    def __init__(self, similarity: float, target: LanguageModel, sampling: Sampling, draw: Draw):
-        super().__init__(target, target.vocabulary, sampling, draw)
+    def __init__(self, similarity: float, context: Context, sampling: Sampling, draw: Draw):
+        target = context.language_model
+        super().__init__(target.context(context.prompt), target.vocabulary, sampling, draw)
         self.similarity = similarity
 
     def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:

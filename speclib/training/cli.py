@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from .. import embedded
 from ..errors import TrainingError
 from . import corpus, prompts
-from .recipes import LADDER, TARGET, Recipe
+from .recipes import LADDER, SHALLOW, TARGET, Recipe
 from .tokenizer import train_tokenizer
 from .train import sample_text, train
 
@@ -30,7 +30,7 @@ def add_parser(subparsers) -> None:
         "Interrupt it at any time: the same command goes on from the last checkpoint, at most two minutes back.",
         epilog="On Linux CPUs, MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=1000000000 saves about a tenth of the time.",
     )
-    names = [r.name for r in (TARGET, *LADDER)]
+    names = [r.name for r in (SHALLOW, TARGET, *LADDER)]
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"which to train: {', '.join(names)}; all of them if none is named")
     parser.add_argument("--corpus", metavar="FILE", help="a UTF-8 text to learn from instead of the installed Python source")
     parser.add_argument("--out", default="runs/models", metavar="DIR", help="where models and checkpoints go (default: %(default)s)")
@@ -44,7 +44,7 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains what `args` asks for, skipping what is finished. Returns the exit code."""
     transformers_logging.disable_progress_bar()
-    chosen = {r.name: r for r in (TARGET, *LADDER)}
+    chosen = {r.name: r for r in (SHALLOW, TARGET, *LADDER)}
     unknown = set(args.models) - set(chosen)
     if unknown:
         raise TrainingError(f"no recipe is called {', '.join(sorted(unknown))}; choose from {', '.join(chosen)}")

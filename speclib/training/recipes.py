@@ -24,13 +24,17 @@ class Recipe:
     context: int = 512  # what the saved model accepts
     short_context: int = 256  # what most of the training sees: attention is cheaper there
     long_share: float = 0.12
-    start_from: str | None = None  # a finished recipe of the same shape whose weights are the start
+    start_from: str | None = None  # a finished recipe of the same width whose weights are the start; fewer layers are grown
     teacher: str | None = None
     teacher_samples: float = 0.0  # share of the batches that are the teacher's own text
     checkpoint_at: tuple[float, ...] = ()  # shares of the training at which a copy is kept as a model of its own
 
 
-TARGET = Recipe("target", width=256, layers=14, heads=4, feed_forward=704, tokens=16_000_000)
+# The target is trained shallow, then grown: blocks that at first do nothing are put between its layers, and training goes on.
+SHALLOW = Recipe("target-shallow", width=256, layers=14, heads=4, feed_forward=704, tokens=16_000_000)
+TARGET = Recipe(
+    "target", width=256, layers=24, heads=4, feed_forward=704, tokens=6_000_000, start_from="target-shallow", learning_rate=0.014, embedding_rate=0.002
+)  # fmt: skip
 
 _DISTILLED = {"teacher": "target", "teacher_samples": 0.25, "learning_rate": 0.01, "embedding_rate": 0.002}
 

@@ -41,6 +41,30 @@ def build(recipe: Recipe, tokenizer) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
+def grow(state: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
+    """A deeper copy of a Llama's weights that computes the same function: the start of a longer training.
+
+    Each new block copies the layer below it, with output matrices of zero, so that it adds nothing until it learns to
+    (block expansion, Wu et al. 2401.02415, section 3). New blocks are spread evenly. Raises TrainingError if `layers` are fewer
+    than there are, or more than twice as many.
+    """
+    had = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("model.layers."))
+    if not had <= layers <= 2 * had:
+        raise TrainingError(f"a model of {had} layers can be grown to between {had} and {2 * had}, not to {layers}")
+    doubled = {int((k + 0.5) * had / (layers - had)) for k in range(layers - had)}
+    grown = {name: value for name, value in state.items() if not name.startswith("model.layers.")}
+    place = 0
+    for layer in range(had):
+        for is_copy in (False, True)[: 1 + (layer in doubled)]:
+            prefix = f"model.layers.{layer}."
+            for name, value in state.items():
+                if name.startswith(prefix):
+                    silent = is_copy and name.endswith(("o_proj.weight", "down_proj.weight"))
+                    grown[f"model.layers.{place}." + name.removeprefix(prefix)] = torch.zeros_like(value) if silent else value.clone()
+            place += 1
+    return grown
+
+
 def batch(tokens: np.ndarray, step: int, rows: int, width: int, seed: int) -> torch.Tensor:
     """Batch number `step`: `rows` windows of width + 1 tokens, no window twice before all were seen. [rows, width + 1]"""
     windows = (len(tokens) - 1) // width
@@ -154,8 +178,12 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
     model = build(recipe, tokenizer).to(device)
+    tokens_before = 0  # a model that starts from another goes on reading where that one stopped
     if recipe.start_from:
-        model.load_state_dict(LlamaForCausalLM.from_pretrained(folder / recipe.start_from, dtype=torch.float32).state_dict())
+        start = LlamaForCausalLM.from_pretrained(folder / recipe.start_from, dtype=torch.float32)
+        model.load_state_dict(grow(start.state_dict(), recipe.layers))
+        tokens_before = json.loads((folder / recipe.start_from / "card.json").read_text())["tokens_seen"]
+    first_step = tokens_before // recipe.batch_tokens
     model.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")  # faster to train than sdpa on a CPU
     optims = optimizers(model, recipe)
     state_path, fingerprint = folder / f"{recipe.name}.state", repr((recipe, seed))
@@ -189,7 +217,7 @@ def train(
         width = recipe.short_context if progress < 1 - recipe.long_share else recipe.context
         rows = max(1, recipe.batch_tokens // width)
         from_teacher = samples is not None and (step * recipe.teacher_samples) % 1 >= 1 - recipe.teacher_samples
-        inputs = batch(samples if from_teacher else tokens, step, rows, width, seed).to(device)
+        inputs = batch(samples if from_teacher else tokens, first_step + step, rows, width, seed).to(device)
         for optim, rate in zip(optims, (recipe.learning_rate, recipe.embedding_rate), strict=True):
             for group in optim.param_groups:
                 group["lr"] = rate * schedule(progress)
@@ -212,16 +240,16 @@ def train(
             if progress < share <= seen / total:
                 name = f"{recipe.name}-at-{round(100 * share):02d}"
                 nats = held_out_nats(model, held_out, recipe.context)
-                save_model(model, tokenizer, folder / name, recipe, seen, curve, nats, held_out_bytes / len(held_out), seconds, corpus_manifest)
+                save_model(model, tokenizer, folder / name, recipe, seen, curve, nats, held_out_bytes / len(held_out), seconds, corpus_manifest, tokens_before)
         if time.perf_counter() - saved_at > SAVE_EVERY_SECONDS or seen >= total:
             save_state()
             saved_at = time.perf_counter()
     bar.close()
     nats = held_out_nats(model, held_out, recipe.context)
-    return save_model(model, tokenizer, folder / recipe.name, recipe, seen, curve, nats, held_out_bytes / len(held_out), seconds, corpus_manifest)
+    return save_model(model, tokenizer, folder / recipe.name, recipe, seen, curve, nats, held_out_bytes / len(held_out), seconds, corpus_manifest, tokens_before)
 
 
-def save_model(model, tokenizer, path: Path, recipe: Recipe, seen, curve, nats, bytes_per_token, seconds, corpus_manifest) -> Path:
+def save_model(model, tokenizer, path: Path, recipe: Recipe, seen, curve, nats, bytes_per_token, seconds, corpus_manifest, tokens_before=0) -> Path:
     """Writes bf16 safetensors, the tokenizer and `card.json` to `path`; returns `path`."""
     copy = LlamaForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
@@ -231,7 +259,8 @@ def save_model(model, tokenizer, path: Path, recipe: Recipe, seen, curve, nats, 
         "name": path.name,
         "parameters": sum(p.numel() for p in model.parameters()),
         "shape": {"layers": recipe.layers, "width": recipe.width, "heads": recipe.heads, "feed_forward": recipe.feed_forward, "context": recipe.context},
-        "tokens_seen": seen,
+        "tokens_seen": tokens_before + seen,
+        "started_from": recipe.start_from,
         "teacher": recipe.teacher,
         "held_out_nats_per_token": round(nats, 4),
         "held_out_bits_per_byte": round(nats / math.log(2) / bytes_per_token, 4),
