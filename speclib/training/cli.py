@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from .. import embedded
 from ..errors import TrainingError
 from . import corpus, prompts
-from .recipes import LADDER, SHALLOW, TARGET, Recipe
+from .recipes import LADDER, SHALLOW, TARGET, UNSHIPPED, Recipe
 from .tokenizer import train_tokenizer
 from .train import sample_text, train
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 def install(out: Path, held_documents: list[corpus.Document], tokenizer: PreTrainedTokenizerFast) -> None:
     """Copies every finished model to data/models, writes prompts and registry."""
-    for card in sorted(out.glob("*/card.json")):
+    for card in sorted(card for card in out.glob("*/card.json") if card.parent.name not in UNSHIPPED):
         shutil.copytree(card.parent, embedded.DATA / "models" / card.parent.name, dirs_exist_ok=True)
     shutil.copy(out / "corpus.json", embedded.DATA / "models" / "corpus.json")
     prompts.write_prompts(held_documents, tokenizer, embedded.DATA / "prompts" / "held_out.json")

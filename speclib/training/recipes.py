@@ -44,7 +44,10 @@ LADDER = (
     Recipe("draft-d64x1", width=64, layers=1, heads=1, feed_forward=176, tokens=2_000_000, checkpoint_at=(0.02,)),
     Recipe("draft-d128x1", width=128, layers=1, heads=2, feed_forward=352, tokens=2_500_000),
     Recipe("draft-d384x1", width=384, layers=1, heads=6, feed_forward=1536, tokens=3_000_000),
-    Recipe("draft-d384x1-distilled", width=384, layers=1, heads=6, feed_forward=1536, tokens=3_500_000, start_from="draft-d384x1", **_DISTILLED),
-    Recipe("draft-d256x2-distilled", width=256, layers=2, heads=4, feed_forward=704, tokens=3_500_000, **{**_DISTILLED, "learning_rate": 0.02, "embedding_rate": 0.004}),
-    Recipe("draft-d256x4", width=256, layers=4, heads=4, feed_forward=704, tokens=3_000_000),
+    Recipe("draft-d384x1-early", width=384, layers=1, heads=6, feed_forward=1536, tokens=3_500_000, start_from="draft-d384x1", **{**_DISTILLED, "teacher": "target-shallow"}),
+    Recipe("draft-d384x1-distilled", width=384, layers=1, heads=6, feed_forward=1536, tokens=2_200_000, start_from="draft-d384x1-early", **_DISTILLED),
+    Recipe("draft-d384x2-distilled", width=384, layers=2, heads=6, feed_forward=1536, tokens=2_000_000, start_from="draft-d384x1-early", **_DISTILLED),
 )
+
+# Steps on the way to another model, which do not ship.
+UNSHIPPED = ("target-shallow", "draft-d384x1-early")
