@@ -7,6 +7,7 @@ with a cache. What is to be chosen (draft lengths, the settings of transformers'
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -15,20 +16,20 @@ import torch
 from . import embedded, experiments
 from .distributions import Sampling
 from .drafters import LookupDrafter, ModelDrafter
-from .errors import InvalidArgument
-from .models import LanguageModel, Pair, load_pair
+from .errors import InvalidArgument, UnsupportedModel
+from .models import BACKENDS, LanguageModel, Pair, load_pair
 
 RESULTS = embedded.DATA / "results"
 TEMPERATURES = (1.0, 0.7, 0.0)
 LENGTHS = (2, 3, 4, 5, 7)  # draft lengths to choose from
 ASSISTANT_TOKENS = (3, 5, 8)  # the same for transformers' assisted generation, beside its default
-LOOKUP_LENGTH = 8
+LOOKUP_LENGTHS = (3, 8)  # and for prompt lookup, ours and transformers'
 PLAIN, MODEL, BLOCK, LOOKUP = "plain", "speculative", "speculative, block rule", "prompt lookup"
+HF_PLAIN, HF_DEFAULT, HF_BEST, HF_LOOKUP = "transformers generate", "transformers assisted, default", "transformers assisted, best", "transformers lookup"
 SHOWN = (
     *("method", "tokens_per_second", "speedup", "low", "high", "draft_length", "alpha", "accepted_share", "tokens_per_round", "c"),
-    *("predicted", "share_of_predicted", "ours_over_this", "repeated_4_grams", "same_text"),
+    *("predicted", "share_of_predicted", "draft_share", "target_share", "other_share", "repeated_4_grams", "same_text"),
 )
-HF_PLAIN, HF_DEFAULT, HF_BEST, HF_LOOKUP = "transformers generate", "transformers assisted, default", "transformers assisted, best", "transformers lookup"
 
 
 def add_parser(subparsers) -> None:
@@ -36,15 +37,19 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "bench",
         help="measure the speed-up on this machine, beside transformers, and write it to data/results/",
-        description="Tokens/s of plain, speculative and transformers' decoding with the same two models, interleaved, with 95%% bootstrap intervals over prompts.",
+        description="Tokens/s of plain, speculative and transformers' decoding with the same two models, interleaved, with 95%% bootstrap intervals over prompts. "
+        "Each method's speed-up is over plain decoding with a cache on the same backend. Interrupt it at any time: the same command goes on with the next table.",
     )
     parser.add_argument("--target", help="an embedded name, a folder, or a hub name (default: the embedded target)")
     parser.add_argument("--draft", help="the same for the draft (default: the embedded draft)")
     parser.add_argument("--prompts", type=int, default=20, help="held-out prompts (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=128, help="new tokens per prompt (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=1, help="times each prompt is decoded by each method (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, nargs="+", default=list(TEMPERATURES), metavar="T", help="0 is greedy (default: %(default)s)")
+    parser.add_argument("--domain", nargs="+", default=["code"], help="which held-out prompts: code, prose (default: %(default)s)")
     parser.add_argument("--draft-length", type=int, nargs="+", default=list(LENGTHS), metavar="N", help="draft lengths to choose from (default: %(default)s)")
-    parser.add_argument("--dtype", help="float32, bfloat16, ... (default: what suits the device)")
+    parser.add_argument("--dtype", nargs="+", default=[None], help="float32, bfloat16, float16 (default: what suits the device)")
+    parser.add_argument("--backend", nargs="+", default=list(BACKENDS), choices=BACKENDS, help="(default: both)")
     parser.add_argument("--quick", action="store_true", help="a few short texts, to see that it works: no figures to quote")
     parser.add_argument("--ladder", action="store_true", help="measure every embedded draft instead: what notebook 05 shows")
     parser.add_argument("--out", type=Path, help="the JSON file to write; table and figure go beside it (default: data/results/bench.json or ladder.json)")
@@ -60,19 +65,19 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or RESULTS / ("ladder.json" if args.ladder else "bench.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     if args.ladder:
-        record = experiments.ladder(prompts=args.prompts, tokens=args.tokens, dtype=args.dtype, progress=sys.stderr.isatty())
+        record = experiments.ladder(prompts=args.prompts, tokens=args.tokens, dtype=args.dtype[0], progress=sys.stderr.isatty())
         table = pd.DataFrame(record["summary"])
     else:
-        record = measure(args)
+        record = measure(args, out.with_suffix(".partial.json"))
         table = flat(record)
         table.to_csv(out.with_suffix(".csv"), index=False)
     out.write_text(json.dumps(record, indent=1) + "\n")
-    groups = [name for name in ("domain", "temperature") if name in table]
+    groups = [name for name in ("dtype", "domain", "temperature") if name in table]
     for key, part in table.groupby(groups, sort=False):
         print("\n" + ", ".join(f"{name} {value}" for name, value in zip(groups, key, strict=True)))
         print(part[[name for name in SHOWN if name in part]].to_string(index=False, na_rep="", float_format="{:.3g}".format))
     if not args.ladder:
-        print("\n" + "\n".join(bars(table, record)))
+        print("\n" + "\n".join(findings(record)))
         from . import plotting  # matplotlib is slow to import, and the measurement is over
 
         plotting.headline(record).savefig(out.with_name("headline.png"), bbox_inches="tight")
@@ -80,91 +85,157 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def measure(args: argparse.Namespace) -> dict:
-    """The whole measurement: {"machine", "settings", "tables", "rows"}; "tables" has one entry per temperature, by its label:
-    {"temperature", "gamma", "assistant_tokens", "c", "widths", "methods"}, the last with one row per method, plain first."""
-    pair = load_pair(args.target, args.draft, dtype=args.dtype)
-    measured, tuning = split(args.prompts)
+def measure(args: argparse.Namespace, partial: Path) -> dict:
+    """The whole measurement: {"machine", "settings", "tables", "rows"}; "tables" has one entry per dtype, domain and temperature:
+    {"dtype", "domain", "temperature", "gamma", "assistant_tokens", "backends", "methods"}, the last with one row per method.
+    Each finished table is kept in `partial`, with the settings it belongs to, and an interrupted run goes on behind it."""
     progress = sys.stderr.isatty()
-    frames, tables = [], {}
-    for temperature in TEMPERATURES:
-        sampling = Sampling(temperature)
-        gammas, assistant = choose(pair, sampling, tuning, args.draft_length, args.tokens)
-        c, widths = experiments.costs(pair, range(1, max(*gammas.values(), LOOKUP_LENGTH) + 2))
-        frame = experiments.interleaved(methods(pair, sampling, gammas, assistant, args.tokens), measured, args.repeats, progress=progress)
-        c_after, widths_after = experiments.costs(pair, list(widths["width"]))
-        both = pd.concat([widths, widths_after]).groupby("width", as_index=False).mean()  # before and after: the machine may have drifted
-        c = (c + c_after) / 2
-        lines = tabulate(frame, gammas, assistant, c, both)
-        if temperature == 0:
-            lines = lines.join(identity(pair.target, frame, measured), on="method")
-        chosen = {"temperature": temperature, "gamma": gammas[MODEL], "assistant_tokens": assistant, "c": c, "widths": _plain(both)}
-        tables[f"T = {temperature:g}" if temperature else "greedy"] = {**chosen, "methods": _plain(lines)}
-        frames.append(frame.assign(temperature=temperature))
-    settings = {"prompts": len(measured), "tuning_prompts": len(tuning), "tokens": args.tokens, "repeats": args.repeats}
-    about = {"target": repr(pair.target), "draft": repr(pair.draft), "dtype": str(pair.target.dtype).removeprefix("torch.")}
-    return {"machine": experiments.machine(), "settings": {**settings, **about}, "tables": tables, "rows": _plain(pd.concat(frames).drop(columns="text"))}
+    settings = {key: getattr(args, key) for key in ("target", "draft", "prompts", "tokens", "repeats", "draft_length", "backend")}
+    record = json.loads(partial.read_text()) if partial.exists() else {"settings": settings, "tables": [], "rows": []}
+    if record["settings"] != settings:
+        record = {"settings": settings, "tables": [], "rows": []}
+    finished = {(table["dtype"], table["domain"], table["temperature"]) for table in record["tables"]}
+    about = {}
+    for dtype in args.dtype:
+        pairs = load(args.target, args.draft, dtype, args.backend)
+        pair = next(iter(pairs.values()))
+        name = str(pair.target.dtype).removeprefix("torch.")
+        about |= {"target": repr(pair.target), "draft": repr(pair.draft)}
+        for domain in args.domain:
+            measured, tuning = split(args.prompts, domain)
+            for temperature in args.temperature:
+                if (name, domain, temperature) not in finished:
+                    table, frame = one_table(pairs, Sampling(temperature), measured, tuning, args, progress)
+                    where = {"dtype": name, "domain": domain, "temperature": temperature}
+                    record["tables"].append({**where, **table})
+                    record["rows"] += _plain(frame.drop(columns="text").assign(**where))
+                    partial.write_text(json.dumps(record))
+    partial.unlink(missing_ok=True)
+    return {"machine": {**experiments.machine(), "memory_gb": experiments.peak_memory()}, "settings": {**settings, **about}, **{k: record[k] for k in ("tables", "rows")}}
+
+
+def load(target: str | None, draft: str | None, dtype: str | None, backends: Sequence[str]) -> dict[str, Pair]:
+    """The pair on each backend. Where the fast one cannot read the architecture, that is said once and eager stands alone."""
+    pairs = {}
+    for backend in backends:
+        try:
+            pairs[backend] = load_pair(target, draft, dtype=dtype, backend=backend)
+        except UnsupportedModel as error:
+            if backend == "eager":
+                raise
+            print(f"without the fast backend: {error}", file=sys.stderr)
+    return pairs or {"eager": load_pair(target, draft, dtype=dtype)}
+
+
+def one_table(
+    pairs: dict[str, Pair], sampling: Sampling, measured: list[str], tuning: list[str], args: argparse.Namespace, progress: bool
+) -> tuple[dict, pd.DataFrame]:
+    """Every method on the same prompts in one interleaved run, its settings chosen on other prompts: (table, one row per trial)."""
+    pair, greedy = next(iter(pairs.values())), sampling.temperature == 0
+    chosen = choose(pairs, sampling, tuning, args.draft_length, args.tokens)
+    widths = range(1, max(*chosen["gamma"].values(), *LOOKUP_LENGTHS) + 2)
+    before = {backend: experiments.costs(p, widths) for backend, p in pairs.items()}
+    frame = experiments.interleaved(methods(pairs, sampling, chosen, args.tokens), measured, args.repeats, progress=progress)
+    costs = {}
+    for backend, p in pairs.items():  # before and after: the machine may have drifted
+        (c, curve), (c_after, curve_after) = before[backend], experiments.costs(p, widths)
+        costs[backend] = ((c + c_after) / 2, pd.concat([curve, curve_after]).groupby("width", as_index=False).mean())
+    lines = tabulate(frame, chosen, costs)
+    if greedy:
+        lines = lines.join(identity(pair.target, frame, measured), on="method")
+    backends = {backend: {"c": c, "widths": _plain(curve), "gamma": chosen["gamma"][backend]} for backend, (c, curve) in costs.items()}
+    return {"assistant_tokens": chosen["assistant"], "lookup_tokens": chosen["lookup"], "backends": backends, "methods": _plain(lines)}, frame
 
 
 def flat(record: dict) -> pd.DataFrame:
-    """All tables of a measurement as one, with a column for the temperature."""
-    return pd.concat([pd.DataFrame(table["methods"]).assign(temperature=table["temperature"]) for table in record["tables"].values()], ignore_index=True)
+    """All tables of a measurement as one, with columns for dtype, domain and temperature."""
+    return pd.concat([pd.DataFrame(t["methods"]).assign(dtype=t["dtype"], domain=t["domain"], temperature=t["temperature"]) for t in record["tables"]], ignore_index=True)
 
 
-def split(count: int, tuning: int = 4) -> tuple[list[str], list[str]]:
-    """(prompts to measure on, prompts to choose settings on): held-out code, no prompt in both."""
-    prompts = embedded.prompts("code")
+def split(count: int, domain: str = "code", tuning: int = 4) -> tuple[list[str], list[str]]:
+    """(prompts to measure on, prompts to choose settings on): held out, no prompt in both."""
+    prompts = embedded.prompts(domain)
     if count > len(prompts) - tuning:
-        raise InvalidArgument(f"there are {len(prompts)} held-out prompts, {tuning} of them for choosing settings; ask for at most {len(prompts) - tuning}")
+        raise InvalidArgument(f"there are {len(prompts)} held-out prompts of {domain}, {tuning} of them for choosing settings; ask for at most {len(prompts) - tuning}")
     return prompts[:count], prompts[-tuning:]
 
 
-def methods(pair: Pair, sampling: Sampling, gammas: dict[str, int], assistant: int | str, tokens: int) -> dict[str, experiments.Method]:
-    """Everything that is compared, by name."""
-    ours, drafter = experiments.ours, ModelDrafter(pair.draft)
-    return {
-        PLAIN: ours(pair.target, None, sampling, 0, tokens),
-        MODEL: ours(pair.target, drafter, sampling, gammas[MODEL], tokens),
-        BLOCK: ours(pair.target, drafter, sampling, gammas[BLOCK], tokens, rule="block"),
-        LOOKUP: ours(pair.target, LookupDrafter(), sampling, gammas[LOOKUP], tokens),
-        HF_PLAIN: experiments.theirs(pair, sampling, tokens),
-        HF_DEFAULT: experiments.theirs(pair, sampling, tokens, "default"),
-        HF_BEST: experiments.theirs(pair, sampling, tokens, assistant),
-        HF_LOOKUP: experiments.theirs(pair, sampling, tokens, lookup_tokens=LOOKUP_LENGTH),
+def on(method: str, backend: str) -> str:
+    """A method's name with its backend."""
+    return f"{method} ({backend})"
+
+
+def methods(pairs: dict[str, Pair], sampling: Sampling, chosen: dict, tokens: int) -> dict[str, experiments.Method]:
+    """Everything that is compared, by name; `chosen` as `choose` returns it."""
+    ours, theirs, found = experiments.ours, experiments.theirs, {}
+    for backend, pair in pairs.items():
+        drafter, gamma = ModelDrafter(pair.draft), chosen["gamma"][backend]
+        found[on(PLAIN, backend)] = ours(pair.target, None, sampling, 0, tokens)
+        found[on(MODEL, backend)] = ours(pair.target, drafter, sampling, gamma, tokens)
+        found[on(BLOCK, backend)] = ours(pair.target, drafter, sampling, gamma, tokens, rule="block")
+        found[on(LOOKUP, backend)] = ours(pair.target, LookupDrafter(), sampling, chosen["lookup"], tokens)
+    pair = next(iter(pairs.values()))
+    return found | {
+        HF_PLAIN: theirs(pair, sampling, tokens),
+        HF_DEFAULT: theirs(pair, sampling, tokens, "default"),
+        HF_BEST: theirs(pair, sampling, tokens, chosen["assistant"]),
+        HF_LOOKUP: theirs(pair, sampling, tokens, lookup_tokens=chosen["hf_lookup"]),
     }
 
 
-def choose(pair: Pair, sampling: Sampling, tuning: list[str], lengths: list[int], tokens: int) -> tuple[dict[str, int], int | str]:
-    """(draft length per method, transformers' number of assistant tokens), each the fastest on the tuning prompts."""
-    gamma = experiments.best_draft_length(pair, ModelDrafter(pair.draft), sampling, tuning, lengths, tokens)
-    candidates = {str(k): experiments.theirs(pair, sampling, tokens, k) for k in ("default", *ASSISTANT_TOKENS)}
-    speeds = experiments.speedups(experiments.interleaved(candidates, tuning, progress=False), "default")["tokens_per_second"]
-    best = speeds.idxmax()
-    return {MODEL: gamma, BLOCK: gamma, LOOKUP: LOOKUP_LENGTH}, best if best == "default" else int(best)
+def choose(pairs: dict[str, Pair], sampling: Sampling, tuning: list[str], lengths: list[int], tokens: int) -> dict:
+    """{"gamma": draft length by backend, "assistant": transformers' number of assistant tokens, "lookup", "hf_lookup"}, each the fastest on the tuning prompts."""
+
+    def fastest(candidates: dict[str, experiments.Method]) -> str:
+        frame = experiments.interleaved(candidates, tuning, progress=False)
+        return experiments.speedups(frame, next(iter(candidates)))["tokens_per_second"].idxmax()
+
+    gamma = {b: experiments.best_draft_length(p, ModelDrafter(p.draft), sampling, tuning, lengths, tokens) for b, p in pairs.items()}
+    pair = next(iter(pairs.values()))
+    lookup = experiments.best_draft_length(pair, LookupDrafter(), sampling, tuning, LOOKUP_LENGTHS, tokens)
+    assistant = fastest({str(k): experiments.theirs(pair, sampling, tokens, k) for k in ("default", *ASSISTANT_TOKENS)})
+    hf_lookup = fastest({str(k): experiments.theirs(pair, sampling, tokens, lookup_tokens=k) for k in LOOKUP_LENGTHS})
+    return {"gamma": gamma, "assistant": assistant if assistant == "default" else int(assistant), "lookup": lookup, "hf_lookup": int(hf_lookup)}
 
 
-def tabulate(frame: pd.DataFrame, gammas: dict[str, int], assistant: int | str, c: float, widths: pd.DataFrame) -> pd.DataFrame:
-    """One line per method: speed, speed-up with interval, acceptance, prediction, and how much its text repeats itself."""
-    table = experiments.speedups(frame, PLAIN).join(experiments.acceptance(frame))
-    table["draft_length"] = pd.Series(gammas, dtype=object).combine_first(pd.Series({HF_BEST: assistant}, dtype=object)).reindex(table.index)
-    table["c"] = pd.Series({MODEL: c, BLOCK: c, LOOKUP: 0.0})
-    for name in (MODEL, BLOCK):
-        steps = experiments.predict(table.loc[name, "alpha"], table.loc[name, "tokens_per_round"], gammas[name], c, widths)
-        table.loc[name, ["predicted", "predicted_from_rounds"]] = steps["width"], steps["rounds"]
-    table["share_of_predicted"] = table["speedup"] / table["predicted"]
-    for other in (HF_DEFAULT, HF_BEST):
-        over = experiments.speedups(frame, other).loc[MODEL]
-        table.loc[other, ["ours_over_this", "ours_low", "ours_high"]] = over["speedup"], over["low"], over["high"]
+def tabulate(frame: pd.DataFrame, chosen: dict, costs: dict[str, tuple[float, pd.DataFrame]]) -> pd.DataFrame:
+    """One line per method: speed, speed-up over plain decoding on its backend with interval, acceptance, prediction, where the time went, repeats.
+
+    transformers' methods are compared with plain eager decoding, which runs the same forwards.
+    """
+    backends, lines = list(costs), []
+    for backend in backends:
+        own = frame[frame["method"].str.endswith(f"({backend})") | (frame["method"].str.startswith("transformers") & (backend == backends[0]))]
+        table = experiments.speedups(own, on(PLAIN, backend)).join(experiments.acceptance(own))
+        table["backend"] = [backend if name.endswith(")") else "transformers" for name in table.index]
+        c, widths = costs[backend]
+        for method, gamma, ratio in ((MODEL, chosen["gamma"][backend], c), (BLOCK, chosen["gamma"][backend], c), (LOOKUP, chosen["lookup"], 0.0)):
+            name = on(method, backend)
+            table.loc[name, ["draft_length", "c"]] = gamma, ratio
+            if method != LOOKUP:  # a lookup often proposes less than gamma, or nothing
+                steps = experiments.predict(table.loc[name, "alpha"], table.loc[name, "tokens_per_round"], gamma, c, widths)
+                table.loc[name, ["predicted", "predicted_from_rounds"]] = steps["width"], steps["rounds"]
+        table["share_of_predicted"] = table["speedup"] / table["predicted"]
+        lines.append(table)
+    table = pd.concat(lines)
+    sums = frame.groupby("method")[["draft_seconds", "target_seconds", "prefill_seconds", "other_seconds", "seconds"]].sum(min_count=1)
+    for phase in ("draft", "target", "prefill", "other"):
+        table[f"{phase}_share"] = sums[f"{phase}_seconds"] / sums["seconds"]
     table["repeated_4_grams"] = frame["text"].map(experiments.repeated_share).groupby(frame["method"]).mean()
+    best = on(MODEL, backends[-1])
+    for other in (HF_PLAIN, HF_DEFAULT, HF_BEST, HF_LOOKUP):
+        over = experiments.speedups(frame, other).loc[best]
+        table.loc[other, ["ours_over_this", "ours_low", "ours_high"]] = over["speedup"], over["low"], over["high"]
     return table.reset_index()
 
 
 def identity(target: LanguageModel, frame: pd.DataFrame, prompts: list[str]) -> pd.DataFrame:
     """Per method, for greedy texts: the share that is plain decoding's text, and the largest gap in logits where one parts from it."""
     texts = frame[frame["repeat"] == 0].pivot(index="prompt", columns="method", values="text")
+    plain = texts[next(name for name in texts if name.startswith(PLAIN))]
     rows = {}
     for name in texts:
-        gaps = [tie(target, prompts[p], texts[name][p], texts[PLAIN][p]) for p in texts.index if texts[name][p] != texts[PLAIN][p]]
+        gaps = [tie(target, prompts[p], texts[name][p], plain[p]) for p in texts.index if texts[name][p] != plain[p]]
         rows[name] = {"same_text": 1 - len(gaps) / len(texts), "largest_gap": max(gaps, default=0.0)}
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -178,25 +249,27 @@ def tie(target: LanguageModel, prompt: str, tokens: list[int], others: list[int]
     return float((logits[tokens[place]] - logits[others[place]]).abs())
 
 
-def bars(table: pd.DataFrame, record: dict) -> list[str]:
-    """What the figures come to, in sentences, each with the bar the project set itself."""
+def findings(record: dict) -> list[str]:
+    """What the tables come to, in sentences."""
     lines = []
-    for temperature, bar in ((0.0, 1.8), (1.0, 1.4)):
-        own = table[table["temperature"] == temperature].set_index("method")
-        best = own.loc[HF_BEST]
-        lines += [
-            f"temperature {temperature:g}: {own.loc[MODEL, 'speedup']:.2f}x plain decoding (bar: {bar}), {own.loc[MODEL, 'share_of_predicted']:.0%} of "
-            f"the {own.loc[MODEL, 'predicted']:.2f}x predicted (bar: 90%), {best['ours_over_this']:.2f}x [{best['ours_low']:.2f}, {best['ours_high']:.2f}] "
-            f"transformers' assisted generation at its best (bar: 1.25)"
-        ]
-    greedy = table[table["temperature"] == 0].set_index("method")
-    lines.append(
-        f"greedy texts equal to plain decoding's: {greedy.loc[MODEL, 'same_text']:.0%}; where they part, the two tokens' logits differ by at most "
-        f"{greedy.loc[MODEL, 'largest_gap']:.1e}. Repeated 4-grams: {greedy.loc[PLAIN, 'repeated_4_grams']:.0%} greedy, "
-        f"{table[table['temperature'] == 1].set_index('method').loc[PLAIN, 'repeated_4_grams']:.0%} at temperature 1."
-    )
+    for table in record["tables"]:
+        rows = pd.DataFrame(table["methods"]).set_index("method")
+        best = max((HF_PLAIN, HF_DEFAULT, HF_BEST, HF_LOOKUP), key=lambda name: rows.loc[name, "tokens_per_second"])
+        setting = f"T = {table['temperature']:g}" if table["temperature"] else "greedy"
+        said = []
+        for backend in table["backends"]:
+            own, plain = rows.loc[on(MODEL, backend)], rows.loc[on(PLAIN, backend)]
+            said.append(
+                f"{backend}: {own['speedup']:.2f}x [{own['low']:.2f}, {own['high']:.2f}] plain decoding ({own['tokens_per_second']:.0f} against {plain['tokens_per_second']:.0f} tokens/s), "
+                f"{own['share_of_predicted']:.0%} of the {own['predicted']:.2f}x predicted, {own['tokens_per_second'] / rows.loc[HF_BEST, 'tokens_per_second']:.2f}x transformers' "
+                f"assisted generation at its best, {own['tokens_per_second'] / rows.loc[best, 'tokens_per_second']:.2f}x its best of all ({best.removeprefix('transformers ')})"
+            )
+        lines.append(f"{table['dtype']}, {table['domain']}, {setting}. " + ". ".join(said) + f". Repeated 4-grams in plain text: {rows.iloc[0]['repeated_4_grams']:.0%}.")
+        if table["temperature"] == 0:
+            spec = rows[rows.index.str.startswith(MODEL)]
+            lines.append(f"  greedy texts equal to plain decoding's: {spec['same_text'].min():.0%}; where they part, the two tokens' logits differ by at most {spec['largest_gap'].max():.1e}")
     where = record["machine"]
-    return [*lines, f"measured on {where['gpu'] or where['cpu']}, {where['threads']} threads, {record['settings']['dtype']}, torch {where['torch']}, {where['date']}"]
+    return [*lines, f"measured on {where['gpu'] or where['cpu']}, {where['threads']} threads, torch {where['torch']}, {where['date']}"]
 
 
 def _plain(frame: pd.DataFrame) -> list[dict]:

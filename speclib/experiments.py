@@ -53,6 +53,16 @@ def machine() -> dict:
     }
 
 
+def peak_memory() -> float:
+    """The most memory that this process has held so far, in GB: the GPU's if there is one."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    import resource  # not on Windows
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)
+
+
 def ours(target: LanguageModel, drafter: Drafter | None, sampling: Sampling, draft_length: int, tokens: int, rule: str = "token") -> Method:
     """`generate` as a method: exactly `tokens` new tokens, whatever comes."""
 

@@ -16,24 +16,28 @@ def style() -> None:
 
 
 def headline(result: dict) -> plt.Figure:
-    """Tokens per second of every method of `python -m speclib bench`, one panel a sampling setting, with 95% intervals of the ratio to plain."""
+    """Tokens per second of every method of `python -m speclib bench`, one panel a sampling setting (of the first dtype and domain), with
+    95% intervals of the ratio to plain decoding on the same backend."""
     style()
-    tables = result["tables"]
-    figure, axes = plt.subplots(1, len(tables), figsize=(4.3 * len(tables), 4), sharey=True)
-    for axis, (label, table) in zip(axes, tables.items(), strict=True):
+    first = result["tables"][0]
+    tables = [t for t in result["tables"] if (t["dtype"], t["domain"]) == (first["dtype"], first["domain"])]
+    figure, axes = plt.subplots(1, len(tables), figsize=(4.3 * len(tables) + 1, 4.6), sharey=True, squeeze=False)
+    for axis, table in zip(axes[0], tables, strict=True):
         rows = table["methods"]
-        base = rows[0]["tokens_per_second"]
-        colours = [TARGET if r["method"] == "plain" else ACCEPTED if not r["method"].startswith("transformers") else "#999999" for r in rows]
-        axis.barh([r["method"] for r in rows], [r["tokens_per_second"] for r in rows], color=colours, edgecolor="black", linewidth=0.5)
         for k, r in enumerate(rows):
+            ours = not r["method"].startswith("transformers")
+            colour = "#999999" if not ours else TARGET if r["method"].startswith("plain") else ACCEPTED
+            speed, base = r["tokens_per_second"], r["tokens_per_second"] / r["speedup"]
+            axis.barh(r["method"], speed, color=colour, edgecolor="black", linewidth=0.5, hatch="" if ours else "//")
             axis.plot([base * r["low"], base * r["high"]], [k, k], color="black", linewidth=1.5)
             axis.text(base * r["high"], k, f" {r['speedup']:.2f}x", va="center", fontsize=9)
-        axis.axvline(base, color="black", linestyle=":", linewidth=1)
-        axis.set(title=f"{label}, gamma = {table['gamma']}", xlabel="tokens per second")
-        axis.set_xlim(0, 1.18 * base * max(r["high"] for r in rows))
-    axes[0].invert_yaxis()
+        lengths = ", ".join(f"{backend['gamma']} {name}" for name, backend in table["backends"].items())
+        label = f"T = {table['temperature']:g}" if table["temperature"] else "greedy"
+        axis.set(title=f"{label}, gamma {lengths}", xlabel="tokens per second")
+        axis.set_xlim(0, 1.2 * max(r["tokens_per_second"] / r["speedup"] * r["high"] for r in rows))
+    axes[0][0].invert_yaxis()
     where = result["machine"]["gpu"] or f"{result['machine']['cpu']}, {result['machine']['threads']} threads"
-    figure.suptitle(f"Plain and speculative decoding of the same pair ({where})", fontsize=12)
+    figure.suptitle(f"One pair, many ways to decode it; times over plain decoding on the same backend ({where}, {first['dtype']})", fontsize=12)
     figure.tight_layout()
     return figure
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import speclib
 from speclib import LanguageModel, Sampling, bench, experiments, generate, theory
 from speclib.drafters import ModelDrafter
 from speclib.errors import InvalidArgument
@@ -152,7 +153,9 @@ def test_overlaps_are_the_acceptance_probabilities_of_generate(pair):
 def test_everybody_writes_exactly_as_many_tokens_and_configs_are_left_as_found(pair, temperature):
     before = [model.model.generation_config for model in (pair.target, pair.draft)]
     copies = [config.to_dict() for config in before]
-    found = bench.methods(pair, Sampling(temperature), {bench.MODEL: 2, bench.BLOCK: 2, bench.LOOKUP: 3}, 3, 20)
+    quick = speclib.Pair(*(LanguageModel(model.model, model.tokenizer, backend="fast") for model in (pair.target, pair.draft)))
+    pairs, chosen = {"eager": pair, "fast": quick}, {"gamma": {"eager": 2, "fast": 3}, "assistant": 3, "lookup": 3, "hf_lookup": 3}
+    found = bench.methods(pairs, Sampling(temperature), chosen, 20)
     frame = experiments.interleaved(found, ["some text", "other words"], progress=False)
     assert set(frame["tokens"]) == {20} and set(frame["text"].map(len)) == {20}
     assert frame["seconds"].min() > 0
@@ -162,11 +165,16 @@ def test_everybody_writes_exactly_as_many_tokens_and_configs_are_left_as_found(p
         same = bench.identity(pair.target, frame, ["some text", "other words"])
         assert (same["same_text"] == 1).all() and (same["largest_gap"] == 0).all()
     widths = pd.DataFrame({"width": range(1, 10), "ms": np.linspace(1, 1.5, 9)})
-    table = bench.tabulate(frame, {bench.MODEL: 2, bench.BLOCK: 2, bench.LOOKUP: 3}, 3, 0.1, widths).set_index("method")
-    assert table.index[0] == bench.PLAIN and table.loc[bench.PLAIN, "speedup"] == 1
-    expected = theory.speedup(table.loc[bench.MODEL, "alpha"], 2, 0.1, widths["ms"][2])
-    assert table.loc[bench.MODEL, "predicted"] == pytest.approx(expected)
-    mirrored = experiments.speedups(frame, bench.HF_BEST).loc[bench.MODEL, "speedup"]
+    table = bench.tabulate(frame, chosen, {"eager": (0.1, widths), "fast": (0.2, widths)}).set_index("method")
+    assert set(table.index) == set(found) and len(table) == len(found)
+    for backend, gamma, c in (("eager", 2, 0.1), ("fast", 3, 0.2)):
+        plain, model = bench.on(bench.PLAIN, backend), bench.on(bench.MODEL, backend)
+        assert table.loc[plain, "speedup"] == 1
+        assert table.loc[model, "speedup"] == pytest.approx(table.loc[model, "tokens_per_second"] / table.loc[plain, "tokens_per_second"])
+        assert table.loc[model, "predicted"] == pytest.approx(theory.speedup(table.loc[model, "alpha"], gamma, c, widths["ms"][gamma]))
+        shares = table.loc[model, ["draft_share", "target_share", "prefill_share", "other_share"]]
+        assert shares.sum() == pytest.approx(1) and (shares > 0).all()
+    mirrored = experiments.speedups(frame, bench.HF_BEST).loc[bench.on(bench.MODEL, "fast"), "speedup"]
     assert table.loc[bench.HF_BEST, "ours_over_this"] == pytest.approx(mirrored)
 
 
