@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from . import embedded, experiments
+from . import embedded, experiments, growth, published
 from .distributions import Sampling
 from .drafters import LookupDrafter, ModelDrafter
 from .errors import InvalidArgument, UnsupportedModel
@@ -52,7 +52,9 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--backend", nargs="+", default=list(BACKENDS), choices=BACKENDS, help="(default: both)")
     parser.add_argument("--quick", action="store_true", help="a few short texts, to see that it works: no figures to quote")
     parser.add_argument("--ladder", action="store_true", help="measure every embedded draft instead: what notebook 05 shows")
-    parser.add_argument("--out", type=Path, help="the JSON file to write; table and figure go beside it (default: data/results/bench.json or ladder.json)")
+    parser.add_argument("--published", action="store_true", help="time models of published shapes (GPT-2 to XL, Llama 1B; 7B on a GPU) with random weights instead")
+    parser.add_argument("--growth", action="store_true", help="time per token against context length, draft length and vocabulary instead")
+    parser.add_argument("--out", type=Path, help="the JSON file to write; table and figure go beside it (default: bench.json, ladder.json, published.json or growth.json in data/results)")
     parser.set_defaults(run=run)
 
 
@@ -62,8 +64,13 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidArgument("--prompts, --tokens, --repeats and --draft-length must be at least 1")
     if args.quick:
         args.prompts, args.tokens = min(args.prompts, 2), min(args.tokens, 24)
-    out = args.out or RESULTS / ("ladder.json" if args.ladder else "bench.json")
+    chosen = next((name for name in ("ladder", "published", "growth") if getattr(args, name)), "bench")
+    out = args.out or RESULTS / f"{chosen}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
+    if args.published:
+        return run_published(out, "gpt2 distilgpt2".split() if args.quick else None, args.dtype[0])
+    if args.growth:
+        return run_growth(out, args.quick, args.dtype[0])
     if args.ladder:
         record = experiments.ladder(prompts=args.prompts, tokens=args.tokens, dtype=args.dtype[0], progress=sys.stderr.isatty())
         table = pd.DataFrame(record["summary"])
@@ -81,6 +88,30 @@ def run(args: argparse.Namespace) -> int:
         from . import plotting  # matplotlib is slow to import, and the measurement is over
 
         plotting.headline(record).savefig(out.with_name("headline.png"), bbox_inches="tight")
+    print(f"\nwritten: {out}")
+    return 0
+
+
+def run_published(out: Path, names: Sequence[str] | None, dtype: str | None) -> int:
+    """Times the published shapes, prints predictions for pairs whose acceptance is known, and writes the record."""
+    on_gpu = torch.cuda.is_available()
+    names = names or (tuple(published.SHAPES) if on_gpu else published.ON_CPU)
+    record = published.measure(names, "cuda" if on_gpu else "cpu", getattr(torch, dtype or "float32"), progress=sys.stderr.isatty())
+    out.write_text(json.dumps(record, indent=1) + "\n")
+    print(published.predictions(record).to_string(index=False, float_format="{:.3g}".format))
+    if {published.ARTICLE["target"], published.ARTICLE["draft"]} <= set(record["models"]):
+        print("\n" + "\n".join(f"{name}: {value:.3g}" for name, value in published.article(record).items()))
+    print(f"\nwritten: {out}")
+    return 0
+
+
+def run_growth(out: Path, quick: bool, dtype: str | None) -> int:
+    """Times the embedded pair's tokens as text, drafts and vocabulary grow, on the fast backend, and writes the record."""
+    small = {"lengths": (16, 64), "gammas": (0, 4), "vocabularies": (4096,), "texts": 2, "tokens": 16} if quick else {}
+    found = growth.measure(load_pair(dtype=dtype, backend="fast"), **small, progress=sys.stderr.isatty())
+    out.write_text(json.dumps({"machine": experiments.machine(), **found}, indent=1) + "\n")
+    for name, rows in found.items():
+        print(f"\nms per token against {name}\n" + pd.DataFrame(rows).round(3).to_string(index=False))
     print(f"\nwritten: {out}")
     return 0
 

@@ -102,9 +102,10 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
 
     Where nothing of p lies above q the rejection has probability 0 (up to rounding) and the limit is p itself.
     """
-    excess = (p - q).clamp_min(0)
+    excess = (p - q).clamp_(min=0)
     mass = excess.sum(-1, keepdim=True)
-    return torch.where(mass > 0, excess / mass.where(mass > 0, torch.ones_like(mass)), p)
+    nothing = (mass == 0).to(p.dtype)  # 1 where p itself is the limit; in place, because a vocabulary may hold 150,000 tokens
+    return excess.div_(mass + nothing).addcmul_(nothing, p)
 
 
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
@@ -123,11 +124,19 @@ def entropy(p: Tensor) -> Tensor:
 
 
 def seeded(seed: int, device: torch.device | str = "cpu") -> Draw:
-    """A `Draw` from a generator of its own: the same seed gives the same draws, and no global state is touched."""
+    """A `Draw` from a generator of its own: the same seed gives the same draws, and no global state is touched.
+
+    By inverting the cumulative distribution in double precision: one uniform number a draw, where torch.multinomial takes one for
+    every token of the vocabulary and ten times as long.
+    """
     generator = torch.Generator(device=device).manual_seed(seed)
+    precision = torch.float32 if torch.device(device).type == "mps" else torch.float64  # Apple's GPUs have no double precision
 
     def draw(probabilities: Tensor) -> Tensor:
-        flat = probabilities.reshape(-1, probabilities.shape[-1])
-        return torch.multinomial(flat, 1, generator=generator).reshape(probabilities.shape[:-1])
+        cumulative = probabilities.cumsum(-1, dtype=precision)  # [..., V]
+        total = cumulative[..., -1:]
+        uniform = torch.rand(total.shape, generator=generator, dtype=precision, device=total.device)
+        # the first token whose cumulative probability lies above: never one of probability 0, and u < 1 keeps u * total < total
+        return torch.searchsorted(cumulative, uniform * total, right=True).squeeze(-1)
 
     return draw

@@ -58,7 +58,7 @@ class FastContext(Context):
 
     def _allocate(self) -> list[tuple[Tensor, Tensor]]:
         d = self.decoder
-        store = torch.zeros(len(d.blocks), 2, d.heads, self.capacity, d.size, dtype=d.dtype, device=d.device)
+        store = torch.empty(len(d.blocks), 2, d.heads, self.capacity, d.size, dtype=d.dtype, device=d.device)
         return [(layer[0], layer[1]) for layer in store]
 
     def _grow(self, needed: int) -> None:

@@ -50,6 +50,39 @@ def cost_ratio(target: LanguageModel, draft: LanguageModel, context: int = 128) 
     return theirs / ours
 
 
+KINDS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "mkldnn_linear", "mkl_linear", "aten::matmul", "gemm", "gemv"),
+    "attention": ("attention", "flash", "fmha"),
+    "cache": ("aten::cat", "aten::copy_", "aten::slice_scatter", "aten::index_copy_"),
+    "norms, rotation, activation": ("norm", "aten::mul", "aten::add", "aten::pow", "aten::mean", "aten::rsqrt", "aten::silu", "aten::neg", "aten::cos", "aten::sin", "gelu", "tanh"),
+}  # what an operation belongs to, by parts of its name; the first kind that fits
+
+
+@torch.inference_mode()
+def profile(language_model: LanguageModel, width: int = 1, context: int = 128, forwards: int = 20) -> pd.DataFrame:
+    """Where the time of one forward goes, by torch.profiler: columns kind, ms, share.
+
+    Kinds are those of KINDS, "other operations", and "between operations": the rest of the forward's time, which is Python, dispatch and the modules around
+    them. That time is taken without the profiler, which would inflate it.
+    """
+    whole = width_curve(language_model, [width], context, passes=3)["ms"][0]
+    text = language_model.context()
+    fill = torch.arange(context + width, device=language_model.device)[None] % language_model.vocabulary
+    text.extend(fill[:, :context], keep=1)
+    with torch.profiler.profile() as recorded:
+        for _ in range(forwards):
+            text.extend(fill[:, :width])
+            text.rollback(context)
+    times = dict.fromkeys([*KINDS, "other operations"], 0.0)
+    for event in recorded.key_averages():
+        self_time = event.self_device_time_total if language_model.device.type == "cuda" else event.self_cpu_time_total
+        kind = next((kind for kind, parts in KINDS.items() if any(part in event.key for part in parts)), "other operations")
+        times[kind] += self_time / 1e3 / forwards
+    times["between operations"] = max(0.0, whole - sum(times.values()))
+    frame = pd.DataFrame({"kind": list(times), "ms": list(times.values())})
+    return frame.assign(share=frame["ms"] / frame["ms"].sum())
+
+
 def bytes_and_operations(language_model: LanguageModel, width: int = 1) -> tuple[int, int]:
     """(bytes of weights read, floating-point operations) of a forward over `width` tokens; attention over the cache is left out.
 
