@@ -357,6 +357,46 @@ def width_curve(table, mark: int | None = None) -> plt.Figure:
     return figure
 
 
+def where_time_goes(profiles: dict) -> plt.Figure:
+    """The parts of one forward, from `latency.profile`, one bar for each name in `profiles`."""
+    figure, axis = plt.subplots(figsize=(9, 1.3 + 0.8 * len(profiles)))
+    hatches = ("", "//", "..", "xx", "--", "\\\\")
+    for row, (name, table) in enumerate(profiles.items()):
+        left = 0.0
+        for k, part in enumerate(table.itertuples()):
+            label = part.kind if row == 0 else None
+            axis.barh(name, part.ms, left=left, label=label, color=sns.color_palette("colorblind")[k], hatch=hatches[k % len(hatches)], edgecolor="white")
+            left += part.ms
+        axis.text(left, row, f" {left:.1f} ms", va="center")
+    axis.set(xlabel="ms of one forward over one token")
+    axis.set_xlim(0, 1.12 * axis.get_xlim()[1])
+    axis.invert_yaxis()
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35), ncol=3, fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+def growth(record: dict) -> plt.Figure:
+    """Milliseconds per token by phase, against the length of the text, the draft length and the vocabulary (`python -m speclib bench --growth`)."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4))
+    for axis, (name, unit) in zip(axes, (("length", "tokens in the prompt"), ("gamma", "draft length"), ("vocabulary", "tokens in the vocabulary")), strict=True):
+        rows = [r for r in record[name] if r["gamma"] or name == "gamma"]
+        x = [r["value"] for r in rows]
+        for phase, marker, colour in (("target", "o", TARGET), ("draft", "s", DRAFT), ("other", "^", REJECTED)):
+            axis.plot(x, [r[phase] for r in rows], marker=marker, color=colour, label={"other": "loop: drawing, rule, record"}.get(phase, phase))
+        plain = [r for r in record[name] if not r["gamma"]]
+        if name == "gamma":
+            axis.axhline(plain[0]["target"], color="black", linestyle=":", label="plain decoding")
+        else:
+            axis.plot([r["value"] for r in plain], [r["target"] for r in plain], color="black", linestyle=":", marker="x", label="plain decoding")
+            axis.set_xscale("log", base=2)
+        axis.set(xlabel=unit, ylim=(0, None))
+    axes[0].set_ylabel("ms per new token")
+    axes[0].legend(fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
 def roofline(roof: dict, table, counts: list[tuple[int, int]]) -> plt.Figure:
     """The machine's two limits, and forwards of each width between them. counts: (bytes, operations) of each row of the table."""
     figure, axis = plt.subplots()
