@@ -7,6 +7,7 @@ own, which holds the key-value cache; dropping it, even in an exception, leaves 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -57,6 +58,11 @@ class LanguageModel:
     def parameters(self) -> int:
         """Number of parameters, shared ones counted once."""
         return sum(p.numel() for p in self.model.parameters())
+
+    @cached_property
+    def tokens(self) -> dict[str, int]:
+        """Every token of the tokenizer with its id."""
+        return self.tokenizer.get_vocab()
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -176,7 +182,7 @@ def check_compatible(target: LanguageModel, draft: LanguageModel) -> None:
         if target.vocabulary != draft.vocabulary:
             raise IncompatibleModels(f"{target.name} has {target.vocabulary} tokens and {draft.name} has {draft.vocabulary}; without tokenizers they cannot be matched")
         return
-    ours, theirs = target.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
+    ours, theirs = target.tokens, draft.tokens
     if ours != theirs:
         differing = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
         example = differing[0]
