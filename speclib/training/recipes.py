@@ -45,8 +45,8 @@ LADDER = (
     Recipe("draft-d128x1", width=128, layers=1, heads=2, feed_forward=352, tokens=2_500_000),
     Recipe("draft-d384x1", width=384, layers=1, heads=6, feed_forward=1536, tokens=3_000_000),
     Recipe("draft-d384x1-early", width=384, layers=1, heads=6, feed_forward=1536, tokens=3_500_000, start_from="draft-d384x1", **{**_DISTILLED, "teacher": "target-shallow"}),
-    Recipe("draft-d384x1-distilled", width=384, layers=1, heads=6, feed_forward=1536, tokens=2_200_000, start_from="draft-d384x1-early", **_DISTILLED),
-    Recipe("draft-d384x2-distilled", width=384, layers=2, heads=6, feed_forward=1536, tokens=2_000_000, start_from="draft-d384x1-early", **_DISTILLED),
+    Recipe("draft-d384x1-distilled", width=384, layers=1, heads=6, feed_forward=1536, tokens=5_000_000, start_from="draft-d384x1-early", **_DISTILLED),
+    Recipe("draft-d384x2-distilled", width=384, layers=2, heads=6, feed_forward=1536, tokens=4_000_000, start_from="draft-d384x1-early", **_DISTILLED),
 )
 
 # Steps on the way to another model, which do not ship.
