@@ -6,12 +6,18 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -21,6 +27,7 @@ from transformers import (
 
 import speclib
 from speclib import embedded, errors
+from speclib.exact import TableModel, max_difference, outcomes, plain_law
 
 WORDS = [f"w{i}" for i in range(47)]
 
@@ -107,10 +114,88 @@ def test_clear_errors(tmp_path):
         speclib.load_model(broken)
 
 
-def test_old_refused():
-    config = T5Config(vocab_size=48, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2)
-    with pytest.raises(errors.UnsupportedModel, match="encoder-decoder"):
-        speclib.LanguageModel(T5ForConditionalGeneration(config))
+SIZE = {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128}
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: MistralForCausalLM(MistralConfig(**SIZE, num_key_value_heads=2, sliding_window=16)), "sliding-window or recurrent cache"),
+        (lambda: Gemma2ForCausalLM(Gemma2Config(**SIZE, num_key_value_heads=2, head_dim=8, sliding_window=16)), "sliding-window or recurrent cache"),
+        (lambda: MambaForCausalLM(MambaConfig(vocab_size=48, hidden_size=16, state_size=4, num_hidden_layers=2)), "cannot be rolled back"),
+    ],
+    ids=["mistral with a window", "gemma", "mamba"],
+)
+@pytest.mark.parametrize("backend", ["eager", "fast"])
+def test_caches_that_forget_are_refused(make, words, backend):
+    with pytest.raises(errors.UnsupportedModel, match=words) as caught:
+        speclib.LanguageModel(make().eval(), name="forgetful", backend=backend)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_window_as_long_as_the_context_is_no_window():
+    model = MistralForCausalLM(MistralConfig(**SIZE, num_key_value_heads=2, sliding_window=128)).eval()
+    text = torch.arange(20)[None]
+    context = speclib.LanguageModel(model).context()
+    together = context.extend(text)
+    context.rollback(5)
+    assert (context.extend(text[:, 5:]) - together[:, 5:]).abs().max() < 1e-5
+
+
+# --- encoder-decoder models ---------------------------------------------------------------------------------------------
+
+
+def t5(seed=0, layers=2, vocabulary=48):
+    """A T5 in float64 with weights large enough that its rows differ; its text starts from token 1."""
+    torch.manual_seed(seed)
+    config = T5Config(
+        vocab_size=vocabulary, d_model=16, d_ff=24, d_kv=8, num_layers=2, num_decoder_layers=layers, num_heads=2, decoder_start_token_id=1, pad_token_id=0,
+        eos_token_id=None,
+    )  # fmt: skip
+    model = T5ForConditionalGeneration(config).double().eval()
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.ndim == 2:
+                weights.mul_(3)
+    return speclib.LanguageModel(model, name=f"T5 {seed}")
+
+
+def test_an_encoder_decoder_is_greedy_lossless_and_reads_its_prompt_once(monkeypatch):
+    target, draft, prompt = t5(), t5(1, 1), [5, 6, 7, 8, 9]
+    right = target.model.generate(torch.tensor([prompt]), max_new_tokens=16, do_sample=False, eos_token_id=None)[0, 1:]
+    assert len(right.unique()) > 2
+    encoder, reads = target.model.get_encoder(), []
+    hook = encoder.register_forward_hook(lambda *_: reads.append(1))
+    for drafter in (None, speclib.drafters.ModelDrafter(draft), speclib.drafters.LookupDrafter()):
+        reads.clear()
+        out = speclib.generate(target, [prompt], drafter, speclib.Sampling(temperature=0), 4, max_new_tokens=16, stop=[])
+        assert torch.equal(out.tokens[0], right) and reads == [1]
+    hook.remove()
+
+
+def test_an_encoder_decoder_keeps_its_law():
+    """Every path of generate() over three tokens, against rows that transformers computes without any cache."""
+    target, draft, prompt = t5(vocabulary=2), t5(1, 1, vocabulary=2), [1, 1, 0, 1]
+
+    def row(prefix):
+        with torch.inference_mode():
+            return target.model(input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([[1, *prefix]])).logits[0, -1].softmax(-1).numpy()
+
+    right = plain_law(TableModel(2, row), 3)
+    for drafter in (speclib.drafters.ModelDrafter(draft), speclib.drafters.LookupDrafter()):
+        law = outcomes(lambda draw, drafter=drafter: tuple(speclib.generate(target, [prompt], drafter, None, 2, "token", 3, [], draw=draw).tokens[0].tolist()))
+        assert max_difference(law, right) < 1e-12
+    other = plain_law(TableModel(2, lambda prefix: row((0, *prefix))), 3)
+    assert max_difference(right, other) > 1e-3  # what the prefix is matters to this model
+
+
+def test_models_of_two_kinds_do_not_pair():
+    with pytest.raises(errors.IncompatibleModels, match="one of T5 0 and .* is an encoder-decoder model and the other is not"):
+        speclib.generate(t5(), [[1]], speclib.drafters.ModelDrafter(speclib.LanguageModel(build("llama"))), max_new_tokens=8)
+    with pytest.raises(errors.UnsupportedModel, match="not T5ForConditionalGeneration"):
+        speclib.LanguageModel(t5().model, backend="fast")
+    with pytest.raises(errors.UnsupportedModel, match="trees"):
+        t5().context([1, 2]).extend(torch.tensor([[1]]), parents=[-1])
 
 
 def test_embedded_models_are_what_was_registered(tmp_path, monkeypatch):

@@ -1,0 +1,60 @@
+"""What a forward costs: the columns of the curve, the ratio of two models, and errors before anything is timed."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from speclib import LanguageModel, latency
+from speclib.errors import ContextOverflow, InvalidArgument
+
+
+def tiny(layers, backend="eager"):
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=layers, num_attention_heads=2, max_position_embeddings=64,
+                         tie_word_embeddings=True, bos_token_id=None, eos_token_id=None)  # fmt: skip
+    return LanguageModel(LlamaForCausalLM(config).eval(), name="tiny", backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["eager", "fast"])
+def test_columns_of_the_width_curve(backend):
+    frame = latency.width_curve(tiny(1, backend), (4, 1), context=8, passes=3, min_seconds=0.001)
+    assert frame.columns.tolist() == ["width", "ms", "low", "high"] and frame["width"].tolist() == [4, 1]
+    assert (frame["low"] > 0).all() and (frame["low"] <= frame["ms"]).all() and (frame["ms"] <= frame["high"]).all()
+
+
+def test_a_width_that_does_not_fit_or_is_none_is_refused():
+    model = tiny(1)
+    for widths in ([], [0], [3, -1]):
+        with pytest.raises(InvalidArgument, match="widths must be"):
+            latency.width_curve(model, widths)
+    with pytest.raises(InvalidArgument, match="passes"):
+        latency.width_curve(model, [1], context=8, passes=0)
+    with pytest.raises(ContextOverflow, match="60 cached and 5 new tokens do not fit into tiny's context of 64"):
+        latency.width_curve(model, [1, 5], context=60)
+    with pytest.raises(ContextOverflow):
+        latency.cost_ratio(model, model)  # 128 tokens do not fit
+
+
+def test_the_cost_ratio_is_draft_over_target():
+    """One layer against twelve: which way round is beyond the noise of any machine."""
+    deep, shallow = tiny(12), tiny(1)
+    c = latency.cost_ratio(deep, shallow, context=16)
+    assert 0 < c < 0.7
+    assert latency.cost_ratio(shallow, deep, context=16) > 1 / 0.7
+
+
+def test_bytes_and_operations_by_hand():
+    """A shared embedding of 32 x 16; per layer four matrices of 16 x 16 and three of 16 x 32."""
+    weights = 32 * 16 + 2 * (4 * 16 * 16 + 3 * 16 * 32)
+    assert latency.bytes_and_operations(tiny(2)) == (4 * weights, 2 * weights)
+    assert latency.bytes_and_operations(tiny(2), width=5)[1] == 10 * weights
+    apart = tiny(2)
+    apart.model.lm_head.weight = torch.nn.Parameter(apart.model.lm_head.weight.clone())
+    assert latency.bytes_and_operations(apart) == (4 * weights, 2 * weights)  # looked up, not multiplied
+
+
+def test_the_parts_of_a_forward_add_up():
+    frame = latency.profile(tiny(2), context=16, forwards=3)
+    assert frame.columns.tolist() == ["kind", "ms", "share"] and {"matrix products", "between operations"} <= set(frame["kind"])
+    assert (frame["ms"] >= 0).all() and frame["share"].sum() == pytest.approx(1)
+    assert frame.set_index("kind")["ms"]["matrix products"] > 0
