@@ -27,8 +27,8 @@ def width_curve(language_model: LanguageModel, widths: Iterable[int] = WIDTHS, c
     limit = language_model.context_length
     if limit and context + max(widths) > limit:
         raise ContextOverflow(f"{context} cached and {max(widths)} new tokens do not fit into {language_model.name}'s context of {limit}")
-    text = language_model.context()
     fill = torch.arange(context + max(widths), device=language_model.device)[None] % language_model.vocabulary
+    text = language_model.context(fill[0, :context].tolist() if language_model.encoder_decoder else ())  # an encoder needs something to read
     text.extend(fill[:, :context], keep=1)
     times: dict[int, list[float]] = {width: [] for width in widths}
 

@@ -136,7 +136,7 @@ def load_model(
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     name = str(name)
     local = Path(name).is_dir()
-    own = not local and name in {TARGET, *ladder()}
+    own = not local and f"models/{name}/model.safetensors" in embedded.registry()
     source = str(embedded.fetch(f"models/{name}")) if own else name
     try:
         with _quiet_bars(own or local):

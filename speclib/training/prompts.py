@@ -1,7 +1,7 @@
 """The prompts every figure is measured on: cut from held-out modules, so that no model has seen them.
 
 "code": the head of a function with what stands before it. "prose": package descriptions, which nobody trained on and
-which do not look like code: what happens to a draft away from home.
+which do not look like code: what happens to a draft away from home. "repair": tasks of the encoder-decoder pair.
 """
 
 import importlib.metadata
@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from .corpus import Document
+from .seq2seq import repair_prompts
 
 PROSE_FROM = "jinja2 pandas scipy seaborn torch transformers joblib ipywidgets matplotlib hypothesis tqdm pooch networkx click rich numpy".split()
 
@@ -45,8 +46,8 @@ def prose_prompts(tokenizer, count: int = 24, tokens: int = 100) -> list[dict]:
 
 
 def write_prompts(held_out: list[Document], tokenizer, path: Path) -> dict[str, list[dict]]:
-    """Saves both kinds as JSON at `path` and returns them."""
-    content = {"code": code_prompts(held_out, tokenizer), "prose": prose_prompts(tokenizer)}
+    """Saves all kinds as JSON at `path` and returns them."""
+    content = {"code": code_prompts(held_out, tokenizer), "prose": prose_prompts(tokenizer), "repair": repair_prompts(held_out, tokenizer)}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
     return content
