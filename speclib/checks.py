@@ -237,6 +237,39 @@ def uncached_positions(function: Callable) -> None:
     _verdict(function, cases, "with a cache it would be prompt + new - 1")
 
 
+# --- notebook 10 -------------------------------------------------------------------------------------------------------
+
+
+def first_token(function: Callable) -> None:
+    """decoder_start if there is one, else pad."""
+    cases = [
+        ((2, 1), _same(2, "the decoder start token, if the model names one")),
+        ((None, 1), _same(1, "T5's custom: without one, the padding token")),
+        ((0, 5), _same(0, "0 is a token like any other, and not the same as None")),
+    ]
+    _verdict(function, cases, "the source never stands at the beginning of the answer")
+
+
+def caches_after(function: Callable) -> None:
+    """(own + 1 + accepted, cross)."""
+    cases = [
+        ((10, 30, 4, 4), _same((15, 30), "the newest token and four guesses were read, and all of them stay")),
+        ((10, 30, 4, 1), _same((12, 30), "the newest token and one guess stay; the source has nothing to do with guesses")),
+        ((0, 30, 0, 0), _same((1, 30), "a plain round reads one token")),
+    ]
+    _verdict(function, cases, "the token that the round drew is read in the next one")
+
+
+def whole_speedup(function: Callable) -> None:
+    """(E + N) / (E + N / tau cost)."""
+    cases = [
+        ((0, 40, 4.0, 1.0), _number(4.0, "without an encoder it is the decoder's own speed-up")),
+        ((40, 40, 4.0, 1.0), _number(1.6, "80 steps against 40 + 10")),
+        ((5, 30, 3.0, 1.5), _number(1.75, "35 steps against 5 + 10 rounds of 1.5")),
+    ]
+    _verdict(function, cases, "what is not sped up sets the limit (Amdahl's law)")
+
+
 # --- notebook 99 -------------------------------------------------------------------------------------------------------
 
 

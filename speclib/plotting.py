@@ -412,3 +412,23 @@ def roofline(roof: dict, table, counts: list[tuple[int, int]]) -> plt.Figure:
     axis.legend()
     figure.tight_layout()
     return figure
+
+
+def repair_race(table) -> plt.Figure:
+    """Speed-up of each guesser with its interval, a panel a way of sampling, beside the three predictions: formula, rounds, predicted."""
+    kinds = list(dict.fromkeys(table["sampling"]))
+    figure, axes = plt.subplots(1, len(kinds), figsize=(9.5, 3.6), sharex=True, sharey=True, squeeze=False)
+    marks = (("formula", "^", "formula, from alpha alone"), ("rounds", "s", "tokens per round as seen"), ("predicted", "D", "and the encoders"))
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        rows = table[table["sampling"] == kind].reset_index()
+        axis.barh(rows["method"], rows["speedup"], color=ACCEPTED, edgecolor="black", linewidth=0.5, height=0.5, label="measured, 95% interval")
+        axis.errorbar(rows["speedup"], rows.index, xerr=[rows["speedup"] - rows["low"], rows["high"] - rows["speedup"]], fmt="none", color="black", capsize=4)
+        for shift, (column, marker, label) in zip((0.33, 0, -0.33), marks, strict=True):
+            axis.plot(rows[column], rows.index + shift, marker, color="white", markeredgecolor=TARGET, markeredgewidth=2, markersize=8, label=label)
+        axis.axvline(1, color="black", linewidth=1)
+        axis.set(title=kind, xlabel="times as fast as plain decoding")
+    axes[0][0].set_ylim(-0.6, len(rows) - 0.4)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=4, fontsize=9)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    return figure

@@ -1,5 +1,6 @@
 """What the reader moves. Core ipywidgets only (7.7 and 8): sliders and buttons that redraw an Image or an HTML."""
 
+import html
 import io
 
 import ipywidgets as widgets
@@ -157,3 +158,29 @@ def width_explorer(table, roof: dict, counts: list[tuple[int, int]]) -> widgets.
     slider.observe(show, "value")
     show()
     return widgets.VBox([slider, image, words])
+
+
+def repair_stepper(source: str, output, tokenizer) -> widgets.VBox:
+    """A slider over the rounds of one answer of an encoder-decoder: the source, what was guessed, what became of it, and both caches."""
+    rounds = output.trace.rounds
+    slider = widgets.IntSlider(1, 1, len(rounds), continuous_update=False, description="round")
+    words = widgets.HTML()
+    read = len(tokenizer(source)["input_ids"])
+
+    def safe(text):
+        return html.escape(text, quote=True).replace("$", "&#36;")  # a dollar sign would start a formula
+
+    def show(_change=None):
+        r = rounds[slider.value - 1]
+        guesses = repr(tokenizer.decode(r.drafted)) if r.drafted else "nothing"
+        facts = [
+            f"Round {slider.value} of {len(rounds)}: guessed {guesses}; {r.accepted} of {len(r.drafted)} tokens passed",
+            f"cross-attention cache: {read} tokens of the source, since before the first round",
+            f"the decoder's own cache: read up to {r.position + len(r.drafted)}, kept {r.position + len(r.emitted) - 1}",
+        ]
+        shown = "".join(f"<div>{safe(fact)}</div>" for fact in facts)
+        words.value = f"<pre>{safe(source)}</pre>{Trace(output.trace.decode, rounds[: slider.value]).to_html()}{shown}"
+
+    slider.observe(show, "value")
+    show()
+    return widgets.VBox([slider, words])

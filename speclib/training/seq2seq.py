@@ -51,7 +51,7 @@ class Seq2SeqRecipe:
 
 T5_TARGET = Seq2SeqRecipe("t5-target", encoder_layers=3, decoder_layers=8, tokens=2_400_000)
 # The draft's encoder runs once a text: it may as well be as deep as the target's.
-T5_DRAFT = Seq2SeqRecipe("t5-draft", encoder_layers=3, decoder_layers=1, tokens=600_000, learning_rate=0.01, embedding_rate=0.001, teacher="t5-target")
+T5_DRAFT = Seq2SeqRecipe("t5-draft", encoder_layers=3, decoder_layers=1, tokens=320_000, learning_rate=0.015, embedding_rate=0.001, batch_rows=32, teacher="t5-target")
 PAIR = (T5_TARGET, T5_DRAFT)
 
 
