@@ -29,5 +29,9 @@ class ModelLoadError(SpeclibError, OSError):
     """A model is missing, unreadable, or not what its manifest says (a corrupted weight file)."""
 
 
+class IndexLoadError(SpeclibError, OSError):
+    """A search index is missing, or its files are not what was saved."""
+
+
 class TrainingError(SpeclibError, RuntimeError):
     """Training cannot start or go on: no text, a foreign checkpoint, a loss that is not finite."""

@@ -1,8 +1,34 @@
 """Who guesses. Each module is one kind of oracle; `base` says what all have in common."""
 
 from .base import Draft, Drafter, Guesser
+from .ensemble import EnsembleDrafter
+from .heads import Heads, HeadsDrafter, load_heads
+from .layer_skip import Exits, LayerSkipDrafter, load_exits
 from .lookup import LookupDrafter
 from .model import ModelDrafter
+from .ngram import NgramDrafter
+from .retrieval import RetrievalDrafter, SearchIndex, build_index, load_index
 from .synthetic import SyntheticDrafter
+from .tree import TreeDrafter
 
-__all__ = ["Draft", "Drafter", "Guesser", "LookupDrafter", "ModelDrafter", "SyntheticDrafter"]
+__all__ = [
+    "Draft",
+    "Drafter",
+    "EnsembleDrafter",
+    "Exits",
+    "Guesser",
+    "Heads",
+    "HeadsDrafter",
+    "LayerSkipDrafter",
+    "LookupDrafter",
+    "ModelDrafter",
+    "NgramDrafter",
+    "RetrievalDrafter",
+    "SearchIndex",
+    "SyntheticDrafter",
+    "TreeDrafter",
+    "build_index",
+    "load_exits",
+    "load_heads",
+    "load_index",
+]

@@ -39,8 +39,7 @@ class ModelGuesser:
             self.cached = list(text[:-1])
 
     def propose(self, text: list[int], n: int, goes_on: Callable[[torch.Tensor], bool] = always) -> Draft:
-        if self.limit and len(text) + n > self.limit:
-            raise ContextOverflow(f"the draft model's context holds {self.limit} tokens, fewer than the {len(text) + n} that are needed")
+        self._check_room(text, n)
         self._synchronise(text)
         new, tokens, probs = torch.tensor([text[len(self.cached) :]], device=self.device), [], []
         read = 0
@@ -55,6 +54,10 @@ class ModelGuesser:
         drafted = torch.cat(tokens, 1)[0]
         self.cached = text + drafted[:read].tolist()
         return Draft(drafted, torch.cat(probs))
+
+    def _check_room(self, text: list[int], n: int) -> None:
+        if self.limit and len(text) + n > self.limit:
+            raise ContextOverflow(f"the draft model's context holds {self.limit} tokens, fewer than the {len(text) + n} that are needed")
 
     def _synchronise(self, text: list[int]) -> None:
         """Rolls back to what cache and text have in common; at least one token of the text stays to be read."""

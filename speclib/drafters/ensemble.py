@@ -1,0 +1,48 @@
+"""Several oracles at once: each guesses a chain of its own, and all chains hang below the text as one tree.
+
+The chains are drawn independently of each other, which is all that the tree rule asks: where the first oracle's guess fails, the
+second's is tried against what is left. SpecInfer (2305.09781), section 3.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..context import Context
+from ..distributions import Draw, Sampling
+from ..errors import InvalidArgument
+from .base import Draft, Drafter, Guesser, always
+
+
+class EnsembleDrafter:
+    """Asks each of `drafters`, and puts the first one's guesses first. Raises InvalidArgument for an empty list."""
+
+    grows_trees = True
+
+    def __init__(self, drafters: Sequence[Drafter]):
+        if not drafters:
+            raise InvalidArgument("an ensemble needs at least one drafter")
+        self.drafters = list(drafters)
+
+    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "EnsembleGuesser":
+        return EnsembleGuesser([drafter.start(context, sampling, draw) for drafter in self.drafters])
+
+
+class EnsembleGuesser:
+    def __init__(self, guessers: list[Guesser]):
+        self.guessers = guessers
+
+    def prepare(self, text: list[int]) -> None:
+        for guesser in self.guessers:
+            guesser.prepare(text)
+
+    def propose(self, text: list[int], n: int, goes_on: Callable[[torch.Tensor], bool] = always) -> Draft:
+        tokens, probs, parents = [], [], []
+        for guesser in self.guessers:
+            draft = guesser.propose(text, n, goes_on)
+            first, count = len(parents), len(draft.tokens)
+            own = draft.parents if draft.parents is not None else range(-1, count - 1)
+            parents += [parent + first if parent >= 0 else -1 for parent in own]
+            tokens.append(draft.tokens)
+            probs.append(draft.probs)
+        return Draft(torch.cat(tokens), torch.cat(probs), parents)

@@ -1,0 +1,115 @@
+"""A draft model that hedges: several guesses for the same place, each followed by guesses of its own.
+
+The target checks the whole tree in one forward, in which each node sees the text and its own ancestors (tree attention). Siblings
+are tried one after the other, so a second guess may be kept where the first was not. SpecInfer (2305.09781); Medusa (2401.10774),
+section 2.1.2; best-first shapes after EAGLE-2 (2406.16858), section 4.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..context import Context
+from ..distributions import Draw, Sampling, point_mass
+from ..errors import InvalidArgument
+from ..models import LanguageModel, check_compatible
+from .base import Draft, always
+from .model import ModelGuesser
+
+
+class TreeDrafter:
+    """Grows a tree level by level: every node at depth i gets branching[i] children.
+
+    sampled: children are drawn from the draft's distribution without replacement, and q says so; otherwise they are its most
+    probable tokens, guesses without chance. budget: of a tree without chance, keep only the `budget` nodes of the highest joint
+    probability under the draft; a shape that adapts to the text. (Of a sampled tree no node may be thrown away once it is
+    drawn: that would look at the drawn token, as in notebook 06.) At temperature 0 a tree should not be sampled: there is one token to draw.
+
+    The draft length of `generate` caps the depth. Raises InvalidArgument for a shape that cannot be.
+    """
+
+    grows_trees = True
+
+    def __init__(self, language_model: LanguageModel, branching: Sequence[int] = (3, 2, 1, 1), sampled: bool = True, budget: int | None = None):
+        if not branching or min(branching) < 1:
+            raise InvalidArgument(f"branching must be whole numbers >= 1, one for each level, not {tuple(branching)!r}")
+        if budget is not None and (sampled or budget < 1):
+            raise InvalidArgument("a budget of nodes must be at least 1, and needs sampled=False: nodes that were drawn may not be thrown away")
+        self.language_model, self.branching, self.sampled, self.budget = language_model, tuple(branching), sampled, budget
+
+    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "TreeGuesser":
+        target = context.language_model
+        check_compatible(target, self.language_model)
+        return TreeGuesser(self, self.language_model.context(context.prompt), target.vocabulary, sampling, draw)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One guess. probs: what it was drawn from [V]; parent: its place in the list of nodes, or -1; joint: log-probability under the draft, with its ancestors'."""
+
+    token: int
+    probs: torch.Tensor
+    parent: int
+    joint: float
+
+
+class TreeGuesser(ModelGuesser):
+    def __init__(self, settings: TreeDrafter, context: Context, vocabulary: int, sampling: Sampling, draw: Draw):
+        # where nothing is drawn, temperature 0 would leave one candidate: rank by the unwarped distribution
+        ranked = Sampling() if sampling.temperature == 0 and not settings.sampled else sampling
+        super().__init__(context, vocabulary, ranked, draw)
+        self.settings = settings
+
+    def propose(self, text: list[int], n: int, goes_on: Callable[[torch.Tensor], bool] = always) -> Draft:
+        self._check_room(text, n)
+        self._synchronise(text)
+        rows = self._probabilities(self.context.extend(torch.tensor([text[len(self.cached) :]], device=self.device), keep=1)[0])  # [1, V]
+        self.cached = list(text)
+        nodes: list[Node] = []
+        frontier = [-1]
+        for depth, width in enumerate(self.settings.branching[:n]):
+            grown = []
+            for place, row in zip(frontier, rows, strict=True):
+                before = nodes[place].joint if place >= 0 else 0.0
+                grown += [Node(token, probs, place, before + float(row[token].log())) for token, probs in self._children(row, width)]
+            if self.settings.budget is not None:  # a node outside the best of its level cannot be among the best of all
+                grown = sorted(grown, key=lambda node: -node.joint)[: self.settings.budget]
+            frontier = list(range(len(nodes), len(nodes) + len(grown)))
+            nodes += grown
+            if depth + 1 < min(n, len(self.settings.branching)) and frontier:
+                rows = self._read(text, nodes, len(frontier))
+        nodes = self._pruned(nodes)
+        return Draft(torch.tensor([node.token for node in nodes], device=self.device), torch.stack([node.probs for node in nodes]), [node.parent for node in nodes])
+
+    def _children(self, row: torch.Tensor, width: int) -> list[tuple[int, torch.Tensor]]:
+        """Up to `width` tokens to follow, each with the distribution [V] it was drawn from."""
+        if not self.settings.sampled:
+            likely = row.topk(min(width, row.numel()))
+            tokens = [token for token, p in zip(likely.indices.tolist(), likely.values.tolist(), strict=True) if p > 0]
+            return [(token, point_mass(torch.tensor(token, device=row.device), row.numel(), row.dtype)) for token in tokens]
+        children = []
+        for _ in range(width):
+            token = int(self.draw(row))
+            children.append((token, row))
+            row = row.index_fill(0, torch.tensor([token], device=row.device), 0.0)
+            mass = row.sum()
+            if not mass > 0:
+                break
+            row = row / mass
+        return children
+
+    def _read(self, text: list[int], nodes: list[Node], last: int) -> torch.Tensor:
+        """The draft's distributions after the last nodes [last, V]: the whole tree is read again, in one forward."""
+        tokens = torch.tensor([[node.token for node in nodes]], device=self.device)
+        logits = self.context.extend(tokens, keep=last, parents=[node.parent for node in nodes])
+        self.context.rollback(len(text))
+        return self._probabilities(logits[0])
+
+    def _pruned(self, nodes: list[Node]) -> list[Node]:
+        """The most probable `budget` nodes, in their order. A parent is never less probable than its child, so it stays with it."""
+        if self.settings.budget is None or len(nodes) <= self.settings.budget:
+            return nodes
+        kept = sorted(sorted(range(len(nodes)), key=lambda k: (-nodes[k].joint, k))[: self.settings.budget])
+        place = {old: new for new, old in enumerate(kept)} | {-1: -1}
+        return [Node(nodes[k].token, nodes[k].probs, place[nodes[k].parent], nodes[k].joint) for k in kept]

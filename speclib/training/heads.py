@@ -1,0 +1,174 @@
+"""Parallel heads and early exits: small readers of a frozen target, taught by its own distributions.
+
+Both learn from one forward of the target per batch, and lose what the drafts lose: total variation, which is what acceptance is, and some
+divergence (see `train.loss_of`). Training is resumable in the same way.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import linear, log_softmax
+from tqdm.auto import tqdm
+from transformers import LlamaForCausalLM
+
+from ..drafters.heads import Heads
+from ..drafters.layer_skip import Exits
+from ..errors import TrainingError
+from .train import SAVE_EVERY_SECONDS, batch, schedule
+
+EXIT_LAYERS = (1, 2, 3, 4, 6, 8, 12, 16, 20)  # of the target's; those it has not are left out
+HEADS = 4
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What is trained: a module, and its guesses at each position as logits [B, T', count, V] beside the target's own laws (as logits, the same shape)."""
+
+    name: str
+    make: Callable[[LlamaForCausalLM], nn.Module]
+    guesses: Callable[[nn.Module, LlamaForCausalLM, Tensor, object], tuple[Tensor, Tensor]]
+    tokens: int
+    learning_rate: float = 2e-3
+
+
+def _head_guesses(heads: Heads, target: LlamaForCausalLM, inputs: Tensor, out) -> tuple[Tensor, Tensor]:
+    """Head i at position t has the state at t and token t + 1, and is to say what the target says at t + i + 1."""
+    n, T = heads.count, inputs.shape[1]
+    states = heads(out.hidden_states[-1][:, : T - n], target.model.embed_tokens(inputs[:, 1 : T - n + 1]))  # [B, T-n, n, d]
+    wanted = torch.stack([out.logits[:, i + 1 : T - n + i + 1] for i in range(n)], 2)
+    return linear(states, target.lm_head.weight), wanted
+
+
+def _exit_guesses(exits: Exits, target: LlamaForCausalLM, inputs: Tensor, out) -> tuple[Tensor, Tensor]:
+    """The exit after layer k at position t is to say what the target says at t."""
+    states = torch.stack([target.model.norm(exits(out.hidden_states[layer], layer)) for layer in exits.layers], 2)
+    return linear(states, target.lm_head.weight), out.logits.unsqueeze(2).expand(-1, -1, len(exits.layers), -1)
+
+
+def _exits(target: LlamaForCausalLM) -> Exits:
+    config = target.config
+    return Exits(tuple(layer for layer in EXIT_LAYERS if layer < config.num_hidden_layers), config.hidden_size)
+
+
+READERS = {
+    reader.name: reader
+    for reader in (
+        Reader("heads", lambda target: Heads(HEADS, target.config.hidden_size), _head_guesses, tokens=900_000),
+        Reader("exits", _exits, _exit_guesses, tokens=400_000),
+    )
+}
+
+
+def loss_of(reader: Reader, module: nn.Module, target: LlamaForCausalLM, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean loss, mean overlap of each guess with the target [count]) on tokens [B, T]."""
+    with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
+        with torch.no_grad():
+            out = target(inputs, use_cache=False, output_hidden_states=True)
+        guessed, wanted = reader.guesses(module, target, inputs, out)
+    student, wanted = log_softmax(guessed.float(), -1), log_softmax(wanted.float(), -1)
+    p = wanted.exp()
+    variation = 0.5 * (p - student.exp()).abs().sum(-1)  # [B, T', count]
+    divergence = (p * (wanted - student)).sum(-1)
+    return variation.mean() + 0.3 * divergence.mean(), 1 - variation.detach().mean((0, 1))
+
+
+@torch.no_grad()
+def held_out_overlap(reader: Reader, module: nn.Module, target: LlamaForCausalLM, tokens: np.ndarray, windows: int = 32, width: int = 256) -> list[float]:
+    """1 - total variation of each guess, over evenly spread held-out windows."""
+    width = min(width, len(tokens))
+    starts = np.linspace(0, len(tokens) - width, windows).astype(int)
+    rows = [loss_of(reader, module, target, torch.from_numpy(tokens[s : s + width].astype(np.int64))[None].to(target.device))[1] for s in starts]
+    return torch.stack(rows).mean(0).tolist()
+
+
+def train(
+    name: str, tokens: np.ndarray, held_out: np.ndarray, target_folder: Path, folder: Path, amount: int | None = None, seed: int = 0, rows: int = 4, width: int = 256
+) -> Path:
+    """Trains "heads" or "exits" for the target in `target_folder`; writes safetensors and a card to `folder`/name.
+
+    amount: tokens to see, else the reader's own number. Resumes from `folder`/name.state. Raises TrainingError without a target, for a state of another
+    training, or when the loss stops being finite.
+    """
+    if not (target_folder / "card.json").exists():
+        raise TrainingError(f"{name} needs a finished target, which is not in {target_folder}; train it first")
+    reader, device = READERS[name], torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    digest = hashlib.sha256((target_folder / "model.safetensors").read_bytes()).hexdigest()
+    target = LlamaForCausalLM.from_pretrained(target_folder, dtype=torch.bfloat16).to(device).eval().requires_grad_(False)
+    torch.manual_seed(seed)
+    module = reader.make(target).to(device)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=reader.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    amount, state_path = amount or reader.tokens, folder / f"{name}.state"
+    fingerprint = {"name": name, "amount": amount, "seed": seed, "target": digest, "rows": rows, "width": width}
+    step, seconds, curve = 0, 0.0, []
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True, map_location=device)
+        if state["fingerprint"] != fingerprint:
+            raise TrainingError(f"{state_path} belongs to another training; delete it to start afresh")
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, seconds, curve = state["step"], state["seconds"], state["curve"]
+
+    def save_state() -> None:
+        state = {"fingerprint": fingerprint, "module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds, "curve": curve}
+        torch.save(state, state_path.with_suffix(".partial"))
+        os.replace(state_path.with_suffix(".partial"), state_path)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    steps, saved_at, last = max(1, amount // (rows * width)), time.perf_counter(), time.perf_counter()
+    smooth = None
+    with tqdm(total=steps, initial=step, desc=name, unit="step", mininterval=5) as bar:
+        while step < steps:
+            optimizer.param_groups[0]["lr"] = reader.learning_rate * schedule(step / steps)
+            loss, overlaps = loss_of(reader, module, target, batch(tokens, step, rows, width, seed).to(device)[:, :-1])
+            if not torch.isfinite(loss):
+                raise TrainingError(f"the loss of {name} is {loss.item()} at step {step}; try a lower learning rate")
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            now = time.perf_counter()
+            seconds, last = seconds + now - last, now
+            smooth = overlaps if smooth is None else 0.95 * smooth + 0.05 * overlaps
+            bar.update()
+            if step % 25 == 0 or step == steps:
+                curve.append([step * rows * width, [round(value, 4) for value in smooth.tolist()], round(seconds, 1)])
+                bar.set_postfix(overlap=" ".join(f"{value:.2f}" for value in smooth.tolist()))
+            if now - saved_at > SAVE_EVERY_SECONDS:
+                save_state()
+                saved_at = now
+    save_state()
+    return _save(reader, module, target, held_out, folder / name, digest, steps * rows * width, seconds, curve)
+
+
+def _save(reader: Reader, module: nn.Module, target, held_out: np.ndarray, path: Path, digest: str, seen: int, seconds: float, curve: list) -> Path:
+    """Writes bf16 safetensors and `card.json` to `path`; returns `path`."""
+    path.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().to("cpu", torch.bfloat16).contiguous() for key, value in module.state_dict().items()}
+    if isinstance(module, Exits):
+        tensors["layers"] = torch.tensor(module.layers)
+    save_file(tensors, path / "model.safetensors")
+    card = {
+        "name": path.name,
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "target_sha256": digest,
+        "tokens_seen": seen,
+        "guesses": list(getattr(module, "layers", range(1, getattr(module, "count", 0) + 1))),
+        "held_out_overlap": [round(value, 4) for value in held_out_overlap(reader, module, target, held_out)],
+        "seconds": round(seconds),
+        "machine": f"{torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + ' CPU'}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "overlap_curve": {"columns": ["tokens", "overlap of each guess in training", "seconds"], "rows": curve},
+    }
+    (path / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    return path
