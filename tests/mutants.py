@@ -1,97 +1,201 @@
-"""The mutation gate: breaks rules and loop on purpose, one line at a time, and demands that the tests notice.
+"""The mutation gate: breaks the library on purpose, one line at a time, and demands that the tests notice.
 
-    python tests/mutants.py            all of them; the report goes to data/results/mutants.json
+    python tests/mutants.py            all of them
     python tests/mutants.py 3 7        only these
+
+The report, data/results/mutants.json, holds for each breakage its name, what was done, and the test that noticed.
+
+Each breakage is tried on a copy, against the tests that ought to see it. Every run is a fork of one process that has
+loaded the libraries already, so that a breakage costs a second or two and not the ten of a fresh start.
 """
 
 import argparse
 import json
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("test_decoding.py", "test_models.py", "test_rules.py", "test_distributions.py", "test_exact.py")
+LIMIT = 300.0  # seconds; a breakage that makes the tests run for ever is noticed too
 
-MUTANTS = [  # (what is wrong, file, old text, new text)
-    ("the ratio squared", "rules.py", "return Verdict(chain_stops(ratio.clamp(max=1)), torch.cat([residual(p[:, :n], q), p[:, n:]], 1))\n\n\ndef block",
-     "return Verdict(chain_stops(ratio.clamp(max=1) ** 2), torch.cat([residual(p[:, :n], q), p[:, n:]], 1))\n\n\ndef block"),
-    ("after a rejection, draw from p", "rules.py", "torch.cat([residual(p[:, :n], q), p[:, n:]], 1))\n\n\ndef block", "p)\n\n\ndef block"),
-    ("residual of the wrong row", "rules.py", "torch.cat([residual(p[:, :n], q), p[:, n:]], 1))\n\n\ndef block",
-     "torch.cat([residual(p[:, :n].roll(1, 1), q), p[:, n:]], 1))\n\n\ndef block"),
-    ("bonus token from the wrong row", "rules.py", "torch.cat([residual(p[:, :n], q), p[:, n:]], 1))\n\n\ndef block",
-     "torch.cat([residual(p[:, :n], q), p[:, :1]], 1))\n\n\ndef block"),
-    ("everything is accepted", "rules.py", "    rejected = torch.cat([1 - accept, ones], -1)", "    rejected = torch.cat([0 * accept, ones], -1)"),
-    ("each test ignores those before it", "rules.py", "torch.cat([ones, accept.cumprod(-1)], -1)", "torch.cat([ones, accept], -1)"),
-    ("block: the weight is not capped", "rules.py", "weights.append((weights[-1] * ratio[:, i]).clamp(max=1))", "weights.append(weights[-1] * ratio[:, i].clamp(max=1))"),
-    ("block: the first test that fails ends it", "rules.py", "(1 - passes[:, 1:]).flip(1).cumprod(1).flip(1)", "(1 - passes[:, 1:])"),
-    ("block: residual without the weight", "rules.py", "excess = (w[:, :n, None] * p[:, :n] - q)", "excess = (p[:, :n] - q)"),
-    ("typical acceptance called lossless", "rules.py", 'Rule("typical", typical_law, False', 'Rule("typical", typical_law, True'),
-    ("residual not clipped", "distributions.py", "excess = (p - q).clamp_min(0)", "excess = (p - q).abs()"),
-    ("residual the wrong way round", "distributions.py", "excess = (p - q).clamp_min(0)", "excess = (q - p).clamp_min(0)"),
-    ("empty residual is NaN", "distributions.py", "return torch.where(mass > 0, excess / mass.where(mass > 0, torch.ones_like(mass)), p)", "return excess / mass"),
-    ("temperature applied twice", "distributions.py", "TemperatureLogitsWarper(float(self.temperature))", "TemperatureLogitsWarper(float(self.temperature) ** 2)"),
+RULES = ["test_rules.py"]
+TREES = ["test_tree_law.py"]
+SAMPLING = ["test_distributions.py"]
+CONTEXTS = ["test_contexts.py"]
+MODELS = ["test_models.py", "-k", "width or padded or clear or forget"]
+LOOP = ["test_decoding.py", "--deselect=test_decoding.py::test_greedy_is_transformers_own_on_200_prompts"]
+LAW = ["test_exact.py::test_generate_keeps_the_law"]
+STOPS = ["test_stops.py"]
+TRACE = ["test_trace.py"]
+TRAINING = ["test_training.py"]
+
+TOKEN = "torch.cat([residual(p[:, :n], q), p[:, n:]], 1))"
+MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to see it)
+    ("the ratio squared", "rules.py", "Verdict(chain_stops(ratio.clamp(max=1)), " + TOKEN, "Verdict(chain_stops(ratio.clamp(max=1) ** 2), " + TOKEN, RULES),
+    ("after a rejection, draw from p", "rules.py", TOKEN, "p)", RULES),
+    ("residual of the wrong row", "rules.py", TOKEN, "torch.cat([residual(p[:, :n].roll(1, 1), q), p[:, n:]], 1))", RULES),
+    ("bonus token from the wrong row", "rules.py", TOKEN, "torch.cat([residual(p[:, :n], q), p[:, :1]], 1))", LAW),
+    ("everything is accepted", "rules.py", "rejected = torch.cat([1 - accept, ones], -1)", "rejected = torch.cat([0 * accept, ones], -1)", RULES),
+    ("each test ignores those before it", "rules.py", "torch.cat([ones, accept.cumprod(-1)], -1)", "torch.cat([ones, accept], -1)", RULES),
+    ("block: the weight is not capped", "rules.py", "weights.append((weights[-1] * ratio[:, i]).clamp(max=1))", "weights.append(weights[-1] * ratio[:, i].clamp(max=1))", RULES),
+    ("block: the first test that fails ends it", "rules.py", "(1 - passes[:, 1:]).flip(1).cumprod(1).flip(1)", "(1 - passes[:, 1:])", RULES),
+    ("block: residual without the weight", "rules.py", "excess = (w[:, :n, None] * p[:, :n] - q)", "excess = (p[:, :n] - q)", LAW),
+    ("typical acceptance called lossless", "rules.py", 'Rule("typical", typical_law, False', 'Rule("typical", typical_law, True', RULES),
+    ("tree: the residual is not updated by earlier siblings", "rules.py", "left[node] = residual(left[node], q[:, child])", "left[node] = residual(p[:, node], q[:, child])", TREES),
+    ("tree: every sibling is tried against the whole of p", "rules.py", "(left[node].gather(", "(p[:, node].gather(", TREES),
+    ("tree: a sibling is tried though one before it was taken", "rules.py", "reached[node] * missed[node] * accept", "reached[node] * accept", TREES),
+    ("residual not clipped", "distributions.py", "excess = (p - q).clamp_(min=0)", "excess = (p - q).abs_()", SAMPLING),
+    ("residual the wrong way round", "distributions.py", "excess = (p - q).clamp_(min=0)", "excess = (q - p).clamp_(min=0)", SAMPLING),
+    ("empty residual is NaN", "distributions.py", "return excess.div_(mass + nothing).addcmul_(nothing, p)", "return excess.div_(mass)", SAMPLING),
+    ("temperature applied twice", "distributions.py", "TemperatureLogitsWarper(float(self.temperature))", "TemperatureLogitsWarper(float(self.temperature) ** 2)", SAMPLING),
     ("ties at temperature 0 shared", "distributions.py", "return point_mass(logits.argmax(-1), logits.shape[-1], logits.dtype)",
-     "return (logits == logits.amax(-1, keepdim=True)).to(logits.dtype) / (logits == logits.amax(-1, keepdim=True)).sum(-1, keepdim=True)"),
-    ("top-k forgotten", "distributions.py", "if self.top_k is not None:", "if False:"),
-    ("NaN logits pass", "distributions.py", "if not torch.isfinite(top).all():", "if False:"),
-    ("rollback one too far", "models.py", "self._cache.crop(length - self.length)", "self._cache.crop(length - self.length - 1)"),
-    ("rollback forgets nothing", "models.py", "self._cache.crop(length - self.length)", "pass"),
-    ("padded vocabulary drawn from", "models.py", "width if tokenizer is None else min(width, len(tokenizer))", "width"),
-    ("hash not compared", "embedded.py", "if pooch.file_hash(str(DATA / path)) != known[path]:", "if False:"),
-    ("pickled weights allowed", "models.py", "use_safetensors=True", "use_safetensors=None"),
-    ("max_new_tokens overshot", "decoding.py", "max_new_tokens - len(new) - 1)", "max_new_tokens)"),
-    ("end of text inside a block ignored", "decoding.py", "if token in self.ids:", "if token in self.ids and i == len(emitted) - 1:"),
-    ("the target's cache keeps rejected tokens", "decoding.py", "context.rollback(len(text) - 1)", "context.rollback(context.length)"),
-    ("rows share one seed", "decoding.py", "row * 7_919) % 2**63", "row * 7_919 + len(str(row))) % 2"),
-    ("global random state", "distributions.py", "torch.multinomial(flat, 1, generator=generator)", "torch.multinomial(flat, 1)"),
-    ("draft says another q than it drew from", "drafters/model.py", "probs.append(q)", "probs.append(q.sqrt() / q.sqrt().sum())"),
-    ("draft's cache keeps rejected tokens", "drafters/model.py", "while common < limit and self.cached[common] == text[common]:", "while common < limit:"),
+     "return (logits == logits.amax(-1, keepdim=True)).to(logits.dtype) / (logits == logits.amax(-1, keepdim=True)).sum(-1, keepdim=True)", SAMPLING),
+    ("top-k forgotten", "distributions.py", "if self.top_k is not None:", "if False:", SAMPLING),
+    ("NaN logits pass", "distributions.py", "if not torch.isfinite(top).all():", "if False:", SAMPLING),
+    ("global random state", "distributions.py", "torch.rand(total.shape, generator=generator, ", "torch.rand(total.shape, ", SAMPLING),
+    ("draws are one token late", "distributions.py", "uniform * total, right=True).squeeze(-1)", "uniform * total, right=True).squeeze(-1).add(1).clamp(max=probabilities.shape[-1] - 1)", SAMPLING),
+    ("rollback one too far", "context.py", "self._cache.crop(-count)", "self._cache.crop(-count - 1)", MODELS),
+    ("rollback forgets nothing", "context.py", "self._cache.crop(-count)", "pass", MODELS),
+    ("rollback keeps one rejected token", "context.py", "            self.length = length\n", "            self.length = length + 1\n", CONTEXTS),
+    ("the first slots of a tree are kept, whatever branch was taken", "context.py", "self._move([start + place for place in path], start)", "pass", CONTEXTS),
+    ("hidden states of another branch", "context.py", "self.hidden = self.hidden[:, list(path)]", "pass", CONTEXTS),
+    ("a sibling sees other branches", "context.py", "sees[child] |= sees[parent]", "sees[child, :child] = True", CONTEXTS),
+    ("positions in a tree follow slots, not depth", "context.py", "depths[child] = depths[parent] + 1", "depths[child] = child", CONTEXTS),
+    ("fast: reading starts one slot too far", "fast.py", "start, end = self.length, self.length + tokens.shape[1]", "start, end = self.length + 1, self.length + 1 + tokens.shape[1]", CONTEXTS),
+    ("fast: after a rollback one slot too few", "fast.py", "pass  # what lies behind `length`", "self._cache = [(k.roll(1, 1), v.roll(1, 1)) for k, v in self._cache]  #", CONTEXTS),
+    ("fast: each token sees the next", "fast.py", ".tril(start)", ".tril(start + 1)", CONTEXTS),
+    ("fast: a growing cache forgets", "fast.py", "keys[:, : self.length] = old_keys[:, : self.length]", "pass", CONTEXTS),
+    ("fast: another branch is moved", "fast.py", "keys[:, start : start + len(places)] = keys[:, index]", "keys[:, start : start + len(places)] = keys[:, index - 1]", CONTEXTS),
+    ("fast: GPT-2's activation taken for another", "fast.py", 'approximate="tanh"', 'approximate="none"', CONTEXTS),
+    ("padded vocabulary drawn from", "models.py", "width if tokenizer is None else min(width, len(tokenizer))", "width", MODELS),
+    ("pickled weights allowed", "models.py", "use_safetensors=True", "use_safetensors=None", MODELS),
+    ("caches that forget are taken", "models.py", 'if kinds - {"DynamicLayer"} and not', "if False and not", MODELS),
+    ("hash not compared", "embedded.py", "if pooch.file_hash(str(DATA / path)) != known[path]:", "if False:", ["test_models.py", "-k", "registered"]),
+    ("max_new_tokens overshot", "decoding.py", "max_new_tokens - len(new) - 1)", "max_new_tokens)", LOOP),
+    ("end of text inside a block ignored", "decoding.py", "if token in self.ids:", "if token in self.ids and i == len(emitted) - 1:", LOOP),
+    ("stop strings looked for only where a round ends", "decoding.py", "if any(string in text", "if i == len(emitted) - 1 and any(string in text", STOPS),
+    ("stop strings looked for in one round alone", "decoding.py", "self.tokenizer.decode(before + emitted[: i + 1])", "self.tokenizer.decode(emitted[: i + 1])", STOPS),
+    ("the target's cache keeps rejected tokens", "decoding.py", "context.retain([0, *(node + 1 for node in path[: len(emitted) - 1])])", "pass", LAW),
+    ("rows share one seed", "decoding.py", "row * 7_919) % 2**63", "0 * row) % 2**63", LOOP),
+    ("another branch of the tree is emitted", "decoding.py", "branch(parents, stop - 1)", "list(range(stop))", TREES),
+    ("draft says another q than it drew from", "drafters/model.py", "probs.append(q)", "probs.append(q.sqrt() / q.sqrt().sum())", LAW),
+    ("draft's cache keeps rejected tokens", "drafters/model.py", "while common < limit and self.cached[common] == text[common]:", "while common < limit:", LOOP),
     ("lookup says its guess was drawn evenly", "drafters/lookup.py", "return Draft(tokens, point_mass(tokens, self.vocabulary, dtype))",
-     "return Draft(tokens, torch.full((len(tokens), self.vocabulary), 1 / self.vocabulary, dtype=dtype))"),
+     "return Draft(tokens, torch.full((len(tokens), self.vocabulary), 1 / self.vocabulary, dtype=dtype))", ["test_models.py", "-k", "encoder_decoder_keeps_its_law"]),
+    ("a model's text is markup", "trace.py", "html.escape(text, quote=True)", "text", TRACE),
+    ("a model's text may start a formula", "trace.py", '.replace("$", "&#36;")', "", TRACE),
+    ("control characters reach the page", "trace.py", 'c if c.isprintable() or c == "\\n" else "\\N{REPLACEMENT CHARACTER}"', "c", TRACE),
+    ("a resumed training forgets its optimisers", "training/train.py", "optim.load_state_dict(saved)", "pass", TRAINING),
+    ("a resumed training takes any state", "training/train.py", 'if state["fingerprint"] != fingerprint:', "if False:", TRAINING),
+    ("a grown model is another function", "training/train.py", 'name.endswith(("o_proj.weight", "down_proj.weight"))', 'name.endswith("o_proj.weight")', TRAINING),
 ]  # fmt: skip
 
 
-def passes(copy: Path) -> tuple[bool, str]:
-    """Whether the tests pass on the copy of the package, and the line that names the first failure."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(copy)]
-    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run([*command, *(str(copy / "tests" / name) for name in TESTS)], cwd=copy, env=environment, capture_output=True, text=True)
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return done.returncode == 0, failed[0].split(" - ")[0].replace(str(copy), "") if failed else done.stdout[-300:]
+def load_libraries() -> None:
+    """What every run needs and no breakage touches. speclib itself is left for the forks."""
+    import hypothesis  # noqa: F401
+    import pandas  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import torch
+    from transformers import GPT2LMHeadModel, LlamaForCausalLM, MistralForCausalLM, PreTrainedTokenizerFast, Qwen2ForCausalLM  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
+class First:
+    """A pytest plugin that remembers the first test that failed."""
+
+    name = ""
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed and not self.name:
+            self.name = report.nodeid
+
+    def pytest_collectreport(self, report):
+        if report.failed and not self.name:
+            self.name = f"{report.nodeid} (not importable)"
+
+
+def passes(copy: Path, tests: list[str]) -> tuple[bool, str]:
+    """Whether the tests pass on the copy of the package, and the name of the first that fails."""
+    note = copy / "first"
+    note.write_text("")
+    child = os.fork()
+    if child == 0:
+        code = 3
+        try:
+            quiet = os.open(copy / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(quiet, 1)
+            os.dup2(quiet, 2)
+            import pytest
+
+            os.chdir(copy / "tests")
+            sys.path[:] = [str(copy), *(path for path in sys.path if Path(path or ".").resolve() not in (ROOT, ROOT / "tests"))]
+            sys.dont_write_bytecode = True
+            first = First()
+            code = int(pytest.main(["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(copy / "tests"), *tests], plugins=[first]))
+            note.write_text(first.name)
+        finally:
+            os._exit(code)
+    ends = time.monotonic() + LIMIT
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        if time.monotonic() > ends:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return False, f"the time limit of {LIMIT:g} s"
+        time.sleep(0.05)
+    code = os.waitstatus_to_exitcode(status)
+    if code not in (0, 1):  # neither passed nor failed
+        return False, note.read_text() or f"pytest ended with code {code}: {(copy / 'output').read_text()[-200:]}"
+    return code == 0, note.read_text()
+
+
+def write(report: list[dict]) -> None:
+    """Enters results into the report, in the order of the list; those of breakages not tried this time stay as they were."""
+    path = ROOT / "data" / "results" / "mutants.json"
+    known = {row["name"]: row for row in [*(json.loads(path.read_text()) if path.exists() else []), *report]}
+    rows = [known[what] for what, name, old, new, _ in MUTANTS if what in known and known[what]["what"] == {"file": name, "old": old, "new": new}]
+    path.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("numbers", nargs="*", type=int, help=f"which mutants, 1 to {len(MUTANTS)} (default: all)")
+    parser.add_argument("numbers", nargs="*", type=int, help=f"which breakages, 1 to {len(MUTANTS)} (default: all)")
     chosen = parser.parse_args().numbers or range(1, len(MUTANTS) + 1)
+    for number in chosen:
+        what, name, old, _, _ = MUTANTS[number - 1]
+        if (ROOT / "speclib" / name).read_text().count(old) != 1:
+            sys.exit(f"breakage {number} ({what}): its text is not in {name} exactly once any more")
+    os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", TQDM_DISABLE="1")
+    load_libraries()
     report = []
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder)
-        shutil.copytree(ROOT / "speclib", copy / "speclib", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        copy = Path(folder).resolve()
+        for part in ("speclib", "tests"):
+            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
         (copy / "data").symlink_to(ROOT / "data")
-        healthy, why = passes(copy)
-        if not healthy:
-            sys.exit(f"the tests fail without any mutation: {why}")
-        for number in tqdm(chosen, desc="mutants", unit="mutant"):
-            what, name, old, new = MUTANTS[number - 1]
+        healthy: dict[tuple[str, ...], tuple[bool, str]] = {}
+        for number in chosen:
+            what, name, old, new, tests = MUTANTS[number - 1]
+            if tuple(tests) not in healthy:
+                healthy[tuple(tests)] = passes(copy, tests)
+            if not healthy[tuple(tests)][0]:
+                sys.exit(f"{' '.join(tests)} fails without any breakage: {healthy[tuple(tests)][1]}")
             file = copy / "speclib" / name
             original = file.read_text()
-            if original.count(old) < 1:
-                sys.exit(f"mutant {number} ({what}): its text is not in {name} any more")
             file.write_text(original.replace(old, new))
-            survived, by = passes(copy)
+            survived, by = passes(copy, tests)
             file.write_text(original)
-            report.append({"number": number, "what": what, "file": name, "killed": not survived, "by": None if survived else by})
+            report.append({"name": what, "what": {"file": name, "old": old, "new": new}, "killed": not survived, "by": None if survived else by})
             print(f"{number:2} {'SURVIVED' if survived else 'killed  '} {what}" + ("" if survived else f"  by {by}"), flush=True)
-    if len(report) == len(MUTANTS):
-        (ROOT / "data" / "results" / "mutants.json").write_text(json.dumps(report, indent=1) + "\n")
+    write(report)
     killed = sum(row["killed"] for row in report)
     print(f"{killed} of {len(report)} killed")
     return 0 if killed == len(report) else 1

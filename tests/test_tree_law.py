@@ -5,9 +5,13 @@ from itertools import product
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from speclib import LanguageModel, generate
 from speclib.distributions import point_mass, residual
-from speclib.exact import TableModel, law_variation, max_difference, plain_law, random_table
+from speclib.drafters import Draft
+from speclib.errors import InvalidArgument
+from speclib.exact import TableModel, law_variation, max_difference, outcomes, plain_law, random_table
 from speclib.rules import Verdict, drafted_probs, token_law, tree_law
 
 LENGTH = 3  # longer than most branches, so that what follows a branch is tested too
@@ -172,6 +176,66 @@ def test_more_siblings_are_taken_more_often():
 
     alone, again, other = taken("with_replacement", 1), taken("with_replacement", 3), taken("without_replacement", 3)
     assert alone == pytest.approx(taken("without_replacement", 1)) and alone + 0.01 < again < other - 0.01
+
+
+# --- generate() with trees ------------------------------------------------------------------------------------------------------
+
+
+class Twigs:
+    """The least guesser that grows trees: at each of two first places the draft's two best tokens, or two draws; below the second one more."""
+
+    grows_trees = True
+
+    def __init__(self, way, draft):
+        self.way, self.draft = way, draft
+
+    def start(self, context, sampling, draw):
+        self.draw = draw
+        return self
+
+    def prepare(self, text):
+        pass
+
+    def propose(self, text, n, goes_on):
+        parents = [-1, -1, 1][: 3 if n > 1 else 2]
+        tokens, rows = [], []
+        for node, parent in enumerate(parents):
+            prefix = [*text, *(tokens[i] for i in line(parents, node))]
+            rows.append(self.way([self.draft(prefix)], [tokens[i] for i in range(node) if parents[i] == parent]))
+            tokens.append(int(self.draw(rows[-1])))
+        return Draft(torch.tensor(tokens), torch.stack(rows), parents)
+
+
+@cache
+def tiny(backend):
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=3, hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=32,
+                         initializer_range=0.4, bos_token_id=None, eos_token_id=None)  # fmt: skip
+    return LanguageModel(LlamaForCausalLM(config).double().eval(), backend=backend)
+
+
+@pytest.mark.parametrize("stop", [[], [2]], ids=["no stop", "stop"])
+@pytest.mark.parametrize("way", ["without_replacement", "most_likely"])
+@pytest.mark.parametrize("backend", ["eager", "fast"])
+def test_generate_with_trees_keeps_the_law(backend, way, stop):
+    """Tree attention, the branch that is kept, the rule and the stops together: every path of generate(), summed."""
+    target, prompt = tiny(backend), [0, 1]
+    drafter = Twigs(WAYS[way], random_table(3, 5))
+
+    def row(prefix):
+        with torch.inference_mode():
+            return tiny("eager").model(torch.tensor([[*prompt, *prefix]])).logits[0, -1].softmax(-1).numpy()
+
+    right = plain_law(TableModel(3, row), 3, eos=stop[0] if stop else None)
+    law = outcomes(lambda draw: tuple(generate(target, [prompt], drafter, None, 2, "token", 3, stop, draw=draw).tokens[0].tolist()))
+    tolerance = 1e-12 if backend == "eager" else 1e-6  # the fast decoder has its rotary tables and norms in another precision than transformers
+    assert max_difference(law, right) < tolerance
+    assert sum(law.values()) == pytest.approx(1, abs=1e-12) and law_variation(right, plain_law(random_table(3, 5), 3)) > 0.05
+
+
+def test_the_token_rule_alone_checks_trees():
+    with pytest.raises(InvalidArgument, match="a tree of guesses is checked by the token rule"):
+        generate(tiny("eager"), [[0]], Twigs(most_likely, random_table(3, 5)), rule="block")
 
 
 # --- controls: what is wrong is seen -------------------------------------------------------------------------------------------

@@ -1,0 +1,156 @@
+"""A pair that was really trained, in float32: its texts against its own exact law, with a control that passes and controls that must not.
+
+Significance 1e-6, fixed before anything is drawn; the seeds stand in the tests; nothing is tried twice.
+"""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from speclib import LanguageModel, generate
+from speclib.drafters import Draft, ModelDrafter
+from speclib.exact import Loop, TableModel, law_variation, plain_law, rule_law, sample_many
+from speclib.rules import Rule, Verdict, token_law
+from speclib.statistics import SIGNIFICANCE, g_test, samples_needed, two_sample_g
+
+VOCABULARY, GAMMA, LENGTH = 4, 2, 3  # a joint of 64 cells, longer than gamma, so that the bonus token is in it
+PROMPT = [0, 1, 2, 3, 1]
+MANY, REAL = 500_000, 2_000
+
+
+@cache
+def corpus(rows=2048, width=12):
+    """Texts for the models to learn: the next token depends on the last one and, half as often, on the one before it."""
+    rng = np.random.default_rng(0)
+    one, two = rng.dirichlet(np.full(VOCABULARY, 0.2), (2, VOCABULARY))
+    text = rng.integers(VOCABULARY, size=(rows, width))
+    for i in range(2, width):
+        chances = (2 * one[text[:, i - 1]] + two[text[:, i - 2]]) / 3
+        text[:, i] = (rng.random((rows, 1)) > chances.cumsum(-1)).sum(-1).clip(max=VOCABULARY - 1)
+    return torch.from_numpy(text)
+
+
+@cache
+def trained(layers, width, steps):
+    """A micro Llama after `steps` steps of AdamW, float32, with the fast backend."""
+    torch.manual_seed(layers)
+    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=2,
+                         max_position_embeddings=32, initializer_range=0.2, bos_token_id=None, eos_token_id=None)  # fmt: skip
+    model = LlamaForCausalLM(config)
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-2), []
+    for step in range(steps):
+        batch = corpus()[step * 32 % 2048 :][:32]
+        loss = cross_entropy(model(batch[:, :-1], use_cache=False).logits.flatten(0, 1), batch[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert np.mean(losses[-10:]) < np.log(VOCABULARY) - 0.1  # it has learnt something: a guess at random costs log V
+    return LanguageModel(model.eval(), name=f"trained {layers}", backend="fast")
+
+
+@pytest.fixture(scope="session")
+def pair():
+    return trained(2, 16, 300), trained(1, 8, 100)
+
+
+@cache
+def table(layers, width, steps):
+    """The conditional laws of a trained model after PROMPT, as it computes them, put into a table."""
+    model = trained(layers, width, steps)
+
+    def row(prefix):
+        with torch.inference_mode():
+            probabilities = model.model(torch.tensor([[*PROMPT, *prefix]])).logits[0, -1].double().softmax(-1)
+        return probabilities.numpy()
+
+    return TableModel(VOCABULARY, row)
+
+
+@pytest.fixture(scope="session")
+def tables(pair):
+    return table(2, 16, 300), table(1, 8, 100)
+
+
+def recover_from_p(p, q, drafted):
+    """Wrong: after a rejection, draws from p and not from the residual."""
+    return Verdict(token_law(p, q, drafted).stop_probs, p)
+
+
+def sharpened(q):
+    """Wrong: the rule is told another q than was drawn from."""
+    told = q.sqrt()
+    return q, told / told.sum(-1, keepdim=True)
+
+
+BROKEN = {"recovery from p": Loop(law=recover_from_p), "another q": Loop(proposes=sharpened)}
+
+
+def test_the_pair_is_worth_testing(tables):
+    """Neither equal nor strangers, with chance in every row, and with controls that enough texts can tell apart."""
+    target, draft = tables
+    overlap = 1 - law_variation(plain_law(target, 1), plain_law(draft, 1))
+    right = plain_law(target, LENGTH)
+    assert 0.3 < overlap < 0.98 and len(right) == 64 and max(right.values()) < 0.5
+    for loop in BROKEN.values():
+        assert samples_needed(rule_law(loop, target, draft, GAMMA, LENGTH), right, SIGNIFICANCE, 0.999) < MANY / 2
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_a_million_texts_of_a_trained_pair_follow_its_law(rule, tables):
+    counts = sample_many(rule, *tables, GAMMA, LENGTH, MANY, seed=2026)
+    result = g_test(counts, plain_law(tables[0], LENGTH))
+    assert result.n == MANY and result.p_value > SIGNIFICANCE, str(result)
+
+
+def test_the_null_control_passes_and_the_broken_ones_do_not(tables):
+    right = plain_law(tables[0], LENGTH)
+    assert g_test(sample_many("token", *tables, 0, LENGTH, MANY, seed=1), right).p_value > SIGNIFICANCE
+    for name, loop in BROKEN.items():
+        assert g_test(sample_many(loop, *tables, GAMMA, LENGTH, MANY, seed=2), right).p_value < SIGNIFICANCE, name
+
+
+def texts(target, drafter, rule="token", seed=0):
+    """How often generate() itself wrote each text, in float32."""
+    out = generate(target, [PROMPT] * REAL, drafter, None, GAMMA, rule, LENGTH, [], seed)
+    counts = {}
+    for tokens in out.tokens:
+        counts[tuple(tokens.tolist())] = counts.get(tuple(tokens.tolist()), 0) + 1
+    return counts, out.summary()
+
+
+class Rejected:
+    """A broken guesser: whatever the draft model drew, it proposes the draft's least likely token, and says that it drew it from q."""
+
+    def __init__(self, drafter):
+        self.drafter = drafter
+
+    def start(self, context, sampling, draw):
+        guesser = self.drafter.start(context, sampling, draw)
+        propose = guesser.propose
+
+        def wrong(text, n, goes_on):
+            draft = propose(text, 1, goes_on)
+            return Draft(draft.probs.argmin(-1), draft.probs)
+
+        guesser.propose = wrong
+        return guesser
+
+
+def test_generate_itself_follows_the_law_and_its_broken_versions_do_not(pair, tables):
+    """Models, caches, rollback and rule in float32: thousands of texts of the loop that a reader runs."""
+    target, draft = pair
+    right = plain_law(tables[0], LENGTH)
+    plain, _ = texts(target, None, seed=3)
+    ours, summary = texts(target, ModelDrafter(draft), seed=4)
+    assert g_test(plain, right).p_value > SIGNIFICANCE
+    assert g_test(ours, right).p_value > SIGNIFICANCE and two_sample_g(ours, plain).p_value > SIGNIFICANCE
+    assert summary["alpha"] < 0.98 and 0 < summary["accepted_share"] < 1  # guesses were taken and rejected
+    wrong, _ = texts(target, ModelDrafter(draft), Rule("everything", lambda p, q, d: Verdict(torch.eye(d.shape[1] + 1)[-1:].to(p), p), False, "wrong"), seed=4)
+    assert g_test(wrong, right).p_value < SIGNIFICANCE
+    worse, _ = texts(target, Rejected(ModelDrafter(draft)), seed=4)
+    assert g_test(worse, right).p_value < SIGNIFICANCE
