@@ -51,7 +51,8 @@ def fetch(name: str) -> Path:
 
 
 def prompts(domain: str = "code") -> list[str]:
-    """Held-out prompts of about 100 tokens: "code", or "prose" to see a draft away from home; "repair": short tasks for the encoder-decoder pair."""
+    """Held-out prompts of about 100 tokens: "code", or "prose" to see a draft away from home; "edit": a function in full and the beginning
+    of a renamed copy (120 to 250 tokens); "repair": short tasks for the encoder-decoder pair."""
     content = json.loads(fetch("prompts/held_out.json").read_text())
     if domain not in content:
         raise InvalidArgument(f"no prompts called {domain!r}; choose one of {', '.join(content)}")
