@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if args.growth:
         return run_growth(out, args.quick, args.dtype[0])
     if args.ladder:
-        record = experiments.ladder(prompts=args.prompts, tokens=args.tokens, dtype=args.dtype[0], progress=sys.stderr.isatty())
+        record = experiments.ladder(prompts=args.prompts, tokens=args.tokens, dtype=args.dtype[0], backend=args.backend[0], progress=sys.stderr.isatty())
         table = pd.DataFrame(record["summary"])
     else:
         record = measure(args, out.with_suffix(".partial.json"))
@@ -203,8 +203,9 @@ def methods(pairs: dict[str, Pair], sampling: Sampling, chosen: dict, tokens: in
         drafter, gamma = ModelDrafter(pair.draft), chosen["gamma"][backend]
         found[on(PLAIN, backend)] = ours(pair.target, None, sampling, 0, tokens)
         found[on(MODEL, backend)] = ours(pair.target, drafter, sampling, gamma, tokens)
-        found[on(BLOCK, backend)] = ours(pair.target, drafter, sampling, gamma, tokens, rule="block")
-        found[on(LOOKUP, backend)] = ours(pair.target, LookupDrafter(), sampling, chosen["lookup"], tokens)
+        if backend == list(pairs)[-1]:  # the other rule and the other guesser, on one backend
+            found[on(BLOCK, backend)] = ours(pair.target, drafter, sampling, gamma, tokens, rule="block")
+            found[on(LOOKUP, backend)] = ours(pair.target, LookupDrafter(), sampling, chosen["lookup"], tokens)
     pair = next(iter(pairs.values()))
     return found | {
         HF_PLAIN: theirs(pair, sampling, tokens),
@@ -242,6 +243,8 @@ def tabulate(frame: pd.DataFrame, chosen: dict, costs: dict[str, tuple[float, pd
         c, widths = costs[backend]
         for method, gamma, ratio in ((MODEL, chosen["gamma"][backend], c), (BLOCK, chosen["gamma"][backend], c), (LOOKUP, chosen["lookup"], 0.0)):
             name = on(method, backend)
+            if name not in table.index:
+                continue
             table.loc[name, ["draft_length", "c"]] = gamma, ratio
             if method != LOOKUP:  # a lookup often proposes less than gamma, or nothing
                 steps = experiments.predict(table.loc[name, "alpha"], table.loc[name, "tokens_per_round"], gamma, c, widths)

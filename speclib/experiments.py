@@ -235,14 +235,14 @@ def overlaps(target: LanguageModel, draft: LanguageModel, prompt: str, continuat
     return overlap(p, q).cpu().numpy()
 
 
-def ladder(prompts: int = 20, tokens: int = 128, dtype: str | None = None, progress: bool = False) -> dict:
+def ladder(prompts: int = 20, tokens: int = 128, dtype: str | None = None, backend: str = "eager", progress: bool = False) -> dict:
     """Every embedded draft against plain decoding on held-out code at temperature 1; three of them also colder, greedy, and on prose.
 
     Each draft guesses as far ahead as the formula advises from its similarity on prompts set aside, its cost and the width curve.
     Returns {"machine", "settings", "widths", "drafts", "summary", "trials"}, ready for JSON.
     """
-    target = load_model("target", dtype=dtype)
-    drafts = {name: load_model(name, dtype=dtype) for name in draft_names()}
+    target = load_model("target", dtype=dtype, backend=backend)
+    drafts = {name: load_model(name, dtype=dtype, backend=backend) for name in draft_names()}
     code, prose, tuning = embedded.prompts("code")[:prompts], embedded.prompts("prose")[:prompts], embedded.prompts("code")[-4:]
     widths = latency.width_curve(target, range(1, MAX_LENGTH + 2), 160)
     c = {name: latency.cost_ratio(target, draft, 160) for name, draft in drafts.items()}
@@ -266,7 +266,7 @@ def ladder(prompts: int = 20, tokens: int = 128, dtype: str | None = None, progr
         trials.append(frame.assign(**where))
     return {
         "machine": machine(),
-        "settings": {"prompts": len(code), "tokens": tokens, "dtype": str(target.dtype).removeprefix("torch.")},
+        "settings": {"prompts": len(code), "tokens": tokens, "dtype": str(target.dtype).removeprefix("torch."), "backend": backend},
         "widths": json.loads(widths.to_json(orient="records")),
         "drafts": [{"draft": name, "parameters": model.parameters, "c": c[name]} for name, model in drafts.items()],
         "summary": json.loads(pd.concat(summaries).to_json(orient="records")),

@@ -20,7 +20,7 @@ from .errors import IncompatibleModels, InvalidArgument, ModelLoadError, Unsuppo
 from .fast import FastContext
 
 TARGET = "target"
-DEFAULT_DRAFT = "draft-d256x2-distilled"
+DEFAULT_DRAFT = "draft-d384x1-distilled"
 BACKENDS = ("eager", "fast")
 
 
