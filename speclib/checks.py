@@ -270,6 +270,39 @@ def whole_speedup(function: Callable) -> None:
     _verdict(function, cases, "what is not sped up sets the limit (Amdahl's law)")
 
 
+# --- notebook 07 -------------------------------------------------------------------------------------------------------
+
+
+def round_row(function: Callable) -> None:
+    """Symmetric round-to-nearest with one scale."""
+    cases = [
+        (([1.27, -0.634, 0.0], 8), _law([1.27, -0.63, 0.0], "the step is the largest size over 127; every entry goes to the nearest multiple")),
+        (([0.9, -0.3, 0.1], 2), _law([0.9, 0.0, 0.0], "with 2 bits only -1, 0 and 1 times the largest size are left")),
+        (([3.0, 1.4, -1.6], 3), _law([3.0, 1.0, -2.0], "with 3 bits the largest whole number is 3")),
+    ]
+    _verdict(function, cases, "an 8-bit copy of a matrix is these whole numbers and one scale a row")
+
+
+def layer_skip_speedup(function: Callable) -> None:
+    """Expected tokens over gamma k / N + 1."""
+    cases = [
+        ((0.8, 2, 6, 24), _number(2.44 / 1.5, "1 + 0.8 + 0.64 tokens; two guesses of a quarter each, and one check")),
+        ((1.0, 3, 24, 24), _number(1.0, "all layers: always right, and nothing gained")),
+        ((0.0, 4, 6, 24), _number(0.5, "never right: one token for the price of two")),
+    ]
+    _verdict(function, cases, "half of the layers can never give more than a factor of two")
+
+
+def heads_tokens(function: Callable) -> None:
+    """1 + b1 + b1 b2 + ..."""
+    cases = [
+        (([0.5],), _number(1.5, "one guess: 1 + b1")),
+        (([0.8, 0.5, 0.25],), _number(2.3, "1 + 0.8 + 0.4 + 0.1: a guess counts only behind the accepted ones")),
+        (([0.9, 0.0, 0.9],), _number(1.9, "nothing counts behind a head that is never right")),
+    ]
+    _verdict(function, cases, "`theory.expected_tokens_from_positions` does the same")
+
+
 # --- notebook 99 -------------------------------------------------------------------------------------------------------
 
 
@@ -289,3 +322,71 @@ def chens_residual(function: Callable) -> None:
     """norm((q - p)+), with Chen's letters."""
     cases = [(([0.9, 0.1], [0.5, 0.5]), _law([0.0, 1.0], "their q is the target: what it has above the draft")), (([0.2, 0.4, 0.4], [0.4, 0.5, 0.1]), _law([2 / 3, 1 / 3, 0.0], "0.2 and 0.1"))]
     _verdict(function, cases, "the same residual, other letters")
+
+
+# --- notebook 06 -------------------------------------------------------------------------------------------------------
+
+
+def best_gamma(function: Callable) -> None:
+    """The draft length of the greatest predicted speed-up."""
+    flat, bumpy = {n: 1.0 for n in range(1, 10)}, {1: 1.0, 2: 1.4, 3: 1.4, 4: 1.4, 5: 1.1, 6: 1.5}
+    cases = [
+        ((0.8, 0.1, flat), _same(6, "with a flat width curve, divide the sum of powers by gamma * c + 1")),
+        ((0.5, 0.05, bumpy), _same(4, "five tokens are cheaper to check than four here: use the price of gamma + 1 tokens")),
+        ((0.1, 0.5, flat), _same(0, "where alpha is below c, plain decoding is best")),
+    ]
+    _verdict(function, cases, "and near the optimum one more or less hardly matters")
+
+
+def oracle_speed(function: Callable) -> None:
+    """Tokens per plain step of an oracle that stops before the first rejection."""
+    prices = {1: 1.0, 2: 1.1, 3: 1.2, 4: 1.3}
+    cases = [
+        (([0, 0], 0.1, prices), _number(1.0, "nothing passes: plain decoding")),
+        (([3], 0.1, prices), _number(4 / 1.6, "four tokens for three guesses and one check of four tokens")),
+        (([0, 3, 1], 0.1, prices), _number(7 / (1.0 + 1.6 + 1.2), "sum the tokens, sum the time, divide once")),
+    ]
+    _verdict(function, cases, "no plan can do better on these rounds")
+
+
+def next_length(function: Callable) -> None:
+    """The heuristic schedule."""
+    cases = [
+        ((5, 5, 5, 16), _same(7, "all passed: two more")), ((5, 5, 4, 16), _same(4, "one failed: one fewer")),
+        ((1, 1, 0, 16), _same(1, "never below 1")), ((15, 15, 15, 16), _same(16, "never above most")),
+    ]  # fmt: skip
+    _verdict(function, cases, "a few lines that cost nothing")
+
+
+# --- notebook 08 -------------------------------------------------------------------------------------------------------
+
+
+def longest_match(function: Callable) -> None:
+    """The length of the longest end of a text, up to `most` tokens, that occurred before."""
+    cases = [
+        (([1, 2, 3, 1, 2], 4), _same(2, "1, 2 stood at the beginning; 3, 1, 2 never before")),
+        (([1, 2, 3], 4), _same(0, "3 was never seen before; the end itself is no earlier occurrence")),
+        (([5, 5, 5, 5], 4), _same(3, "5, 5, 5 ended one token earlier: an occurrence may overlap the end")),
+        (([5, 5, 5, 5], 2), _same(2, "at most `most` tokens")),
+    ]
+    _verdict(function, cases, "the longer the match, the safer the guess")
+
+
+def witten_bell(function: Callable) -> None:
+    """(counts + m shorter) / (N + m)."""
+    cases = [
+        (([3, 1, 0, 0], [0.25, 0.25, 0.25, 0.25]), _law([3.5 / 6, 1.5 / 6, 0.5 / 6, 0.5 / 6], "N = 4 and m = 2: the shorter context weighs 2 / 6")),
+        (([0, 0], [0.3, 0.7]), _law([0.3, 0.7], "a context that was never seen leaves all to the shorter one; mind the division by 0")),
+        (([5, 0], [0.5, 0.5]), _law([5.5 / 6, 0.5 / 6], "N = 5 and m = 1: a context that is always followed by one token is trusted more")),
+    ]
+    _verdict(function, cases, "a distribution, with nothing to tune")
+
+
+def most_followed(function: Callable) -> None:
+    """The most frequent first token, then the most frequent second one among those that agree, and so on."""
+    cases = [
+        (([[1, 2], [1, 3], [1, 3], [4, 3]],), _same([1, 3], "1 is the most frequent; behind it comes 3 twice and 2 once")),
+        (([[1, 2], [1, 3], [4, 5], [4, 5], [1, 6], [1, 6]],), _same([1, 6], "4, 5 never comes up: 1 wins the first vote")),
+        (([[7, 7, 7]],), _same([7, 7, 7], "one occurrence decides alone")),
+    ]
+    _verdict(function, cases, "REST's idea, as a chain; notebook 09 makes trees of such branches")

@@ -432,3 +432,150 @@ def repair_race(table) -> plt.Figure:
     figure.legend(handles, labels, loc="lower center", ncols=4, fontsize=9)
     figure.tight_layout(rect=(0, 0.1, 1, 1))
     return figure
+
+
+def best_length(measured, curve: list[float], alpha: float) -> plt.Figure:
+    """Speed-up against draft length: the formula's line, measured points with their intervals."""
+    figure, axis = plt.subplots()
+    axis.plot(range(1, len(curve) + 1), curve, "--o", color=PREDICTED, markersize=4, label=f"predicted at alpha {alpha:.2f}")
+    error = [measured["speedup"] - measured["low"], measured["high"] - measured["speedup"]]
+    axis.errorbar(measured["gamma"], measured["speedup"], yerr=error, fmt="s", capsize=3, color=ACCEPTED, label="measured, 95% over prompts")
+    axis.axhline(1, color="black", linestyle=":", linewidth=1)
+    axis.set(xlabel="draft length gamma", ylabel="times plain decoding", ylim=(0, None))
+    axis.legend()
+    figure.tight_layout()
+    return figure
+
+
+def streaks(runs: list[int], alpha: float, gamma: int) -> plt.Figure:
+    """How many guesses passed in a round, against the law of independent coins of the same alpha."""
+    figure, axis = plt.subplots()
+    counts = np.bincount(runs, minlength=gamma + 1)
+    low, high = np.array([statistics.wilson(int(k), len(runs)) for k in counts]).T
+    share = counts / len(runs)
+    axis.bar(range(gamma + 1), share, color=ACCEPTED, edgecolor="black", linewidth=0.5, label=f"{len(runs)} rounds, with 95% intervals")
+    axis.errorbar(range(gamma + 1), share, yerr=[np.maximum(share - low, 0), np.maximum(high - share, 0)], fmt="none", color="black", capsize=3)
+    coins = [alpha**k * (1 - alpha) for k in range(gamma)] + [alpha**gamma]
+    axis.plot(range(gamma + 1), coins, "D--", color=REJECTED, label=f"independent coins, alpha {alpha:.2f}")
+    axis.set(xlabel=f"accepted guesses of {gamma}", ylabel="share of rounds")
+    axis.legend()
+    figure.tight_layout()
+    return figure
+
+
+def plans(table) -> plt.Figure:
+    """Tokens per plain step of each plan (columns), one mark a prompt (rows), and the mean."""
+    figure, axis = plt.subplots(figsize=(8, 4.6))
+    for k, name in enumerate(table.columns):
+        special = name in ("hindsight", "oracle")
+        axis.barh(k, table[name].mean(), color="#bbbbbb" if special else TARGET if name.startswith("fixed") else ACCEPTED, hatch="//" if special else "", edgecolor="black", linewidth=0.5)
+        axis.plot(table[name], [k] * len(table), "o", color="black", markersize=4, alpha=0.6)
+    axis.set_yticks(range(len(table.columns)), table.columns)
+    axis.axvline(1, color="black", linestyle=":")
+    axis.invert_yaxis()
+    axis.set(xlabel="tokens per plain step at measured prices (bar: mean, dots: prompts)")
+    figure.tight_layout()
+    return figure
+
+
+def controller(trace, settings, upto: int | None = None) -> plt.Figure:
+    """A cost-aware plan at work on one text: guesses asked for and passed in each round, and the running estimate of alpha."""
+    plan, rounds = settings.start(), trace.rounds[:upto]
+    estimates = []
+    for r in rounds:
+        estimates.append(plan.alpha)
+        plan.observe(r)
+    figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(8, 4.6))
+    places = range(1, len(rounds) + 1)
+    top.plot(places, estimates, color=PREDICTED, marker=".")
+    top.set(ylabel="estimate of alpha", ylim=(0, 1), xlim=(0, len(trace.rounds) + 1))
+    bottom.bar(places, [len(r.drafted) for r in rounds], color="white", edgecolor="black", label="guessed")
+    bottom.bar(places, [r.accepted for r in rounds], color=ACCEPTED, hatch="//", edgecolor="black", label="passed")
+    bottom.set(xlabel="round", ylabel="tokens", ylim=(0, max(len(r.drafted) for r in trace.rounds) + 1))
+    bottom.legend(loc="upper right", ncol=2)
+    figure.tight_layout()
+    return figure
+
+
+def exits(table, chosen: int | None = None) -> plt.Figure:
+    """Overlap with the target after each number of layers, as it is and through a trained exit (columns layers, untrained, trained)."""
+    figure, axis = plt.subplots()
+    axis.plot(table["layers"], table["untrained"], "--o", color=DRAFT, label="the output matrix as it is")
+    taught = table.dropna(subset="trained")
+    axis.plot(taught["layers"], taught["trained"], "-s", color=ACCEPTED, label="through a trained exit")
+    if chosen is not None:
+        axis.axvline(chosen, color="black", linestyle=":", label=f"{chosen} layers")
+    axis.set(xlabel="layers that the guess takes", ylabel="overlap with the target, 1 - TV", ylim=(0, 1.02))
+    axis.legend()
+    figure.tight_layout()
+    return figure
+
+
+def fan(laws: list[dict[str, float]], truth: list[str]) -> plt.Figure:
+    """What each parallel head expects: a panel a head, its likeliest tokens as bars; the token that came is hatched and named."""
+    figure, axes = plt.subplots(1, len(laws), figsize=(2.7 * len(laws), 2.8), sharex=True, squeeze=False)
+    for k, (axis, law, came) in enumerate(zip(axes[0], laws, truth, strict=True), 1):
+        for token, probability in law.items():
+            axis.barh(token, probability, color=ACCEPTED if token == came else TARGET, hatch="//" if token == came else "", edgecolor="black", linewidth=0.5)
+        axis.invert_yaxis()
+        axis.set_title(f"head {k}; {came} came", fontsize=10)
+        axis.tick_params(axis="y", labelsize=8)
+        axis.set(xlabel="probability", xlim=(0, 1))
+    figure.tight_layout()
+    return figure
+
+
+def oracles(table) -> plt.Figure:
+    """Every oracle by its cost and its similarity, over lines of equal predicted speed-up (columns kind, alpha, c; the index names them)."""
+    figure, axis = plt.subplots(figsize=(8.5, 4.8))
+    costs, alphas = np.meshgrid(np.linspace(0.005, 1.05, 90), np.linspace(0.02, 0.995, 90))
+    best = theory.speedup(alphas, theory.optimal_gamma(alphas, costs, 8), costs)
+    lines = axis.contour(costs, alphas, best, levels=[1.001, 1.25, 1.5, 2, 3, 4], colors="black", linewidths=0.8, linestyles="dotted")
+    axis.clabel(lines, fmt=lambda value: f"{value:.3g}x", fontsize=8)
+    for k, (kind, rows) in enumerate(table.groupby("kind", sort=False)):
+        axis.scatter(rows["c"], rows["alpha"], color=f"C{k}", marker=MARKERS[k % len(MARKERS)], edgecolor="black", s=70, label=kind, zorder=3)
+        for row in rows.itertuples():
+            axis.annotate(row.Index, (row.c, row.alpha), textcoords="offset points", xytext=(7, 3), fontsize=8)
+    axis.set(xlabel="cost c: time of a guess over that of a target forward", ylabel="alpha", xlim=(0, max(1.05, 1.1 * table["c"].max())), ylim=(0, 1.03))
+    axis.set_title("Dotted: predicted speed-up at the best draft length, checks of all widths alike", fontsize=11)
+    axis.legend(loc="lower right", fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+# --- notebook 08 --------------------------------------------------------------------------------------------------------
+
+
+def match_lengths(rounds: dict[str, list[tuple[int, int]]], longest: int) -> plt.Figure:
+    """How long the match was in how many rounds, and how many guesses passed then, one panel a kind of text; rounds: (match length, accepted)."""
+    figure, axes = plt.subplots(1, len(rounds), figsize=(3.6 * len(rounds) + 0.8, 3.6), sharey=True, squeeze=False)
+    for axis, (name, pairs) in zip(axes[0], rounds.items(), strict=True):
+        sizes = range(longest + 1)
+        shares = [sum(s == size for s, _ in pairs) / len(pairs) for size in sizes]
+        axis.bar(sizes, shares, color=DRAFT, edgecolor="black", linewidth=0.5, hatch="//")
+        for size, share in zip(sizes, shares, strict=True):
+            passed = [a for s, a in pairs if s == size]
+            axis.text(size, share, f"{sum(passed) / len(passed):.1f}" if passed else "", ha="center", va="bottom", fontsize=10)
+        axis.set(title=f"{name} ({len(pairs)} rounds)", xlabel="length of the match (tokens)", xticks=sizes, ylim=(0, 1.1))
+    axes[0, 0].set_ylabel("share of rounds")
+    figure.suptitle("Above each bar: mean number of guesses that passed", fontsize=11)
+    figure.tight_layout()
+    return figure
+
+
+def search_race(table, order: tuple[str, ...]) -> plt.Figure:
+    """Speed-up over plain decoding of each method, with intervals, by kind of text; one panel a temperature."""
+    temperatures = sorted(table["temperature"].unique())
+    figure, axes = plt.subplots(1, len(temperatures), figsize=(5.6 * len(temperatures), 4), sharey=True, squeeze=False)
+    for axis, temperature in zip(axes[0], temperatures, strict=True):
+        for k, (name, colour, marker) in enumerate(zip(order, sns.color_palette("colorblind", len(order)).as_hex(), "osD^v", strict=False)):
+            rows = table[(table["temperature"] == temperature) & (table["method"] == name)]
+            places = np.arange(len(rows)) + 0.15 * (k - (len(order) - 1) / 2)
+            ends = [(rows["speedup"] - rows["low"]).clip(lower=0), (rows["high"] - rows["speedup"]).clip(lower=0)]
+            axis.errorbar(places, rows["speedup"], yerr=ends, fmt=marker, color=colour, capsize=3, label=name)
+        axis.axhline(1, color="black", linestyle="--", linewidth=1)
+        axis.set(title=f"T = {temperature:g}" if temperature else "greedy", xticks=range(len(rows)), xticklabels=list(rows["domain"]), xlabel="kind of text")
+    axes[0, 0].set_ylabel("speed-up over plain decoding")
+    axes[0, 0].legend(fontsize=9)
+    figure.tight_layout()
+    return figure

@@ -6,7 +6,7 @@ import io
 import ipywidgets as widgets
 import torch
 
-from . import plotting
+from . import plotting, theory
 from .decoding import generate
 from .distributions import overlap
 from .drafters import ModelDrafter
@@ -184,3 +184,80 @@ def repair_stepper(source: str, output, tokenizer) -> widgets.VBox:
     slider.observe(show, "value")
     show()
     return widgets.VBox([slider, words])
+
+
+def controller(trace: Trace, settings) -> widgets.VBox:
+    """A slider over the rounds of one text: what a cost-aware plan knew, asked for and got, up to there."""
+    slider = widgets.IntSlider(len(trace.rounds), 1, len(trace.rounds), continuous_update=False, description="round")
+    image = picture(plotting.controller(trace, settings))
+
+    def show(change):
+        image.value = picture(plotting.controller(trace, settings, change["new"])).value
+
+    slider.observe(show, "value")
+    return widgets.VBox([slider, image])
+
+
+def layer_dial(table) -> widgets.VBox:
+    """A slider over the layers that a guess takes: overlap, cost and the best predicted speed-up. table: columns layers, untrained, trained, c."""
+    slider = widgets.SelectionSlider(options=[int(k) for k in table["layers"]], continuous_update=False, description="layers")
+    image, words = widgets.Image(format="png"), widgets.HTML()
+
+    def show(_change=None):
+        row = table[table["layers"] == slider.value].iloc[0]
+        image.value = picture(plotting.exits(table, slider.value)).value
+        lines = [f"cost of a guess: <b>{row['c']:.2f}</b> of a target forward"]
+        for name in ("untrained", "trained"):
+            if row[name] == row[name]:  # no exit was trained after every layer
+                gamma = int(theory.optimal_gamma(row[name], row["c"], 8))
+                lines.append(f"{name}: overlap {row[name]:.2f}, best gamma {gamma}, predicted speed-up <b>{float(theory.speedup(row[name], gamma, row['c'])):.2f}x</b>")
+        words.value = "<br>".join(lines)
+
+    slider.observe(show, "value")
+    show()
+    return widgets.VBox([slider, image, words])
+
+
+def last_match(text: list[int], most: int) -> tuple[int, int]:
+    """(size, end): the longest end of `text` of at most `most` tokens that occurred before, and where its latest occurrence ended; (0, 0) for none."""
+    for size in range(min(most, len(text) - 1), 0, -1):
+        for end in range(len(text) - 1, size - 1, -1):
+            if text[end - size : end] == text[-size:]:
+                return size, end
+    return 0, 0
+
+
+def lookup_round(tokenizer, text: list[int], drafted: list[int], accepted: int, most: int = 4, shown: int = 160) -> str:
+    """One round of prompt lookup as HTML: the last tokens of the text, the match, where it stood before, and what became of the guesses."""
+    size, end = last_match(text, most)
+    marks = {k: "background:#fbe7b2;border-bottom:2px solid #b8860b" for k in [*range(end - size, end), *range(len(text) - size, len(text))]}
+    marks |= {k: "background:#e6e6e6;border-bottom:2px dotted #555" for k in range(end, min(end + len(drafted), len(text) - size))} if size else {}
+    guessed = ["background:#cfe8d5;border-bottom:2px solid #2e7d46" if i < accepted else "background:#f6d5d0;text-decoration:line-through" for i in range(len(drafted))]
+    pieces = [(token, marks.get(k, "")) for k, token in enumerate(text)][-shown:] + list(zip(drafted, guessed, strict=True))
+    spans = "".join(f'<span style="white-space:pre-wrap;{style}">{_shown(tokenizer, token)}</span>' for token, style in pieces)
+    words = f"a match of {size} tokens, {accepted} of {len(drafted)} guesses accepted" if size else "no match: no guess"
+    legend = "yellow, underlined: the end of the text, and where it stood before; grey, dotted: what followed there; then the guesses, green if accepted, struck out if not"
+    return (
+        f'<div style="font-family:monospace;font-size:13px;line-height:1.5;background:#fff;color:#222;padding:8px;max-width:100ch"><b>{words}</b><br>{spans}'
+        f'<div style="margin-top:8px;font-size:12px">{legend}</div></div>'
+    )
+
+
+def _shown(tokenizer, token: int) -> str:
+    """A token's text, harmless in HTML: escaped, and without control or bidirectional characters."""
+    text = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in tokenizer.decode([token]))
+    return html.escape(text, quote=True).replace("$", "&#36;")
+
+
+def lookup_rounds(tokenizer, text: list[int], rounds: list, most: int = 4) -> widgets.VBox:
+    """A slider over the rounds of a run of prompt lookup on one text: `lookup_round` of each. text: prompt and new tokens."""
+    slider = widgets.IntSlider(1, 1, len(rounds), continuous_update=False, description="round")
+    page = widgets.HTML()
+
+    def show(_change=None):
+        r = rounds[slider.value - 1]
+        page.value = lookup_round(tokenizer, text[: r.position], r.drafted, r.accepted, most)
+
+    slider.observe(show, "value")
+    show()
+    return widgets.VBox([slider, page])
