@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from . import embedded, experiments, growth, published
+from . import embedded, experiments, growth, leaderboard, published
 from .distributions import Sampling
 from .drafters import LookupDrafter, ModelDrafter
 from .errors import InvalidArgument, UnsupportedModel
@@ -52,9 +52,10 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--backend", nargs="+", default=list(BACKENDS), choices=BACKENDS, help="(default: both)")
     parser.add_argument("--quick", action="store_true", help="a few short texts, to see that it works: no figures to quote")
     parser.add_argument("--ladder", action="store_true", help="measure every embedded draft instead: what notebook 05 shows")
+    parser.add_argument("--drafters", choices=["all"], help="every oracle of the workbook on code, prose and edits instead: the leaderboard of notebook 09")
     parser.add_argument("--published", action="store_true", help="time models of published shapes (GPT-2 to XL, Llama 1B; 7B on a GPU) with random weights instead")
     parser.add_argument("--growth", action="store_true", help="time per token against context length, draft length and vocabulary instead")
-    parser.add_argument("--out", type=Path, help="the JSON file to write; table and figure go beside it (default: bench.json, ladder.json, published.json or growth.json in data/results)")
+    parser.add_argument("--out", type=Path, help="the JSON file to write; table and figure go beside it (default: bench.json, ladder.json, leaderboard.json, published.json or growth.json in data/results)")
     parser.set_defaults(run=run)
 
 
@@ -64,11 +65,13 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidArgument("--prompts, --tokens, --repeats and --draft-length must be at least 1")
     if args.quick:
         args.prompts, args.tokens = min(args.prompts, 2), min(args.tokens, 24)
-    chosen = next((name for name in ("ladder", "published", "growth") if getattr(args, name)), "bench")
+    chosen = next((name for name in ("ladder", "published", "growth") if getattr(args, name)), "leaderboard" if args.drafters else "bench")
     out = args.out or RESULTS / f"{chosen}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     if args.published:
         return run_published(out, "gpt2 distilgpt2".split() if args.quick else None, args.dtype[0])
+    if args.drafters:
+        return run_leaderboard(out, args)
     if args.growth:
         return run_growth(out, args.quick, args.dtype[0])
     if args.ladder:
@@ -101,6 +104,19 @@ def run_published(out: Path, names: Sequence[str] | None, dtype: str | None) -> 
     print(published.predictions(record).to_string(index=False, float_format="{:.3g}".format))
     if {published.ARTICLE["target"], published.ARTICLE["draft"]} <= set(record["models"]):
         print("\n" + "\n".join(f"{name}: {value:.3g}" for name, value in published.article(record).items()))
+    print(f"\nwritten: {out}")
+    return 0
+
+
+def run_leaderboard(out: Path, args: argparse.Namespace) -> int:
+    """Measures every oracle on the last backend named, prints the tables, and writes the record."""
+    pair = load_pair(args.target, args.draft, dtype=args.dtype[0], backend=args.backend[-1])
+    few = {"prompts": 1, "tuning": 1, "tokens": args.tokens, "settings": leaderboard.SETTINGS[:1]} if args.quick else {}
+    record = leaderboard.measure(pair, **few, progress=sys.stderr.isatty())
+    out.write_text(json.dumps(record, indent=1) + "\n")
+    for (domain, temperature), part in pd.DataFrame(record["rows"]).groupby(["domain", "temperature"], sort=False):
+        columns = ["method", "length", "alpha", "accepted_share", "tokens_per_round", "cost_ratio", "extra_per_token", "megabytes", "predicted", "speedup", "low", "high", "repeated_4_grams"]
+        print(f"\n{domain}, temperature {temperature:g}\n" + part.sort_values("speedup", ascending=False)[columns].to_string(index=False, na_rep="", float_format="{:.3g}".format))
     print(f"\nwritten: {out}")
     return 0
 

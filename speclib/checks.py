@@ -390,3 +390,37 @@ def most_followed(function: Callable) -> None:
         (([[7, 7, 7]],), _same([7, 7, 7], "one occurrence decides alone")),
     ]
     _verdict(function, cases, "REST's idea, as a chain; notebook 09 makes trees of such branches")
+
+
+# --- notebook 09 -------------------------------------------------------------------------------------------------------
+
+
+def sibling_law(function: Callable) -> None:
+    """What the next sibling is drawn from, without replacement."""
+    cases = [
+        (([0.5, 0.3, 0.2], []), _law([0.5, 0.3, 0.2], "the first sibling is drawn from q itself")),
+        (([0.5, 0.3, 0.2], [0]), _law([0.0, 0.6, 0.4], "leave out what was drawn, and divide by the rest")),
+        (([0.4, 0.3, 0.2, 0.1], [0, 3]), _law([0.0, 0.6, 0.4, 0.0], "leave out all elder siblings")),
+    ]
+    _verdict(function, cases, "and that is what the rule must be told")
+
+
+def way_down(function: Callable) -> None:
+    """The nodes from the first guess to one of them."""
+    parents = [-1, -1, 0, 0, 2]
+    cases = [
+        ((parents, 4), _same([0, 2, 4], "4 follows 2, which follows 0")),
+        ((parents, 1), _same([1], "a first guess is its own path")),
+        ((parents, -1), _same([], "-1 is the text: no guess at all")),
+    ]
+    _verdict(function, cases, "these stay in the cache")
+
+
+def tree_size(function: Callable) -> None:
+    """The number of nodes of a tree."""
+    cases = [
+        (((1, 1, 1),), _same(3, "a chain of three")),
+        (((3, 2, 1),), _same(15, "3, then 6, then 6 again")),
+        (((4,),), _same(4, "four siblings")),
+    ]
+    _verdict(function, cases, "the width of the check is one more")

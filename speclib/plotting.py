@@ -579,3 +579,90 @@ def search_race(table, order: tuple[str, ...]) -> plt.Figure:
     axes[0, 0].legend(fontsize=9)
     figure.tight_layout()
     return figure
+
+
+def tree_mask(sees, names: list[str]) -> plt.Figure:
+    """Who sees whom in a tree of guesses: rows look, columns are seen; every row also sees the whole text."""
+    figure, axis = plt.subplots(figsize=(4.4, 3.6))
+    sns.heatmap(np.asarray(sees, dtype=float), annot=np.where(sees, "yes", ""), fmt="", cbar=False, cmap="Greens", vmin=0, vmax=2, linewidths=1, linecolor="#999999", xticklabels=names, yticklabels=names, ax=axis)
+    axis.set(xlabel="is seen", ylabel="looks")
+    figure.tight_layout()
+    return figure
+
+
+def tree(words: list[str], parents: list[int], reached: list[float], title: str = "") -> plt.Figure:
+    """A tree of guesses: each node's token and the probability that verification comes there, the text at the top."""
+    depths, places = [], {}
+    for parent in parents:
+        depths.append(0 if parent < 0 else depths[parent] + 1)
+    leaves = iter(range(len(parents)))
+
+    def walk(node):  # leaves side by side, a parent above the middle of its children
+        children = [child for child, parent in enumerate(parents) if parent == node]
+        for child in children:
+            walk(child)
+        if node >= 0:
+            places[node] = float(np.mean([places[child] for child in children])) if children else float(next(leaves))
+
+    walk(-1)
+    top = float(np.mean([places[node] for node, parent in enumerate(parents) if parent < 0]))
+    width = max(places.values()) + 1
+    figure, axis = plt.subplots(figsize=(min(13, max(6, 1.25 * width)), 1.6 + 1.1 * (max(depths) + 1)))
+    axis.text(top, 0.9, "text", ha="center", va="center", bbox={"boxstyle": "round", "facecolor": "#eeeeee", "edgecolor": "black"})
+    for node, parent in enumerate(parents):
+        x, y = places[node], -depths[node]
+        x_above, y_above = (top, 0.9) if parent < 0 else (places[parent], -depths[parent])
+        axis.plot([x_above, x], [y_above - 0.18, y + 0.22], color=ACCEPTED, linewidth=0.5 + 5 * reached[node], alpha=0.8, zorder=1)
+        word = words[node].replace("\n", "\\n").replace("$", r"\$") or "?"
+        axis.text(x, y, f"{word}\n{reached[node]:.2f}", ha="center", va="center", fontsize=8, family="monospace", bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": ACCEPTED})
+    axis.set(xlim=(-0.8, width - 0.2), ylim=(-max(depths) - 0.6, 1.4), title=title)
+    axis.axis("off")
+    figure.tight_layout()
+    return figure
+
+
+def per_round_bars(table, title: str) -> plt.Figure:
+    """Tokens per round of several guessers (rows), with their intervals."""
+    figure, axis = plt.subplots(figsize=(8, 1 + 0.5 * len(table)))
+    error = [table["tokens_per_round"] - table["low"], table["high"] - table["tokens_per_round"]]
+    colours = [TARGET if name.startswith("chain") else ACCEPTED for name in table.index]
+    axis.barh(table.index, table["tokens_per_round"], xerr=error, capsize=3, color=colours, edgecolor="black", linewidth=0.5)
+    axis.axvline(1, color="black", linestyle=":")
+    axis.invert_yaxis()
+    axis.set(xlabel="tokens per round (95% over prompts)", title=title)
+    figure.tight_layout()
+    return figure
+
+
+def lossy(table) -> plt.Figure:
+    """What rules yield against what they cost: tokens per round over total variation."""
+    figure, axis = plt.subplots()
+    for (name, row), marker in zip(table.iterrows(), "oosss^^^", strict=False):
+        colour = ACCEPTED if "lossless" in name else REJECTED if "typical" in name else DRAFT
+        axis.plot(row["variation"], row["tokens"], marker, color=colour, markersize=9)
+        axis.annotate(" " + name, (row["variation"], row["tokens"]), xytext=(5, 3), textcoords="offset points", fontsize=9)
+    axis.set(xlabel="total variation of three-token texts from the target's law (0: lossless)", ylabel="tokens per round, two guesses")
+    axis.set_xlim(-0.01, 1.35 * max(0.01, table["variation"].max()))
+    figure.tight_layout()
+    return figure
+
+
+def leaderboard(rows) -> plt.Figure:
+    """Speed-up of every oracle with its interval, one panel for each domain and temperature; the cross is the prediction."""
+    groups = list(rows.groupby(["domain", "temperature"], sort=False))
+    figure, axes = plt.subplots(1, len(groups), figsize=(3.6 * len(groups) + 2, 0.42 * rows["method"].nunique() + 1.4), sharey=True, squeeze=False)
+    names = list(dict.fromkeys(rows["method"]))
+    for axis, ((domain, temperature), part) in zip(axes[0], groups, strict=True):
+        part = part.set_index("method")
+        for k, name in enumerate(names):
+            if name in part.index:
+                row = part.loc[name]
+                axis.barh(k, row["speedup"], color=TARGET if name == "plain" else ACCEPTED, edgecolor="black", linewidth=0.5)
+                axis.plot([row["low"], row["high"]], [k, k], color="black")
+                axis.plot(row["predicted"], k, "x", color=REJECTED, markersize=8)
+        axis.axvline(1, color="black", linestyle=":")
+        axis.set(title=f"{domain}, " + (f"T = {temperature:g}" if temperature else "greedy"), xlabel="times plain decoding", xlim=(0, None))
+    axes[0][0].set_yticks(range(len(names)), names)
+    axes[0][0].invert_yaxis()
+    figure.tight_layout()
+    return figure

@@ -9,7 +9,7 @@ import torch
 from . import plotting, theory
 from .decoding import generate
 from .distributions import overlap
-from .drafters import ModelDrafter
+from .drafters import ModelDrafter, TreeDrafter
 from .rules import RULES, Rule
 from .trace import Trace
 
@@ -261,3 +261,47 @@ def lookup_rounds(tokenizer, text: list[int], rounds: list, most: int = 4) -> wi
     slider.observe(show, "value")
     show()
     return widgets.VBox([slider, page])
+
+
+def grown_tree(pair, prompt: str, branching: tuple[int, ...], sampled: bool = False, seed: int = 0) -> tuple[list[str], list[int], list[float], str]:
+    """(tokens as text, parents, probability that verification comes to each node, a title) of one tree behind a prompt."""
+    seen = []
+
+    class Watched(TreeDrafter):
+        def start(self, context, sampling, draw):
+            guesser = super().start(context, sampling, draw)
+            propose = guesser.propose
+
+            def watched(*arguments):
+                seen.append(propose(*arguments))
+                return seen[-1]
+
+            guesser.propose = watched
+            return guesser
+
+    drafter = Watched(pair.draft, branching, sampled)
+    out = generate(pair.target, prompt, drafter, draft_length=len(branching), max_new_tokens=len(branching) + 1, stop=[], seed=seed)
+    first = out.trace.rounds[0]
+    parents, reached = seen[0].parents, list(first.stop_probs)
+    for node in reversed(range(len(parents))):  # verification comes to a node if it stops there or below
+        reached[parents[node] + 1] += reached[node + 1]
+    expected = sum(reached[1:]) + 1
+    words = [pair.tokenizer.decode([token]) for token in first.drafted]
+    return words, parents, reached[1:], f"{len(parents)} nodes, {expected:.2f} tokens expected from this round"
+
+
+def tree_builder(pair, prompt: str) -> widgets.VBox:
+    """Sliders for the branching of each level: the tree they make, and what it would yield."""
+    sliders = [widgets.IntSlider(value, 0, 4, continuous_update=False, description=f"level {k + 1}") for k, value in enumerate((3, 2, 1))]
+    sliders[0].min = 1
+    drawn = widgets.Checkbox(False, description="drawn, not top-k")
+    image = picture(plotting.tree(*grown_tree(pair, prompt, (3, 2, 1))))
+
+    def show(_):
+        values = [slider.value for slider in sliders]
+        branching = tuple(values[: values.index(0)] if 0 in values else values)
+        image.value = picture(plotting.tree(*grown_tree(pair, prompt, branching, drawn.value))).value
+
+    for control in (*sliders, drawn):
+        control.observe(show, "value")
+    return widgets.VBox([widgets.HBox([*sliders, drawn]), image])

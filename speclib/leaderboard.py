@@ -1,0 +1,142 @@
+"""Every oracle on the same prompts, in one interleaved run: what `python -m speclib bench --drafters all` records.
+
+The baseline is plain decoding on the same backend; each oracle's draft length is chosen on prompts of its own.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from . import embedded, experiments, models
+from .distributions import Sampling
+from .drafters import (
+    Drafter,
+    EnsembleDrafter,
+    HeadsDrafter,
+    LayerSkipDrafter,
+    LookupDrafter,
+    ModelDrafter,
+    NgramDrafter,
+    RetrievalDrafter,
+    TreeDrafter,
+    load_exits,
+    load_heads,
+    load_index,
+)
+from .errors import SpeclibError
+from .lengths import ConfidenceLength, CostAwareLength, FixedLength, Length
+from .models import LanguageModel, Pair
+from .quantized import rounded_copy, weight_bytes
+
+SETTINGS = (("code", 1.0), ("code", 0.0), ("prose", 1.0), ("edit", 1.0), ("edit", 0.0))  # domain and temperature of each table
+WIDEST = 17  # nodes of a tree and one more, as far as the width curve is measured
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """A guesser, the lengths to choose from, the rule that checks it, and the memory it needs beside the target's, in MB."""
+
+    drafter: Drafter
+    lengths: Sequence[int | Length]
+    megabytes: float = 0.0
+    rule: str = "token"
+
+
+def size(model: LanguageModel) -> float:
+    """The memory of a model's weights, in MB."""
+    return weight_bytes(model) / 1e6
+
+
+def oracles(pair: Pair, costs: tuple[float, dict[int, float]]) -> dict[str, Oracle]:
+    """Every oracle of the workbook by name. costs: (c of the pair's draft, T(n)/T(1) by n). What is not there to be loaded is left out, and said."""
+    c, prices = costs
+    draft, small = pair.draft, models.load_model(models.ladder()[1], dtype=pair.draft.dtype, backend=pair.draft.backend)
+    model = ModelDrafter(draft)
+    found = {
+        "draft model": Oracle(model, (2, 3, 4, 6), size(draft)),
+        "draft model, block rule": Oracle(model, (3, 4, 6), size(draft), "block"),
+        "draft model, confidence": Oracle(model, (ConfidenceLength(0.3, 8), ConfidenceLength(0.5, 8)), size(draft)),
+        "draft model, cost-aware": Oracle(model, (CostAwareLength({n: t for n, t in prices.items() if n <= 9}, c),), size(draft)),
+        "smaller draft": Oracle(ModelDrafter(small), (2, 4), size(small)),
+        "draft in int8": Oracle(ModelDrafter(rounded_copy(draft)), (2, 4), size(rounded_copy(draft))),
+        "target's first 4 layers": Oracle(LayerSkipDrafter(4), (1, 2, 3)),
+        "prompt lookup": Oracle(LookupDrafter(), (3, 6, 10)),
+        "n-gram, counts": Oracle(NgramDrafter(3), (1, 3)),
+        "n-gram, likeliest": Oracle(NgramDrafter(3, probabilities="point"), (2, 5)),
+        "tree, drawn": Oracle(TreeDrafter(draft, (2, 2, 1, 1)), (2, 4), size(draft)),
+        "tree, best first": Oracle(TreeDrafter(draft, (4, 2, 1, 1), sampled=False, budget=8), (3, 4), size(draft)),
+        "lookup and draft model": Oracle(EnsembleDrafter([LookupDrafter(), model]), (3, 5), size(draft)),
+    }
+    optional = {
+        "parallel heads": lambda: Oracle(HeadsDrafter(load_heads()), (2, 4), sum(p.numel() * p.element_size() for p in load_heads().parameters()) / 1e6),
+        "parallel heads, tree": lambda: Oracle(HeadsDrafter(load_heads(), width=3, choices="top"), (3, 4), sum(p.numel() * p.element_size() for p in load_heads().parameters()) / 1e6),
+        "first 4 layers, trained exit": lambda: Oracle(LayerSkipDrafter(4, load_exits()), (1, 2, 3)),
+        "retrieval": lambda: retrieval(),
+    }
+    for name, make in optional.items():
+        try:
+            found[name] = make()
+        except SpeclibError as error:
+            print(f"without {name}: {error}", file=sys.stderr)
+    return found
+
+
+def retrieval() -> Oracle:
+    """The index that `python -m speclib index` made; its memory is what it maps."""
+    index = load_index()
+    return Oracle(RetrievalDrafter(index), (2, 4, 8), (len(index.tokens) * index.tokens.itemsize + index.places.nbytes) / 1e6)
+
+
+def measure(pair: Pair, prompts: int = 12, tokens: int = 96, tuning: int = 3, settings: Sequence[tuple[str, float]] = SETTINGS, progress: bool = False) -> dict:
+    """{"machine", "settings", "rows"}: one row per domain, temperature and oracle, ready for JSON.
+
+    predicted: tokens per round over what a round costs, its drafting at the seconds it took, its check at the measured width curve. extra_per_token:
+    target tokens computed and thrown away for each emitted one.
+    """
+    c, widths = experiments.costs(pair, range(1, WIDEST + 1))
+    prices = dict(zip(widths["width"].tolist(), (widths["ms"] / widths["ms"][0]).tolist(), strict=True))
+    one = widths["ms"][0] / 1e3
+    found, rows = oracles(pair, (c, prices)), []
+    for domain, temperature in settings:
+        sampling, texts = Sampling(temperature), embedded.prompts(domain)
+        measured, spare = texts[:prompts], texts[-tuning:]
+        methods = {"plain": experiments.ours(pair.target, None, sampling, 0, tokens)}
+        chosen = {}
+        for name, oracle in found.items():
+            chosen[name] = fastest(pair, oracle, sampling, spare, tokens)
+            methods[name] = experiments.ours(pair.target, oracle.drafter, sampling, chosen[name], tokens, oracle.rule)
+        frame = experiments.interleaved(methods, measured, progress=progress)
+        table = experiments.speedups(frame, "plain").join(experiments.acceptance(frame))
+        sums = frame.groupby("method")[["tokens", "target_forwards", "proposed", "draft_seconds"]].sum()
+        width = 1 + sums["proposed"] / sums["target_forwards"]
+        drafting = sums["draft_seconds"] / sums["target_forwards"] / one
+        table["tokens_per_round"] = sums["tokens"] / sums["target_forwards"]
+        table["cost_ratio"] = (sums["draft_seconds"] / one / sums["proposed"]).where(sums["proposed"] > 0)
+        table["predicted"] = table["tokens_per_round"] / (drafting + np.interp(width, list(prices), list(prices.values())))
+        table["extra_per_token"] = (sums["target_forwards"] + sums["proposed"]) / sums["tokens"] - 1
+        table["repeated_4_grams"] = frame["text"].map(experiments.repeated_share).groupby(frame["method"]).mean()
+        table["length"] = pd.Series({name: described(length) for name, length in chosen.items()})
+        table["megabytes"] = pd.Series({name: oracle.megabytes for name, oracle in found.items()})
+        rows += table.reset_index().assign(domain=domain, temperature=temperature).to_dict("records")
+    about = {"prompts": prompts, "tokens": tokens, "target": repr(pair.target), "draft": repr(pair.draft), "dtype": str(pair.target.dtype).removeprefix("torch.")}
+    return {"machine": experiments.machine(), "settings": about, "rows": [{k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()} for row in rows]}
+
+
+def fastest(pair: Pair, oracle: Oracle, sampling: Sampling, texts: Sequence[str], tokens: int) -> int | Length:
+    """The length of the most tokens/s on these prompts."""
+    if len(oracle.lengths) == 1:
+        return oracle.lengths[0]
+    methods = {str(k): experiments.ours(pair.target, oracle.drafter, sampling, length, tokens, oracle.rule) for k, length in enumerate(oracle.lengths)}
+    frame = experiments.interleaved(methods, texts, progress=False)
+    return oracle.lengths[int(experiments.speedups(frame, "0")["tokens_per_second"].idxmax())]
+
+
+def described(length: int | Length) -> str:
+    """A length in a word or two."""
+    if isinstance(length, int):
+        return str(length)
+    return str(length.gamma) if isinstance(length, FixedLength) else f"{type(length).__name__.removesuffix('Length').lower()} {getattr(length, 'threshold', '')}".strip()
+
