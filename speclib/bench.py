@@ -21,11 +21,11 @@ from .models import BACKENDS, LanguageModel, Pair, load_pair
 
 RESULTS = embedded.DATA / "results"
 TEMPERATURES = (1.0, 0.7, 0.0)
-LENGTHS = (2, 3, 4, 5, 7)  # draft lengths to choose from
-ASSISTANT_TOKENS = (3, 5, 8)  # the same for transformers' assisted generation, beside its default
+LENGTHS = (2, 3, 4, 6)  # draft lengths to choose from
+ASSISTANT_TOKENS = (3, 5, 8)  # the same for transformers' assisted generation, its default beside them
 LOOKUP_LENGTHS = (3, 8)  # and for prompt lookup, ours and transformers'
 PLAIN, MODEL, BLOCK, LOOKUP = "plain", "speculative", "speculative, block rule", "prompt lookup"
-HF_PLAIN, HF_DEFAULT, HF_BEST, HF_LOOKUP = "transformers generate", "transformers assisted, default", "transformers assisted, best", "transformers lookup"
+HF_PLAIN, HF_BEST, HF_LOOKUP = "transformers generate", "transformers assisted, best", "transformers lookup, best"
 SHOWN = (
     *("method", "tokens_per_second", "speedup", "low", "high", "draft_length", "alpha", "accepted_share", "tokens_per_round", "c"),
     *("predicted", "share_of_predicted", "draft_share", "target_share", "other_share", "repeated_4_grams", "same_text"),
@@ -225,7 +225,6 @@ def methods(pairs: dict[str, Pair], sampling: Sampling, chosen: dict, tokens: in
     pair = next(iter(pairs.values()))
     return found | {
         HF_PLAIN: theirs(pair, sampling, tokens),
-        HF_DEFAULT: theirs(pair, sampling, tokens, "default"),
         HF_BEST: theirs(pair, sampling, tokens, chosen["assistant"]),
         HF_LOOKUP: theirs(pair, sampling, tokens, lookup_tokens=chosen["hf_lookup"]),
     }
@@ -273,7 +272,7 @@ def tabulate(frame: pd.DataFrame, chosen: dict, costs: dict[str, tuple[float, pd
         table[f"{phase}_share"] = sums[f"{phase}_seconds"] / sums["seconds"]
     table["repeated_4_grams"] = frame["text"].map(experiments.repeated_share).groupby(frame["method"]).mean()
     best = on(MODEL, backends[-1])
-    for other in (HF_PLAIN, HF_DEFAULT, HF_BEST, HF_LOOKUP):
+    for other in (HF_PLAIN, HF_BEST, HF_LOOKUP):
         over = experiments.speedups(frame, other).loc[best]
         table.loc[other, ["ours_over_this", "ours_low", "ours_high"]] = over["speedup"], over["low"], over["high"]
     return table.reset_index()
@@ -304,7 +303,7 @@ def findings(record: dict) -> list[str]:
     lines = []
     for table in record["tables"]:
         rows = pd.DataFrame(table["methods"]).set_index("method")
-        best = max((HF_PLAIN, HF_DEFAULT, HF_BEST, HF_LOOKUP), key=lambda name: rows.loc[name, "tokens_per_second"])
+        best = max((HF_PLAIN, HF_BEST, HF_LOOKUP), key=lambda name: rows.loc[name, "tokens_per_second"])
         setting = f"T = {table['temperature']:g}" if table["temperature"] else "greedy"
         said = []
         for backend in table["backends"]:

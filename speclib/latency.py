@@ -3,7 +3,9 @@
 Timed with torch.utils.benchmark, which warms up and waits for a GPU to finish. Times are milliseconds.
 """
 
+import time
 from collections.abc import Iterable
+from statistics import median
 
 import pandas as pd
 import torch
@@ -24,9 +26,7 @@ def width_curve(language_model: LanguageModel, widths: Iterable[int] = WIDTHS, c
     widths = list(widths)
     if not widths or min(widths) < 1 or passes < 1:
         raise InvalidArgument(f"widths must be whole numbers >= 1 and passes at least 1, not {widths!r} and {passes!r}")
-    limit = language_model.context_length
-    if limit and context + max(widths) > limit:
-        raise ContextOverflow(f"{context} cached and {max(widths)} new tokens do not fit into {language_model.name}'s context of {limit}")
+    _check_room(language_model, context, max(widths))
     fill = torch.arange(context + max(widths), device=language_model.device)[None] % language_model.vocabulary
     text = language_model.context(fill[0, :context].tolist() if language_model.encoder_decoder else ())  # an encoder needs something to read
     text.extend(fill[:, :context], keep=1)
@@ -44,10 +44,40 @@ def width_curve(language_model: LanguageModel, widths: Iterable[int] = WIDTHS, c
     return frame.set_axis(["ms", "low", "high"], axis=1).rename_axis("width").reset_index()
 
 
-def cost_ratio(target: LanguageModel, draft: LanguageModel, context: int = 128) -> float:
-    """c: the time of one draft forward over that of one target forward, both over a single token (Leviathan et al., section 3.2)."""
-    ours, theirs = (width_curve(model, [1], context)["ms"][0] for model in (target, draft))
+def cost_ratio(target: LanguageModel, draft: LanguageModel, context: int = 128, drafts: int = 4, rounds: int = 40) -> float:
+    """c: the time of one draft forward over that of one target forward, both over a single token (Leviathan et al., section 3.2).
+
+    Measured as decoding runs them, `drafts` forwards of the draft behind each of the target, with medians over `rounds`: a draft timed
+    on its own would find its weights still in the processor's cache, which the target's weights sweep out every time. Raises ContextOverflow if a model has no room.
+    """
+    models, texts, times = (target, draft), [], ([], [])
+    for model in models:
+        _check_room(model, context, 1)
+        fill = torch.arange(context + 1, device=model.device)[None] % model.vocabulary
+        text = model.context(fill[0, :context].tolist() if model.encoder_decoder else ())
+        text.extend(fill[:, :context], keep=1)
+        texts.append((text, fill[:, :1]))
+    for _ in range(rounds):
+        for (text, new), repeats, seen in zip(texts, (1, drafts), times, strict=True):
+            began = _now(target.device)
+            for _ in range(repeats):
+                text.extend(new)
+                text.rollback(context)
+            seen.append((_now(target.device) - began) / repeats)
+    ours, theirs = (median(seen[2:]) for seen in times)  # the first rounds warm up
     return theirs / ours
+
+
+def _check_room(language_model: LanguageModel, context: int, new: int) -> None:
+    limit = language_model.context_length
+    if limit and context + new > limit:
+        raise ContextOverflow(f"{context} cached and {new} new tokens do not fit into {language_model.name}'s context of {limit}")
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 KINDS = {
