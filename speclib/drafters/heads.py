@@ -37,8 +37,8 @@ class Heads(nn.Module):
     def forward(self, hidden: Tensor, newest: Tensor) -> Tensor:
         """hidden, newest [..., d] -> one state per head [..., count, d]."""
         seen = torch.cat([hidden, rms_norm(newest, newest.shape[-1:])], -1)  # [..., 2d]
-        mixed = silu(torch.einsum("...i,noi->...no", seen, self.mix))
-        return hidden.unsqueeze(-2) + torch.einsum("...ni,noi->...no", mixed, self.out)
+        mixed = silu(linear(seen, self.mix.flatten(0, 1))).unflatten(-1, (self.count, self.width))  # [..., count, d], by one product
+        return hidden.unsqueeze(-2) + torch.stack([linear(mixed[..., i, :], self.out[i]) for i in range(self.count)], -2)
 
 
 def load_heads(name: str = "heads") -> Heads:
@@ -72,7 +72,7 @@ class HeadsDrafter:
 
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> "HeadsGuesser":
         target = context.language_model
-        table, output = target.model.get_input_embeddings().weight, target.model.get_output_embeddings().weight
+        table, output = target.model.get_input_embeddings().weight.detach(), target.model.get_output_embeddings().weight.detach()
         if not self.heads.width == table.shape[1] == output.shape[1]:
             raise IncompatibleModels(f"the heads were trained for a model of width {self.heads.width}, but {target.name} has {output.shape[1]}")
         context.wants_hidden = True

@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from .. import embedded
 from ..errors import TrainingError
-from . import corpus, prompts, seq2seq
+from . import corpus, heads, prompts, seq2seq
 from .recipes import LADDER, SHALLOW, TARGET, UNSHIPPED, Recipe
 from .tokenizer import train_tokenizer
 from .train import sample_text, train
@@ -31,7 +31,7 @@ def add_parser(subparsers) -> None:
         epilog="On Linux CPUs, MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=1000000000 saves about a tenth of the time.",
     )
     names = [r.name for r in (SHALLOW, TARGET, *LADDER)]
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"which to train: {', '.join(names)}; all of them if none is named; or t5: the encoder-decoder pair")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"which to train: {', '.join(names)}; all of them if none is named; or heads, exits: what reads the finished target; or t5: the encoder-decoder pair")
     parser.add_argument("--corpus", metavar="FILE", help="a UTF-8 text to learn from instead of the installed Python source")
     parser.add_argument("--out", default="runs/models", metavar="DIR", help="where models and checkpoints go (default: %(default)s)")
     parser.add_argument("--tokens", type=int, metavar="N", help="tokens to see, for every model trained; default: each recipe's own number")
@@ -45,9 +45,9 @@ def run(args: argparse.Namespace) -> int:
     """Trains what `args` asks for, skipping what is finished. Returns the exit code."""
     transformers_logging.disable_progress_bar()
     chosen = {r.name: r for r in (SHALLOW, TARGET, *LADDER)}
-    unknown = set(args.models) - {*chosen, "t5"}
+    unknown = set(args.models) - {*chosen, *heads.READERS, "t5"}
     if unknown:
-        raise TrainingError(f"no recipe is called {', '.join(sorted(unknown))}; choose from {', '.join(chosen)}, t5")
+        raise TrainingError(f"no recipe is called {', '.join(sorted(unknown))}; choose from {', '.join([*chosen, *heads.READERS])}, t5")
     if args.tokens is not None and args.tokens < 1:
         raise TrainingError(f"--tokens must be at least 1, not {args.tokens}")
     out = Path(args.out)
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = _tokenizer(train_documents, out / "tokenizer")
     tokens = corpus.tokenized(train_documents, tokenizer, out / "cache")
     held = np.array(corpus.tokenized(held_documents, tokenizer, out / "cache"))
-    for name in [name for name in args.models if name != "t5"] if args.models else chosen:
+    for name in [name for name in args.models if name in chosen] if args.models else chosen:
         recipe = chosen[name] if args.tokens is None else dataclasses.replace(chosen[name], tokens=args.tokens)
         if (out / name / "card.json").exists():
             print(f"{name}: finished already, in {out / name}")
@@ -65,6 +65,13 @@ def run(args: argparse.Namespace) -> int:
         path = train(recipe, tokens, held, manifest["held_out_bytes"], tokenizer, out, teacher, samples, args.seed, not args.no_compile)
         card = json.loads((path / "card.json").read_text())
         print(f"{name}: {card['held_out_bits_per_byte']} bits per byte of held-out text after {card['tokens_seen']:,} tokens, in {path}")
+    for name in [name for name in heads.READERS if name in args.models]:
+        if (out / name / "card.json").exists():
+            print(f"{name}: finished already, in {out / name}")
+            continue
+        path = heads.train(name, tokens, held, out / TARGET.name, out, args.tokens, args.seed)
+        card = json.loads((path / "card.json").read_text())
+        print(f"{name}: overlap with the target on held-out text {card['held_out_overlap']} at {card['guesses']}, in {path}")
     for recipe in seq2seq.PAIR if "t5" in args.models else ():
         if (out / recipe.name / "card.json").exists():
             print(f"{recipe.name}: finished already, in {out / recipe.name}")

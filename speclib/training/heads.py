@@ -63,7 +63,7 @@ def _exits(target: LlamaForCausalLM) -> Exits:
 READERS = {
     reader.name: reader
     for reader in (
-        Reader("heads", lambda target: Heads(HEADS, target.config.hidden_size), _head_guesses, tokens=900_000),
+        Reader("heads", lambda target: Heads(HEADS, target.config.hidden_size), _head_guesses, tokens=600_000),
         Reader("exits", _exits, _exit_guesses, tokens=400_000),
     )
 }

@@ -1,0 +1,161 @@
+"""Parallel heads: the law of the text as a chain and as a tree, a control that must fail, and a micro training."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from test_layer_skip import GREEDY, tiny
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import speclib
+from speclib.distributions import Sampling, seeded
+from speclib.drafters import Draft, Heads, HeadsDrafter
+from speclib.drafters.heads import branches, read_heads
+from speclib.drafters.layer_skip import read_exits
+from speclib.errors import IncompatibleModels, InvalidArgument, TrainingError
+from speclib.exact import TableModel, max_difference, outcomes, plain_law
+from speclib.statistics import g_test
+from speclib.training import heads as training
+
+
+def some_heads(count=3, width=8):
+    torch.manual_seed(2)
+    heads = Heads(count, width)
+    with torch.no_grad():
+        heads.out.normal_()
+    return heads.double().requires_grad_(False)
+
+
+def law_of(target, drafter, sampling, gamma, length, prompt):
+    return outcomes(lambda draw: tuple(speclib.generate(target, [prompt], drafter, sampling, gamma, max_new_tokens=length, stop=[], draw=draw).tokens[0].tolist()))
+
+
+def right_law(target, sampling, length, prompt):
+    def row(prefix):
+        with torch.inference_mode():
+            return sampling.probabilities(target.context().extend(torch.tensor([[*prompt, *prefix]]))[0, -1]).numpy()
+
+    return plain_law(TableModel(target.vocabulary, row), length)
+
+
+@pytest.mark.parametrize(
+    ("backend", "vocabulary", "width", "choices", "sampling", "length", "prompt"),
+    [
+        ("eager", 3, 1, "drawn", Sampling(), 3, [0, 1]),
+        ("fast", 2, 1, "drawn", Sampling(temperature=0.7), 4, [0]),  # a prompt of one token: no hidden state in the first round
+        ("fast", 3, 1, "top", Sampling(), 3, [0, 1]),
+        ("eager", 2, 2, "drawn", Sampling(), 3, [0, 1]),
+        ("fast", 3, 2, "drawn", Sampling(), 2, [0, 1]),
+        ("fast", 3, 3, "drawn", Sampling(top_k=2), 3, [0, 1]),  # fewer choices than the tree is wide
+        ("fast", 3, 2, "top", Sampling(), 3, [0, 1]),
+    ],
+)
+def test_generate_keeps_the_law(backend, vocabulary, width, choices, sampling, length, prompt):
+    target = tiny(backend=backend, vocabulary=vocabulary)
+    law = law_of(target, HeadsDrafter(some_heads(), width, choices), sampling, 2, length, prompt)
+    assert max_difference(law, right_law(target, sampling, length, prompt)) < 1e-12
+    assert sum(law.values()) == pytest.approx(1, abs=1e-12) and len(law) > 2
+
+
+@pytest.mark.parametrize(("width", "choices"), [(1, "drawn"), (1, "top"), (3, "top"), (2, "drawn")])
+def test_greedy_identity(width, choices):
+    target = tiny(backend="fast", vocabulary=30, context=64, scale=3)
+    plain = speclib.generate(target, [[1, 2], [3]], None, GREEDY, max_new_tokens=40, stop=[])
+    fast = speclib.generate(target, [[1, 2], [3]], HeadsDrafter(some_heads(), width, choices), GREEDY, 3, max_new_tokens=40, stop=[])
+    assert all(torch.equal(a, b) for a, b in zip(plain.tokens, fast.tokens, strict=True))
+
+
+class Swapped:
+    """The control: guesses drawn from one head, handed over with another head's distribution."""
+
+    def __init__(self, drafter):
+        self.drafter = drafter
+
+    def start(self, context, sampling, draw):
+        self.guesser = self.drafter.start(context, sampling, draw)
+        return self
+
+    def prepare(self, text):
+        pass
+
+    def propose(self, text, n, goes_on):
+        draft = self.guesser.propose(text, n, goes_on)
+        return Draft(draft.tokens, draft.probs.flip(0))
+
+
+def test_samples_of_the_exact_law_pass_a_g_test_and_swapped_heads_fail():
+    """200,000 texts from the enumerated law of each: of the right drafter and of the control."""
+    target, sampling = tiny(backend="fast", vocabulary=3), Sampling()
+    right = right_law(target, sampling, 3, [0, 1])
+    worst = {}
+    for name, drafter in (("heads", HeadsDrafter(some_heads())), ("swapped", Swapped(HeadsDrafter(some_heads())))):
+        law = law_of(target, drafter, sampling, 2, 3, [0, 1])
+        texts = sorted(law)
+        drawn = seeded(3)(torch.tensor([law[text] for text in texts]).expand(200_000, -1))
+        worst[name] = g_test(Counter(texts[k] for k in drawn.tolist()), right).p_value
+    assert worst["heads"] > 1e-6 > worst["swapped"]
+
+
+def test_a_guess_does_not_depend_on_the_ones_before_it():
+    target, text = tiny(backend="fast", vocabulary=5), [0, 1, 2, 3]
+    rows = []
+    for seed in range(8):
+        context = target.context(text)
+        guesser = HeadsDrafter(some_heads()).start(context, Sampling(), seeded(seed))
+        context.extend(torch.tensor([text[:-1]]))
+        draft = guesser.propose(text, 3)
+        rows.append((draft.tokens.tolist(), draft.probs))
+    assert len({tuple(tokens) for tokens, _ in rows}) > 1
+    assert all(torch.equal(probs, rows[0][1]) for _, probs in rows)
+    assert guesser.propose(text, 2).tokens.shape == (2,) and guesser.propose(text, 9).probs.shape == (3, 5)
+    assert guesser.propose(text, 3, lambda probs: False).tokens.shape == (1,)
+
+
+def test_the_shape_of_the_tree():
+    assert branches(1, 3) == [(0,), (1,), (2,)]
+    assert branches(2, 3) == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]
+    assert branches(3, 1) == [(0, 0, 0)]
+
+
+def test_refusals_are_one_line():
+    for options, message in (({"width": 0}, "width must be"), ({"choices": "all"}, "choices must be")):
+        with pytest.raises(InvalidArgument, match=message):
+            HeadsDrafter(some_heads(), **options)
+    with pytest.raises(IncompatibleModels, match="width 4"):
+        speclib.generate(tiny(), [[0, 1]], HeadsDrafter(Heads(2, 4)))
+    with pytest.raises(InvalidArgument, match="tree of guesses"):
+        speclib.generate(tiny(), [[0, 1]], HeadsDrafter(some_heads(), 2), rule="block")
+
+
+@pytest.mark.parametrize(("name", "read"), [("heads", read_heads), ("exits", read_exits)])
+def test_training_raises_the_overlap_and_goes_on_after_a_kill(name, read, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, max_position_embeddings=64, initializer_range=0.3, tie_word_embeddings=True)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "target")
+    tokens = np.random.default_rng(0).integers(0, 40, 20_000).astype(np.uint16)
+    with pytest.raises(TrainingError, match="finished target"):
+        training.train(name, tokens, tokens[-2000:], tmp_path / "target", tmp_path, 1000)
+    (tmp_path / "target/card.json").write_text("{}")
+    options = {"amount": 60 * 4 * 32, "width": 32}
+    whole = training.train(name, tokens, tokens[-2000:], tmp_path / "target", tmp_path / "whole", **options)
+    reader, target = training.READERS[name], LlamaForCausalLM.from_pretrained(tmp_path / "target").eval()
+    before = training.held_out_overlap(reader, reader.make(target), target, tokens[-2000:])
+    after = training.held_out_overlap(reader, read(whole).float(), target, tokens[-2000:])
+    assert np.mean(after) > np.mean(before) + 0.02
+
+    calls = iter(range(100))
+    real = training.loss_of
+
+    def killed(*arguments):
+        if next(calls) == 30:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "SAVE_EVERY_SECONDS", 0)
+    monkeypatch.setattr(training, "loss_of", killed)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(name, tokens, tokens[-2000:], tmp_path / "target", tmp_path / "cut", **options)
+    monkeypatch.setattr(training, "loss_of", real)
+    resumed = training.train(name, tokens, tokens[-2000:], tmp_path / "target", tmp_path / "cut", **options)
+    assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
