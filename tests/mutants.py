@@ -194,8 +194,8 @@ def main() -> int:
             survived, by = passes(copy, tests)
             file.write_text(original)
             report.append({"name": what, "what": {"file": name, "old": old, "new": new}, "killed": not survived, "by": None if survived else by})
+            write(report[-1:])  # after each, so that an interrupted run keeps what it found
             print(f"{number:2} {'SURVIVED' if survived else 'killed  '} {what}" + ("" if survived else f"  by {by}"), flush=True)
-    write(report)
     killed = sum(row["killed"] for row in report)
     print(f"{killed} of {len(report)} killed")
     return 0 if killed == len(report) else 1
