@@ -199,7 +199,7 @@ def flat(record: dict) -> pd.DataFrame:
     return pd.concat([pd.DataFrame(t["methods"]).assign(dtype=t["dtype"], domain=t["domain"], temperature=t["temperature"]) for t in record["tables"]], ignore_index=True)
 
 
-def split(count: int, domain: str = "code", tuning: int = 4) -> tuple[list[str], list[str]]:
+def split(count: int, domain: str = "code", tuning: int = 8) -> tuple[list[str], list[str]]:
     """(prompts to measure on, prompts to choose settings on): held out, no prompt in both."""
     prompts = embedded.prompts(domain)
     if count > len(prompts) - tuning:

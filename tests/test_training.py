@@ -103,7 +103,6 @@ def test_a_state_of_another_recipe_or_seed_is_refused(tokens, tokenizer, tmp_pat
     assert (tmp_path / "base.state").read_bytes() == before
 
 
-@pytest.mark.xfail(strict=True, reason="torch.load's own error comes through: train() has yet to say what to do")
 @pytest.mark.parametrize("content", [b"", b"not a state at all"], ids=["empty", "garbage"])
 def test_a_damaged_state_is_one_clear_line(content, tokens, tokenizer, tmp_path):
     (tmp_path / "base.state").write_bytes(content)

@@ -190,7 +190,10 @@ def train(
     step, seen, seconds, curve = 0, 0, 0.0, []
     total = recipe.tokens
     if state_path.exists():
-        state = torch.load(state_path, map_location=device, weights_only=True)
+        try:
+            state = torch.load(state_path, map_location=device, weights_only=True)
+        except Exception as error:
+            raise TrainingError(f"{state_path} is damaged; delete it to start afresh") from error
         if state["fingerprint"] != fingerprint:
             raise TrainingError(f"{state_path} belongs to another recipe or seed; delete it to start afresh")
         model.load_state_dict(state["model"])
