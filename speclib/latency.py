@@ -3,6 +3,7 @@
 Timed with torch.utils.benchmark, which warms up and waits for a GPU to finish. Times are milliseconds.
 """
 
+import os
 import time
 from collections.abc import Iterable
 from statistics import median
@@ -99,6 +100,7 @@ def profile(language_model: LanguageModel, width: int = 1, context: int = 128, f
     text = language_model.context()
     fill = torch.arange(context + width, device=language_model.device)[None] % language_model.vocabulary
     text.extend(fill[:, :context], keep=1)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler announces itself on stderr
     with torch.profiler.profile() as recorded:
         for _ in range(forwards):
             text.extend(fill[:, :width])
