@@ -31,7 +31,7 @@ unit: .venv/.installed  ## unit tests, one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests
 
 nb: .venv/.installed  ## every notebook, strictly against its committed outputs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --nbval --nbval-sanitize-with notebooks/sanitize.cfg notebooks/*.ipynb
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --nbval --nbval-sanitize-with notebooks/sanitize.cfg -n 2 --dist loadscope notebooks/*.ipynb
 
 bench: .venv/.installed  ## the table of the README, measured on this machine
 	$(BIN)/python -m speclib bench

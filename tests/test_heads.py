@@ -123,9 +123,9 @@ def test_refusals_are_one_line():
         with pytest.raises(InvalidArgument, match=message):
             HeadsDrafter(some_heads(), **options)
     with pytest.raises(IncompatibleModels, match="width 4"):
-        speclib.generate(tiny(), [[0, 1]], HeadsDrafter(Heads(2, 4)))
+        speclib.generate(tiny(), [[0, 1]], HeadsDrafter(Heads(2, 4)), max_new_tokens=4)
     with pytest.raises(InvalidArgument, match="tree of guesses"):
-        speclib.generate(tiny(), [[0, 1]], HeadsDrafter(some_heads(), 2), rule="block")
+        speclib.generate(tiny(), [[0, 1]], HeadsDrafter(some_heads(), 2), rule="block", max_new_tokens=4)
 
 
 @pytest.mark.parametrize(("name", "read"), [("heads", read_heads), ("exits", read_exits)])

@@ -122,9 +122,9 @@ def test_refusals_are_one_line():
     with pytest.raises(InvalidArgument, match="no trained exit after layer 2, only after 1"):
         LayerSkipDrafter(2, some_exits(1))
     with pytest.raises(InvalidArgument, match="has 3 layers"):
-        speclib.generate(target, [[0]], LayerSkipDrafter(4))
+        speclib.generate(target, [[0]], LayerSkipDrafter(4), max_new_tokens=4)
     with pytest.raises(IncompatibleModels, match="width 4"):
         speclib.generate(target, [[0]], LayerSkipDrafter(1, Exits((1,), 4)))
     opt = OPTForCausalLM(OPTConfig(vocab_size=8, hidden_size=8, ffn_dim=8, num_hidden_layers=1, num_attention_heads=1, word_embed_proj_dim=8)).eval()
     with pytest.raises(UnsupportedModel):
-        speclib.generate(speclib.LanguageModel(opt), [[0]], LayerSkipDrafter(1))
+        speclib.generate(speclib.LanguageModel(opt), [[0]], LayerSkipDrafter(1), max_new_tokens=4)
