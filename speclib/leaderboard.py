@@ -90,7 +90,7 @@ def retrieval() -> Oracle:
     return Oracle(RetrievalDrafter(index), (2, 4, 8), (len(index.tokens) * index.tokens.itemsize + index.places.nbytes) / 1e6)
 
 
-def measure(pair: Pair, prompts: int = 12, tokens: int = 96, tuning: int = 3, settings: Sequence[tuple[str, float]] = SETTINGS, progress: bool = False) -> dict:
+def measure(pair: Pair, prompts: int = 8, tokens: int = 64, tuning: int = 2, settings: Sequence[tuple[str, float]] = SETTINGS, progress: bool = False) -> dict:
     """{"machine", "settings", "rows"}: one row per domain, temperature and oracle, ready for JSON.
 
     predicted: tokens per round over what a round costs, its drafting at the seconds it took, its check at the measured width curve. extra_per_token:

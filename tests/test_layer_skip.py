@@ -124,7 +124,7 @@ def test_refusals_are_one_line():
     with pytest.raises(InvalidArgument, match="has 3 layers"):
         speclib.generate(target, [[0]], LayerSkipDrafter(4), max_new_tokens=4)
     with pytest.raises(IncompatibleModels, match="width 4"):
-        speclib.generate(target, [[0]], LayerSkipDrafter(1, Exits((1,), 4)))
+        speclib.generate(target, [[0]], LayerSkipDrafter(1, Exits((1,), 4)), max_new_tokens=4)
     opt = OPTForCausalLM(OPTConfig(vocab_size=8, hidden_size=8, ffn_dim=8, num_hidden_layers=1, num_attention_heads=1, word_embed_proj_dim=8)).eval()
     with pytest.raises(UnsupportedModel):
         speclib.generate(speclib.LanguageModel(opt), [[0]], LayerSkipDrafter(1), max_new_tokens=4)

@@ -39,14 +39,14 @@ TARGET = Recipe(
 _DISTILLED = {"teacher": "target", "teacher_samples": 0.25, "learning_rate": 0.01, "embedding_rate": 0.002}
 
 # From the fewest parameters to the most. One layer costs least but cannot look up what followed an earlier occurrence
-# of a word (that takes two layers of attention); width is nearly free where overhead rules.
+# of a word (that takes two layers of attention); width is nearly free where overhead rules. "early" is a stage, taught by the shallow target.
 LADDER = (
     Recipe("draft-d64x1", width=64, layers=1, heads=1, feed_forward=176, tokens=2_000_000, checkpoint_at=(0.02,)),
     Recipe("draft-d128x1", width=128, layers=1, heads=2, feed_forward=352, tokens=2_500_000),
+    Recipe("draft-d256x2-distilled", width=256, layers=2, heads=4, feed_forward=704, tokens=3_500_000, teacher="target-shallow", teacher_samples=0.25),
     Recipe("draft-d384x1", width=384, layers=1, heads=6, feed_forward=1536, tokens=3_000_000),
     Recipe("draft-d384x1-early", width=384, layers=1, heads=6, feed_forward=1536, tokens=3_500_000, start_from="draft-d384x1", **{**_DISTILLED, "teacher": "target-shallow"}),
     Recipe("draft-d384x1-distilled", width=384, layers=1, heads=6, feed_forward=1536, tokens=5_000_000, start_from="draft-d384x1-early", **_DISTILLED),
-    Recipe("draft-d384x2-distilled", width=384, layers=2, heads=6, feed_forward=1536, tokens=4_000_000, start_from="draft-d384x1-early", **_DISTILLED),
 )
 
 # Steps on the way to another model, which do not ship.
