@@ -7,6 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import speclib
 from speclib import errors
 from speclib.context import Context
+from speclib.distributions import seeded
 from speclib.drafters import LookupDrafter, ModelDrafter, SyntheticDrafter
 from speclib.fast import FastContext
 
@@ -70,6 +71,18 @@ def test_max_new_tokens_is_exact(pair, length):
     out = speclib.generate(target, prompts(2), ModelDrafter(draft), draft_length=6, max_new_tokens=length, stop=[])
     assert [len(t) for t in out.tokens] == [length, length]
     assert sum(len(r.drafted) + 1 for r in out.trace.rounds) >= 2 * length
+
+
+def test_a_draft_model_follows_a_text_it_did_not_write(pair):
+    """As in an ensemble, where another guesser's branch was taken: what it read of its own is forgotten."""
+    target, draft = pair
+    text = prompts(1)[0]
+    start = lambda: ModelDrafter(draft).start(target.context(text), speclib.Sampling(), seeded(0))  # noqa: E731
+    follower = start()
+    follower.prepare(text)
+    own = follower.propose(text, 4).tokens.tolist()
+    written = [*text, (own[0] + 1) % 40, own[1], own[2], 5]
+    assert torch.allclose(follower.propose(written, 1).probs, start().propose(written, 1).probs, atol=1e-12)
 
 
 def test_stop_ids_cut_where_plain_decoding_would(pair):
