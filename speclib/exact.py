@@ -1,8 +1,9 @@
 """The exact law of the text that a decoder emits, by summing over chance instead of drawing from it.
 
-Two tools. `outcomes` enumerates any program whose chance passes through one `draw` function; it works on `generate`
-as it stands. `rule_law` enumerates whole batches of drafts at once over small table models; it is fast enough for
-thousands of comparisons. Both call the rules that decode, so what is summed here is what runs there.
+Two pairs of tools. `outcomes` enumerates any program whose chance passes through one `draw` function, and `sample_outcomes` draws
+from it as often as one likes; both work on `generate` as it stands. `rule_law` enumerates whole batches of drafts at once over
+small table models, and `sample_many` draws from those; they are fast enough for thousands of comparisons. All call the rules
+that decode, so what is summed or drawn here is what runs there.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -29,39 +30,67 @@ def outcomes(run: Callable[[Draw], Hashable], limit: int = 100_000) -> dict[Hash
     hashable, and start afresh each time. A draw from several rows branches over the rows in turn. Raises
     InvalidArgument after `limit` paths, when a row is no distribution, or when `run` is not repeatable.
     """
-    law: dict[Hashable, float] = {}
-    choices: list[list[tuple[int, float]]] = []  # what was possible at each draw of the current path
-    taken: list[int] = []  # which of them the current path takes
+
+    def every(row, mass):
+        return [(token, mass * chance) for token, chance in enumerate(row.tolist()) if chance > 0]
+
+    return _walk(run, 1.0, every, limit)
+
+
+def sample_outcomes(run: Callable[[Draw], Hashable], n: int, seed: int) -> dict[Hashable, int]:
+    """How often each result came in `n` independent runs of `run(draw)`.
+
+    Runs that have drawn the same so far go on together: where k of them draw from a row, `seeded` draws k tokens from it, and they part
+    by what they drew. So `run` is called once for each path that was taken, and not n times; millions of short texts take
+    seconds. What is asked of `run`, and what is raised, is as in `outcomes`.
+    """
+    if n < 1:
+        raise InvalidArgument(f"n must be at least 1, not {n}")
+    sampler = seeded(seed)
+
+    def drawn(row, count):
+        counts = sum(torch.bincount(sampler(part), minlength=len(row)) for part in row.expand(count, -1).split(2**18))
+        return [(token, count) for token, count in enumerate(counts.tolist()) if count]
+
+    return _walk(run, n, drawn, limit=n)  # no path without a run that takes it
+
+
+def _walk(run: Callable[[Draw], Hashable], whole: float, split: Callable[[Tensor, float], list[tuple[int, float]]], limit: int) -> dict:
+    """Takes every path through the draws of `run`, depth first, and adds up what arrives at each result.
+
+    split: (a row [V], the amount that arrived at it) -> the tokens to follow, each with its part of the amount.
+    """
+    totals: dict[Hashable, float] = {}
+    path: list[tuple[list[float], list[tuple[int, float]]]] = []  # of each draw: its row, and the branches left, the one being followed last
     for _ in range(limit):
-        depth, probability = 0, 1.0
+        depth, amount = 0, whole
 
         def draw(probabilities: Tensor) -> Tensor:
-            nonlocal depth, probability
+            nonlocal depth, amount
             tokens = []
-            for row in probabilities.detach().reshape(-1, probabilities.shape[-1]).double().tolist():
-                if depth == len(choices):
-                    if not abs(sum(row) - 1) < 1e-4 or min(row) < 0:
-                        raise InvalidArgument(f"a draw from something that is no distribution: it sums to {sum(row)}, its least entry is {min(row)}")
-                    choices.append([(token, chance) for token, chance in enumerate(row) if chance > 0])
-                    taken.append(0)
-                token, chance = choices[depth][taken[depth]]
-                if row[token] != chance:
+            for row in probabilities.detach().cpu().double().reshape(-1, probabilities.shape[-1]):
+                values = row.tolist()
+                if depth == len(path):
+                    if not abs(sum(values) - 1) < 1e-4 or min(values) < 0:
+                        raise InvalidArgument(f"a draw from something that is no distribution: it sums to {sum(values)}, its least entry is {min(values)}")
+                    path.append((values, split(row, amount)[::-1]))
+                known, branches = path[depth]
+                if values != known:
                     raise InvalidArgument("the run is not repeatable: the same draws before led to other probabilities here")
+                token, amount = branches[-1]
                 tokens.append(token)
-                probability *= chance
                 depth += 1
             return torch.tensor(tokens, device=probabilities.device).reshape(probabilities.shape[:-1])
 
         result = run(draw)
-        if depth != len(choices):
+        if depth != len(path):
             raise InvalidArgument("the run is not repeatable: it drew less often than the last time with the same draws")
-        law[result] = law.get(result, 0.0) + probability
-        while choices and taken[-1] == len(choices[-1]) - 1:
-            choices.pop()
-            taken.pop()
-        if not choices:
-            return law
-        taken[-1] += 1
+        totals[result] = totals.get(result, 0) + amount
+        while path and len(path[-1][1]) == 1:
+            path.pop()
+        if not path:
+            return totals
+        path[-1][1].pop()
     raise InvalidArgument(f"more than {limit:,} paths: take fewer tokens, a smaller vocabulary, or raise `limit`")
 
 

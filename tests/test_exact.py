@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from speclib.decoding import generate
-from speclib.distributions import Sampling, overlap
+from speclib.distributions import Sampling, overlap, seeded
 from speclib.drafters import ModelDrafter
 from speclib.errors import InvalidArgument
 from speclib.exact import (
@@ -28,10 +28,12 @@ from speclib.exact import (
     random_table,
     rule_law,
     sample_many,
+    sample_outcomes,
     warped,
 )
 from speclib.models import LanguageModel
 from speclib.museum import MATCH
+from speclib.statistics import SIGNIFICANCE, g_test
 
 LOSSLESS = ["token", "block"]
 SIZES = [(2, 0, 3), (2, 1, 4), (2, 2, 5), (2, 3, 6), (2, 4, 7), (3, 0, 3), (3, 1, 4), (3, 2, 5), (3, 3, 5), (3, 4, 6), (4, 0, 3), (4, 1, 4), (4, 2, 4), (4, 3, 5)]
@@ -275,6 +277,52 @@ def test_outcomes_refuses_what_it_cannot_sum():
     calls = iter([3, 3, 1])
     with pytest.raises(InvalidArgument, match="not repeatable"):
         outcomes(lambda draw: [draw(fair) for _ in range(next(calls))] and 0)
+
+
+def test_sampled_outcomes_are_the_law_drawn_from():
+    """A million runs of a program of three draws, two of them in one call, the third depending on the first; and a control."""
+
+    def run(draw):
+        first, second = draw(torch.tensor([[0.25, 0.75], [0.5, 0.5]], dtype=torch.float64)).tolist()
+        return (first, second, int(draw(torch.tensor([0.2, 0.0, 0.8] if first else [0.6, 0.4, 0.0], dtype=torch.float64))))
+
+    counts, law = sample_outcomes(run, 1_000_000, seed=1), outcomes(run)
+    assert sum(counts.values()) == 1_000_000 and counts.keys() == law.keys() and all(isinstance(count, int) for count in counts.values())
+    assert g_test(counts, law).p_value > SIGNIFICANCE
+    swapped = {(second, first, third): mass for (first, second, third), mass in law.items()}
+    assert g_test(counts, swapped).p_value < SIGNIFICANCE
+    assert counts == sample_outcomes(run, 1_000_000, seed=1) != sample_outcomes(run, 1_000_000, seed=2)
+
+
+def test_sampled_outcomes_run_each_path_once():
+    calls = []
+
+    def run(draw):
+        calls.append(1)
+        return tuple(int(draw(torch.tensor([0.5, 0.25, 0.25]))) for _ in range(2))
+
+    assert len(sample_outcomes(run, 10_000, seed=0)) == 9 == len(calls)
+
+
+def test_one_sampled_outcome_is_the_run_with_that_seed():
+    """The production sampler draws, in the order of the draws: one run alone is what `run(seeded(seed))` gives."""
+    target, draft = tiny(5, 0, 2), tiny(5, 1, 1)
+
+    def run(draw):
+        return tuple(generate(target, [[0, 1]], ModelDrafter(draft), draft_length=3, max_new_tokens=12, stop=[], draw=draw).tokens[0].tolist())
+
+    texts = [run(seeded(seed)) for seed in range(5)]
+    assert len(set(texts)) == 5 and [sample_outcomes(run, 1, seed) for seed in range(5)] == [{text: 1} for text in texts]
+
+
+def test_sampled_outcomes_refuse_what_outcomes_refuse():
+    fair, calls = torch.tensor([0.5, 0.5]), iter([3, 3, 1])
+    with pytest.raises(InvalidArgument, match="at least 1"):
+        sample_outcomes(lambda draw: 0, 0, seed=0)
+    with pytest.raises(InvalidArgument, match="no distribution"):
+        sample_outcomes(lambda draw: int(draw(fair * 1.2)), 10, seed=0)
+    with pytest.raises(InvalidArgument, match="not repeatable"):
+        sample_outcomes(lambda draw: [draw(fair) for _ in range(next(calls))] and 0, 1000, seed=0)
 
 
 def test_tables():
