@@ -49,7 +49,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--domain", nargs="+", default=["code"], help="which held-out prompts: code, prose (default: %(default)s)")
     parser.add_argument("--draft-length", type=int, nargs="+", default=list(LENGTHS), metavar="N", help="draft lengths to choose from (default: %(default)s)")
     parser.add_argument("--dtype", nargs="+", default=[None], help="float32, bfloat16, float16 (default: what suits the device)")
-    parser.add_argument("--backend", nargs="+", default=list(BACKENDS), choices=BACKENDS, help="(default: both)")
+    parser.add_argument("--backend", nargs="+", choices=BACKENDS, help="(default: all; of the ladder eager, of the leaderboard fast)")
     parser.add_argument("--quick", action="store_true", help="a few short texts, to see that it works: no figures to quote")
     parser.add_argument("--ladder", action="store_true", help="measure every embedded draft instead: what notebook 05 shows")
     parser.add_argument("--drafters", choices=["all"], help="every oracle of the workbook on code, prose and edits instead: the leaderboard of notebook 09")
@@ -75,9 +75,10 @@ def run(args: argparse.Namespace) -> int:
     if args.growth:
         return run_growth(out, args.quick, args.dtype[0])
     if args.ladder:
-        record = experiments.ladder(prompts=args.prompts, tokens=args.tokens, dtype=args.dtype[0], backend=args.backend[0], progress=sys.stderr.isatty())
+        record = experiments.ladder(prompts=args.prompts, tokens=args.tokens, dtype=args.dtype[0], backend=(args.backend or ["eager"])[0], progress=sys.stderr.isatty())
         table = pd.DataFrame(record["summary"])
     else:
+        args.backend = args.backend or list(BACKENDS)
         record = measure(args, out.with_suffix(".partial.json"))
         table = flat(record)
         table.to_csv(out.with_suffix(".csv"), index=False)
@@ -110,7 +111,7 @@ def run_published(out: Path, names: Sequence[str] | None, dtype: str | None) -> 
 
 def run_leaderboard(out: Path, args: argparse.Namespace) -> int:
     """Measures every oracle on the last backend named, prints the tables, and writes the record."""
-    pair = load_pair(args.target, args.draft, dtype=args.dtype[0], backend=args.backend[-1])
+    pair = load_pair(args.target, args.draft, dtype=args.dtype[0], backend=(args.backend or ["fast"])[-1])
     few = {"prompts": 1, "tuning": 1, "tokens": args.tokens, "settings": leaderboard.SETTINGS[:1]} if args.quick else {}
     record = leaderboard.measure(pair, **few, progress=sys.stderr.isatty())
     out.write_text(json.dumps(record, indent=1) + "\n")
@@ -162,7 +163,7 @@ def measure(args: argparse.Namespace, partial: Path) -> dict:
 
 
 def load(target: str | None, draft: str | None, dtype: str | None, backends: Sequence[str]) -> dict[str, Pair]:
-    """The pair on each backend. Where the fast one cannot read the architecture, that is said once and eager stands alone."""
+    """The pair on each backend. Where one cannot read the architecture, that is said and the others stand alone."""
     pairs = {}
     for backend in backends:
         try:
@@ -170,7 +171,7 @@ def load(target: str | None, draft: str | None, dtype: str | None, backends: Seq
         except UnsupportedModel as error:
             if backend == "eager":
                 raise
-            print(f"without the fast backend: {error}", file=sys.stderr)
+            print(f"without the {backend} backend: {error}", file=sys.stderr)
     return pairs or {"eager": load_pair(target, draft, dtype=dtype)}
 
 
@@ -219,7 +220,7 @@ def methods(pairs: dict[str, Pair], sampling: Sampling, chosen: dict, tokens: in
         drafter, gamma = ModelDrafter(pair.draft), chosen["gamma"][backend]
         found[on(PLAIN, backend)] = ours(pair.target, None, sampling, 0, tokens)
         found[on(MODEL, backend)] = ours(pair.target, drafter, sampling, gamma, tokens)
-        if backend == list(pairs)[-1]:  # the other rule and the other guesser, on one backend
+        if backend == ("fast" if "fast" in pairs else list(pairs)[-1]):  # the other rule and the other guesser, on one backend
             found[on(BLOCK, backend)] = ours(pair.target, drafter, sampling, gamma, tokens, rule="block")
             found[on(LOOKUP, backend)] = ours(pair.target, LookupDrafter(), sampling, chosen["lookup"], tokens)
     pair = next(iter(pairs.values()))

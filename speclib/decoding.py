@@ -63,6 +63,7 @@ def generate(
     texts = _encode(target, prompts)
     _check(target, drafter, sampling, rule, texts, max_new_tokens, seed)
     stops = Stops.of(target, stop)
+    target.announce({1, length.gamma + 1 if drafter and isinstance(length, FixedLength) else 1})
 
     tokenizer = target.tokenizer
     trace = Trace(tokenizer.decode if tokenizer else None)
@@ -110,7 +111,7 @@ def _decode_row(
             path, next_probs, stop_probs, overlaps = [], p[0, 0], [1.0], []
         else:
             q, tokens = draft.probs.to(p.dtype).unsqueeze(0), draft.tokens.unsqueeze(0)  # [1, n, V], [1, n]
-            verdict = rule.law(p, q, tokens) if parents is None else rules.tree_law(p, q, tokens, parents)
+            verdict = rule.law(p, q, tokens) if parents is None else rule.tree(p, q, tokens, parents)
             stop = int(draw(verdict.stop_probs[0]))
             next_probs, stop_probs = verdict.next_probs[0, stop], verdict.stop_probs[0].tolist()
             path = list(range(stop)) if parents is None else branch(parents, stop - 1)
@@ -218,7 +219,7 @@ def _check(target: LanguageModel, drafter: Drafter | None, sampling: Sampling, r
         raise InvalidArgument(f"sampling must be a speclib.Sampling, not {sampling!r}")
     if drafter is not None and not hasattr(drafter, "start"):
         raise InvalidArgument(f"drafter must be None or one of speclib.drafters, such as ModelDrafter(pair.draft), not a {type(drafter).__name__}")
-    if getattr(drafter, "grows_trees", False) and rule.name != "token":
+    if getattr(drafter, "grows_trees", False) and rule.tree is None:
         raise InvalidArgument(f"a tree of guesses is checked by the token rule, not by {rule.name!r}; leave rule out")
     if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
         raise InvalidArgument(f"max_new_tokens must be a whole number >= 1, not {max_new_tokens!r}")

@@ -219,7 +219,9 @@ def repeated_share(tokens: Sequence[int], n: int = 4) -> float:
 
 
 def costs(pair: Pair, widths: Sequence[int] = latency.WIDTHS, context: int = 160) -> tuple[float, pd.DataFrame]:
-    """(c, the target's width curve), both measured now."""
+    """(c, the target's width curve), both measured now; on the compiled backend at the widths that it has programs for."""
+    if pair.target.programs is not None:
+        widths = [width for width in widths if width in pair.target.programs.widths]
     return latency.cost_ratio(pair.target, pair.draft, context), latency.width_curve(pair.target, widths, context)
 
 

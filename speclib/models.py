@@ -4,7 +4,7 @@
 own, which holds the key-value cache; dropping it, even in an exception, leaves nothing behind.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,13 +15,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import logging as transformers_logging
 
 from . import embedded, fast
+from .compiled import CompiledContext, Programs
 from .context import Context, EncoderDecoderContext
 from .errors import IncompatibleModels, InvalidArgument, ModelLoadError, UnsupportedModel
 from .fast import FastContext
 
 TARGET = "target"
 DEFAULT_DRAFT = "draft-d384x1-distilled"
-BACKENDS = ("eager", "fast")
+BACKENDS = ("eager", "fast", "compiled")
 
 
 class LanguageModel:
@@ -29,7 +30,8 @@ class LanguageModel:
 
     `vocabulary` is the number of tokens that both the tokenizer and the model's output know: many checkpoints pad
     their output to a round number, and a padded slot must never be drawn. backend: "eager" runs transformers' own forward;
-    "fast" runs the same weights through plain functions (see `fast`), and raises UnsupportedModel for an architecture it cannot read.
+    "fast" runs the same weights through plain functions (see `fast`), and raises UnsupportedModel for an architecture it cannot read;
+    "compiled" makes programs of the fast forwards at their first use, which takes a minute once per machine (see `compiled`).
     """
 
     def __init__(self, model, tokenizer=None, name: str | None = None, backend: str = "eager"):
@@ -44,7 +46,8 @@ class LanguageModel:
         self.context_length: int | None = None if self.encoder_decoder else getattr(config, "max_position_embeddings", None)
         width = model.get_output_embeddings().weight.shape[0]
         self.vocabulary = width if tokenizer is None else min(width, len(tokenizer))
-        self.decoder = fast.decoder(model) if backend == "fast" else None
+        self.decoder = None if backend == "eager" else fast.decoder(model)
+        self.programs = Programs(self.decoder, self.name) if backend == "compiled" else None
 
     @property
     def device(self) -> torch.device:
@@ -76,11 +79,16 @@ class LanguageModel:
         """A text in front of this model with nothing read yet; the encoder of an encoder-decoder model reads the prompt here."""
         if self.encoder_decoder:
             return EncoderDecoderContext(self, prompt)
-        return FastContext(self, prompt) if self.backend == "fast" else Context(self, prompt)
+        return {"eager": Context, "fast": FastContext, "compiled": CompiledContext}[self.backend](self, prompt)
+
+    def announce(self, widths: Iterable[int]) -> None:
+        """Says how many tokens forwards will often read at once: the compiled backend makes a program for each. `generate` calls this."""
+        if self.programs is not None:
+            self.programs.announce(widths)
 
     def __repr__(self) -> str:
         size, dtype = f"{self.parameters / 1e6:.1f}M parameters", str(self.dtype).removeprefix("torch.")
-        return f"LanguageModel({self.name}, {size}, {dtype}, {self.device}{', fast' if self.backend == 'fast' else ''})"
+        return f"LanguageModel({self.name}, {size}, {dtype}, {self.device}{'' if self.backend == 'eager' else f', {self.backend}'})"
 
 
 def _check_cache(model, config, name: str) -> None:

@@ -112,7 +112,7 @@ def test_hidden_states_are_those_behind_the_logits(kind, backend):
 def test_what_the_fast_decoder_cannot_read_is_refused():
     with pytest.raises(errors.UnsupportedModel, match="not GPTNeoXForCausalLM; use backend='eager'"):
         LanguageModel(build("neox"), backend="fast")
-    with pytest.raises(errors.InvalidArgument, match="backend must be one of eager, fast"):
+    with pytest.raises(errors.InvalidArgument, match="backend must be one of eager, fast, compiled"):
         LanguageModel(build("llama"), backend="quick")
     scaled = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
                          rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})  # fmt: skip

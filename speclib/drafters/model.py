@@ -21,6 +21,7 @@ class ModelDrafter:
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> "ModelGuesser":
         target = context.language_model
         check_compatible(target, self.language_model)
+        self.language_model.announce((1, 2))  # after a full acceptance, two tokens are new to it
         return ModelGuesser(self.language_model.context(context.prompt), target.vocabulary, sampling, draw)
 
 

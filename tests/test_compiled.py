@@ -1,0 +1,95 @@
+"""The compiled backend: the same text, one program for every length of the text, and a way on where nothing can be compiled."""
+
+import shutil
+import warnings
+
+import pytest
+import torch
+from test_contexts import TOLERANCE, build, reference, text
+
+import speclib
+from speclib import LanguageModel, compiled
+from speclib.drafters import ModelDrafter, TreeDrafter
+from speclib.errors import UnsupportedModel
+
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))), reason="torch.compile needs a C++ compiler")
+GREEDY = speclib.Sampling(temperature=0)
+
+
+def model(kind="llama", dtype=torch.float32, seed=0, layers=2):
+    return LanguageModel(build(kind, seed, dtype, layers), backend="compiled")
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", ["llama grouped", "gpt2"])
+def test_one_program_serves_every_length(kind):
+    """Logits against transformers' own, before and behind the 64 slots of a block and the 256 of the first cache, nothing compiled twice."""
+    tokens, language_model = text(330), model(kind, layers=3)
+    right = reference(kind, tokens, torch.float32)
+    language_model.announce([4])
+    context = language_model.context()
+    context.extend(tokens[:, :50], keep=1)
+    context.extend(text(4, seed=9))
+    context.rollback(50)
+    got = [context.extend(tokens[:, 50:54])[0]]
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        got += [context.extend(tokens[:, start : start + 4])[0] for start in range(54, 330, 4)]
+    assert context.capacity == 512 and len(language_model.programs._made) == 1 and not language_model.programs.broken
+    assert (torch.cat(got) - right[50:]).abs().max() < TOLERANCE[torch.float32]
+
+
+@needs_compiler
+def test_the_text_is_that_of_the_fast_backend():
+    """Plain, with a draft, with a tree, greedy and drawn; caches are handed on from text to text."""
+    target, draft = model(), model(seed=1, layers=1)
+    prompts = [row.tolist() for row in text(30).reshape(3, 10)]
+    for sampling in (GREEDY, speclib.Sampling()):
+        for make in (lambda d: None, ModelDrafter, lambda d: TreeDrafter(d, (2, 1), sampled=sampling.temperature > 0)):
+            outs = [
+                speclib.generate(LanguageModel(target.model, backend="fast") if fast else target, prompts, make(draft), sampling, 3, max_new_tokens=40, stop=[])
+                for fast in (True, False)
+            ]
+            assert all(torch.equal(a, b) for a, b in zip(outs[0].tokens, outs[1].tokens, strict=True))
+    assert {key[0] for key in target.programs._made} == {1, 4} and {key[0] for key in draft.programs._made} == {1, 2}
+    assert len(target.programs.stores[256]) == 1  # one cache at a time was in use
+
+
+@needs_compiler
+def test_a_reused_cache_shows_nothing_of_its_last_text():
+    language_model = model()
+    language_model.announce([1])
+    tokens = text(6)
+    first = language_model.context()
+    first.extend(torch.full((1, 40), 7))
+    del first
+    second = language_model.context()
+    second.extend(tokens[:, :5], keep=1)
+    assert (second.extend(tokens[:, 5:])[0] - LanguageModel(language_model.model).context().extend(tokens, keep=1)[0]).abs().max() < 1e-4
+
+
+def test_where_nothing_compiles_it_says_so_once_and_goes_on(monkeypatch):
+    def fails(forward, dtype):
+        raise RuntimeError("no C++ compiler found\nand more")
+
+    monkeypatch.setattr(compiled, "fused", fails)
+    target = model()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        out = speclib.generate(target, [[1, 2, 3]], None, GREEDY, max_new_tokens=20, stop=[])
+    assert [str(w.message) for w in seen if "compiled" in str(w.message)] == ["LlamaForCausalLM cannot be compiled here (no C++ compiler found); going on with backend='fast'"]
+    assert torch.equal(out.tokens[0], speclib.generate(LanguageModel(target.model), [[1, 2, 3]], None, GREEDY, max_new_tokens=20, stop=[]).tokens[0])
+
+
+def test_what_the_fast_decoder_cannot_read_cannot_be_compiled():
+    with pytest.raises(UnsupportedModel, match="GPTNeoX"):
+        model("neox")
+
+
+def test_only_announced_numbers_of_tokens_get_programs(monkeypatch):
+    seen = []
+    monkeypatch.setattr(compiled, "fused", lambda forward, dtype: lambda tokens, *rest: seen.append(len(tokens)) or forward(tokens, *rest))
+    target, draft = model(), model(seed=1, layers=1)
+    speclib.generate(target, [[1, 2, 3]], ModelDrafter(draft), draft_length=4, max_new_tokens=30, stop=[])
+    assert set(seen) == {1, 2, 5} and target.programs.widths == {1, 5} and draft.programs.widths == {1, 2}
+    target.announce([0, 33, 1000])  # nothing to make programs of
+    assert target.programs.widths == {1, 5}
