@@ -28,16 +28,21 @@ class Verdict:
 
 
 Law = Callable[[Tensor, Tensor, Tensor], Verdict]
+TreeLaw = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Verdict]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A named law: (p [B, n+1, V], q [B, n, V], drafted [B, n]) -> Verdict. `lossless` says whether text keeps its law."""
+    """A named law: (p [B, n+1, V], q [B, n, V], drafted [B, n]) -> Verdict. `lossless` says whether text keeps its law.
+
+    tree: the same for trees, with each guess's parent as a fourth argument, or None: the rule checks chains only.
+    """
 
     name: str
     law: Law
     lossless: bool
     source: str
+    tree: TreeLaw | None = None
 
 
 def chain_stops(accept: Tensor) -> Tensor:
@@ -138,7 +143,7 @@ def lenience_law(p: Tensor, q: Tensor, drafted: Tensor, lenience: float = 0.5) -
 RULES = {
     rule.name: rule
     for rule in (
-        Rule("token", token_law, True, "Leviathan et al. 2211.17192, algorithm 1; Chen et al. 2302.01318, algorithm 2"),
+        Rule("token", token_law, True, "Leviathan et al. 2211.17192, algorithm 1; Chen et al. 2302.01318, algorithm 2", tree_law),
         Rule("block", block_law, True, "Sun et al. 2403.10444, algorithm 2"),
         Rule("typical", typical_law, False, "Medusa 2401.10774, section 2.3"),
         Rule("lenience", lenience_law, False, "Leviathan et al. 2211.17192, appendix A.5"),
