@@ -31,7 +31,8 @@ class RoundedLinear(nn.Module):
     """A linear layer over rounded weights. Fewer bits than 8 still take 8 in memory.
 
     On a CPU in float32 or bfloat16, torch's weight-only int8 product reads the 8-bit weights directly; it computes in bfloat16. Elsewhere they are
-    widened first, which saves memory but no time.
+    widened first, which saves memory but no time. So they are for other inputs than of a multiple of 32: there torch's product reads past the end of a
+    row, and returns noise or crashes (torch 2.13, AVX-512).
     """
 
     def __init__(self, module: nn.Linear, bits: int = 8):
@@ -43,7 +44,7 @@ class RoundedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out], in x's dtype."""
-        if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
+        if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.shape[-1] % 32 == 0:
             flat = x.reshape(-1, x.shape[-1]).bfloat16()
             out = torch._weight_int8pack_mm(flat, self.weight, self.scale.bfloat16()).to(x.dtype).view(*x.shape[:-1], -1)
         else:
