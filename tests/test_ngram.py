@@ -7,13 +7,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from speclib import statistics
 from speclib.decoding import generate
 from speclib.distributions import Sampling, seeded
 from speclib.drafters import NgramDrafter
 from speclib.drafters.ngram import CountTable
 from speclib.errors import IncompatibleModels, InvalidArgument
-from speclib.exact import Loop, TableModel, max_difference, outcomes, plain_law, random_table, rule_law, sample_many
+from speclib.exact import TableModel, max_difference, outcomes, plain_law
 from speclib.models import LanguageModel
 
 CORPUS = [0, 1, 2, 0, 1, 1, 2, 2, 0, 1, 2]
@@ -143,39 +142,6 @@ def test_greedy_text_is_the_targets(probabilities):
     ours = generate(tiny(), prompts, NgramDrafter(3, CORPUS, probabilities), Sampling(temperature=0), 4, max_new_tokens=40, stop=[])
     assert [t.tolist() for t in plain.tokens] == [t.tolist() for t in ours.tokens]
     assert sum(r.accepted for r in ours.trace.rounds) > 0
-
-
-# --- the G-test, and a control that it must catch -------------------------------------------------------------------------
-
-TARGET = random_table(3, 11)
-COUNTS = TableModel(3, lambda prefix: by_hand([0, 1, 2, *prefix], [0, 1, 2, *prefix][-2:], 3, 3, CORPUS))  # the guesser's rows, prompt 0 1 2
-
-
-def test_the_table_holds_the_guessers_rows():
-    for prefix in [(), (1,), (2, 0), (0, 1, 1)]:
-        at_work = guesser(NgramDrafter(3, CORPUS))
-        at_work.prepare([0, 1, 2, *prefix])
-        np.testing.assert_allclose(at_work.mixture([0, 1, 2, *prefix][-2:]), COUNTS(prefix).numpy(), atol=1e-15)
-
-
-def favourite(q):
-    return torch.nn.functional.one_hot(q.argmax(-1), q.shape[-1]).to(q.dtype)
-
-
-POINT = Loop(proposes=lambda q: (favourite(q), favourite(q)))
-BROKEN = Loop(proposes=lambda q: (favourite(q), q))  # the likeliest token, handed over as if it had been drawn
-
-
-@pytest.mark.parametrize("loop", [Loop(), POINT], ids=["counts", "point"])
-def test_g_test_of_a_quarter_of_a_million_texts(loop):
-    law = plain_law(TARGET, 4)
-    assert max_difference(rule_law(loop, TARGET, COUNTS, 2, 4), law) < 1e-12
-    assert statistics.g_test(sample_many(loop, TARGET, COUNTS, 2, 4, 250_000, seed=5), law).p_value > statistics.SIGNIFICANCE
-
-
-def test_g_test_catches_the_likeliest_token_passed_off_as_drawn():
-    law = plain_law(TARGET, 4)
-    assert statistics.g_test(sample_many(BROKEN, TARGET, COUNTS, 2, 4, 250_000, seed=5), law).p_value < statistics.SIGNIFICANCE
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from speclib import statistics
 from speclib.__main__ import main
 from speclib.decoding import generate
 from speclib.distributions import Sampling, seeded
 from speclib.drafters import RetrievalDrafter, build_index, load_index
 from speclib.drafters.retrieval import DEPTH, MOST_PLACES, fingerprint
 from speclib.errors import IncompatibleModels, IndexLoadError, InvalidArgument
-from speclib.exact import Loop, TableModel, max_difference, outcomes, plain_law, random_table, rule_law, sample_many
+from speclib.exact import TableModel, max_difference, outcomes, plain_law
 from speclib.models import LanguageModel, load_model
 
 CORPUS = np.random.default_rng(3).choice(3, 400, p=[0.5, 0.3, 0.2])
@@ -204,27 +203,6 @@ def test_greedy_text_is_the_targets(probabilities):
     ours = generate(tiny(), prompts, RetrievalDrafter(build_index(CORPUS, 3), probabilities=probabilities), Sampling(temperature=0), 4, max_new_tokens=40, stop=[])
     assert [t.tolist() for t in plain.tokens] == [t.tolist() for t in ours.tokens]
     assert sum(r.accepted for r in ours.trace.rounds) > 0
-
-
-# --- the G-test, and a control that it must catch -------------------------------------------------------------------------
-
-TARGET = random_table(3, 12)
-FOUND = TableModel(3, lambda prefix: guesser(RetrievalDrafter(build_index(CORPUS, 3), longest=3, probabilities="counts")).propose([0, *prefix], 1).probs[0].numpy())
-
-
-def favourite(q):
-    return torch.nn.functional.one_hot(q.argmax(-1), q.shape[-1]).to(q.dtype)
-
-
-@pytest.mark.parametrize(
-    ("loop", "right"),
-    [(Loop(), True), (Loop(proposes=lambda q: (favourite(q), favourite(q))), True), (Loop(proposes=lambda q: (favourite(q), q)), False)],
-    ids=["counts", "point", "the likeliest passed off as drawn"],
-)
-def test_g_test_of_a_quarter_of_a_million_texts(loop, right):
-    law = plain_law(TARGET, 4)
-    assert (max_difference(rule_law(loop, TARGET, FOUND, 2, 4), law) < 1e-12) == right
-    assert (statistics.g_test(sample_many(loop, TARGET, FOUND, 2, 4, 250_000, seed=6), law).p_value > statistics.SIGNIFICANCE) == right
 
 
 # --- the command, and its speed -----------------------------------------------------------------------------------------------

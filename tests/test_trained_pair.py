@@ -12,8 +12,9 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from speclib import LanguageModel, generate
-from speclib.drafters import Draft, ModelDrafter
+from speclib.drafters import ModelDrafter
 from speclib.exact import Loop, TableModel, law_variation, plain_law, rule_law, sample_many
+from speclib.museum import GUESSERS
 from speclib.rules import Rule, Verdict, token_law
 from speclib.statistics import SIGNIFICANCE, g_test, samples_needed, two_sample_g
 
@@ -123,24 +124,6 @@ def texts(target, drafter, rule="token", seed=0):
     return counts, out.summary()
 
 
-class Rejected:
-    """A broken guesser: whatever the draft model drew, it proposes the draft's least likely token, and says that it drew it from q."""
-
-    def __init__(self, drafter):
-        self.drafter = drafter
-
-    def start(self, context, sampling, draw):
-        guesser = self.drafter.start(context, sampling, draw)
-        propose = guesser.propose
-
-        def wrong(text, n, goes_on):
-            draft = propose(text, 1, goes_on)
-            return Draft(draft.probs.argmin(-1), draft.probs)
-
-        guesser.propose = wrong
-        return guesser
-
-
 def test_generate_itself_follows_the_law_and_its_broken_versions_do_not(pair, tables):
     """Models, caches, rollback and rule in float32: thousands of texts of the loop that a reader runs."""
     target, draft = pair
@@ -152,5 +135,5 @@ def test_generate_itself_follows_the_law_and_its_broken_versions_do_not(pair, ta
     assert summary["alpha"] < 0.98 and 0 < summary["accepted_share"] < 1  # guesses were taken and rejected
     wrong, _ = texts(target, ModelDrafter(draft), Rule("everything", lambda p, q, d: Verdict(torch.eye(d.shape[1] + 1)[-1:].to(p), p), False, "wrong"), seed=4)
     assert g_test(wrong, right).p_value < SIGNIFICANCE
-    worse, _ = texts(target, Rejected(ModelDrafter(draft)), seed=4)
+    worse, _ = texts(target, GUESSERS["favourite as drawn"].around(ModelDrafter(draft)), seed=4)
     assert g_test(worse, right).p_value < SIGNIFICANCE

@@ -8,11 +8,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from speclib import LanguageModel, generate
-from speclib.distributions import point_mass, residual
+from speclib.distributions import point_mass
 from speclib.drafters import Draft
 from speclib.errors import InvalidArgument
 from speclib.exact import TableModel, law_variation, max_difference, outcomes, plain_law, random_table
-from speclib.rules import Verdict, drafted_probs, token_law, tree_law
+from speclib.museum import siblings_apart_law
+from speclib.rules import token_law, tree_law
 
 LENGTH = 3  # longer than most branches, so that what follows a branch is tested too
 
@@ -241,26 +242,11 @@ def test_the_token_rule_alone_checks_trees():
 # --- controls: what is wrong is seen -------------------------------------------------------------------------------------------
 
 
-def residual_not_updated(p, q, drafted, parents):
-    """`tree_law`, except that each child is tried against the whole of p."""
-    n = drafted.shape[1]
-    given = drafted_probs(q, drafted)
-    left, reached = list(p.unbind(1)), [torch.ones_like(p[:, 0, 0])]
-    missed = [torch.ones_like(p[:, 0, 0]) for _ in range(n + 1)]
-    for child, parent in enumerate(parents):
-        node = parent + 1
-        accept = (p[:, node].gather(-1, drafted[:, child, None])[:, 0] / given[:, child]).clamp(max=1)
-        reached.append(reached[node] * missed[node] * accept)
-        missed[node] = missed[node] * (1 - accept)
-        left[node] = residual(p[:, node], q[:, child])
-    return Verdict(torch.stack(reached, 1) * torch.stack(missed, 1), torch.stack(left, 1))
-
-
 def test_a_residual_that_is_not_updated_is_seen():
     target, *drafts = models("full", 4)
     for way in ("with_replacement", "without_replacement", "in_turn"):
-        assert law_variation(text_law(residual_not_updated, WAYS[way], target, drafts, [-1, -1]), plain_law(target, LENGTH)) > 1e-3
-        only_child = text_law(residual_not_updated, WAYS[way], target, drafts, [-1, 0])
+        assert law_variation(text_law(siblings_apart_law, WAYS[way], target, drafts, [-1, -1]), plain_law(target, LENGTH)) > 1e-3
+        only_child = text_law(siblings_apart_law, WAYS[way], target, drafts, [-1, 0])
         assert max_difference(only_child, plain_law(target, LENGTH)) < 1e-12  # without siblings there is nothing wrong with it
 
 
