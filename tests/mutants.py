@@ -32,6 +32,7 @@ LAW = ["test_exact.py::test_generate_keeps_the_law"]
 STOPS = ["test_stops.py"]
 TRACE = ["test_trace.py"]
 TRAINING = ["test_training.py"]
+GUESSERS = ["test_every_guesser.py", "-k", "sums_to"]
 
 TOKEN = "torch.cat([residual(p[:, :n], q), p[:, n:]], 1))"
 MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to see it)
@@ -86,6 +87,12 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("draft's cache keeps rejected tokens", "drafters/model.py", "while common < limit and self.cached[common] == text[common]:", "while common < limit:", LOOP),
     ("lookup says its guess was drawn evenly", "drafters/lookup.py", "return Draft(tokens, point_mass(tokens, self.vocabulary, dtype))",
      "return Draft(tokens, torch.full((len(tokens), self.vocabulary), 1 / self.vocabulary, dtype=dtype))", ["test_models.py", "-k", "encoder_decoder_keeps_its_law"]),
+    ("a guess is dropped because it was unlikely", "drafters/model.py", "            tokens.append(new)\n",
+     "            if tokens and q[0, int(new)] < 0.45:\n                break\n            tokens.append(new)\n", GUESSERS),
+    ("n-grams: the likeliest token, said to be drawn", "drafters/ngram.py", "int(self.draw(q)) if not self.point else int(q.argmax())", "int(q.argmax())", GUESSERS),
+    ("retrieval: the likeliest token, said to be drawn", "drafters/retrieval.py", "int(q.argmax()) if self.drafter.point else int(self.draw(q))", "int(q.argmax())", GUESSERS),
+    ("heads: another head's q", "drafters/heads.py", "return Draft(self.draw(q[:n]), q[:n])", "return Draft(self.draw(q[:n]), q[:n].flip(0))", GUESSERS),
+    ("heads: siblings said to be drawn with replacement", "drafters/heads.py", "            probs.append(q)\n", "            probs.append(probs[0] if probs else q)\n", GUESSERS),
     ("a model's text is markup", "trace.py", "html.escape(text, quote=True)", "text", TRACE),
     ("a model's text may start a formula", "trace.py", '.replace("$", "&#36;")', "", TRACE),
     ("control characters reach the page", "trace.py", 'c if c.isprintable() or c == "\\n" else "\\N{REPLACEMENT CHARACTER}"', "c", TRACE),
