@@ -20,9 +20,10 @@ import transformers
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
-from . import embedded, latency, theory
+from . import embedded, latency, rules, theory
+from .context import ancestry
 from .decoding import generate
-from .distributions import Sampling, overlap
+from .distributions import Sampling, overlap, seeded
 from .drafters import Drafter, ModelDrafter
 from .errors import InvalidArgument
 from .models import DEFAULT_DRAFT, LanguageModel, Pair, load_model
@@ -235,6 +236,34 @@ def overlaps(target: LanguageModel, draft: LanguageModel, prompt: str, continuat
     text = torch.tensor([[*ids, *continuation][:-1]], device=target.device)
     p, q = (sampling.probabilities(model.context().extend(text, keep=len(continuation))[0, :, : target.vocabulary]) for model in (target, draft))
     return overlap(p, q).cpu().numpy()
+
+
+@torch.inference_mode()
+def round_means(target: LanguageModel, drafter: Drafter, depth: int, texts: Sequence[Sequence[int]], places: Sequence[int], sampling: Sampling, seed: int = 0) -> np.ndarray:
+    """The mean tokens of a round that starts at each of `places` of each text, given what is guessed there. [texts, places]
+
+    Nothing is emitted and the verdict is not drawn: 1 + the mean number of guesses kept, by the rule's own law. Different guessers
+    are compared at the same places, so that few texts tell them apart.
+    """
+    found = []
+    for k, text in enumerate(texts):
+        context, row = target.context(text), []
+        guesser = drafter.start(context, sampling, seeded(seed + k, target.device))
+        context.extend(torch.tensor([list(text[: places[0] - 1])], device=target.device), keep=1)
+        for place in places:
+            draft = guesser.propose(list(text[:place]), depth)
+            read = [*text[context.length : place], *draft.tokens.tolist()]
+            kept = place - context.length - 1  # tokens of the text in front of the last, read again or for the first time
+            parents = [*range(-1, kept), *((parent if parent >= 0 else -1) + kept + 1 for parent in draft.parents or range(-1, len(draft.tokens) - 1))]
+            p = sampling.probabilities(context.extend(torch.tensor([read], device=target.device), parents=parents))[:, kept:]
+            context.rollback(place - 1)
+            chain = draft.parents is None
+            q, tokens = draft.probs.to(p.dtype)[None], draft.tokens[None]
+            stops = (rules.token_law(p, q, tokens) if chain else rules.tree_law(p, q, tokens, draft.parents)).stop_probs[0].tolist()
+            depths = range(len(stops)) if chain else [0, *(ancestry(draft.parents)[1] + 1).tolist()]
+            row.append(1 + sum(chance * far for chance, far in zip(stops, depths, strict=True)))
+        found.append(row)
+    return np.array(found)
 
 
 def ladder(prompts: int = 20, tokens: int = 128, dtype: str | None = None, backend: str = "eager", progress: bool = False) -> dict:

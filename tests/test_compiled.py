@@ -44,7 +44,7 @@ def test_the_text_is_that_of_the_fast_backend():
     target, draft = model(), model(seed=1, layers=1)
     prompts = [row.tolist() for row in text(30).reshape(3, 10)]
     for sampling in (GREEDY, speclib.Sampling()):
-        for make in (lambda d: None, ModelDrafter, lambda d: TreeDrafter(d, (2, 1), sampled=sampling.temperature > 0)):
+        for make in (lambda d: None, ModelDrafter, lambda d, sampled=sampling.temperature > 0: TreeDrafter(d, (2, 1), sampled)):
             outs = [
                 speclib.generate(LanguageModel(target.model, backend="fast") if fast else target, prompts, make(draft), sampling, 3, max_new_tokens=40, stop=[])
                 for fast in (True, False)

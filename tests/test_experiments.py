@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import speclib
 from speclib import LanguageModel, Sampling, bench, experiments, generate, theory
-from speclib.drafters import ModelDrafter
+from speclib.drafters import ModelDrafter, TreeDrafter
 from speclib.errors import InvalidArgument
 from speclib.models import Pair
 
@@ -201,3 +201,19 @@ def test_the_command_refuses_what_cannot_work():
 def test_machine_can_be_written_down():
     where = json.loads(json.dumps(experiments.machine()))
     assert where["cpu"] and where["threads"] >= 1 and where["torch"] == torch.__version__
+
+
+def test_the_mean_of_a_round_by_hand():
+    """A guess without chance is kept with its own probability, and the next one after it; a tree of one branch is a chain."""
+    target, draft = (LanguageModel(model.model.double(), model.tokenizer) for model in (tiny(0, 2), tiny(1, 1)))
+    text = [3, 1, 4, 1, 5, 9, 2, 6]
+    guesser = TreeDrafter(draft, (1, 1), sampled=False)
+    found = experiments.round_means(target, guesser, 2, [text], [4, 6, 7], Sampling())
+    for place, mean in zip([4, 6, 7], found[0], strict=True):
+        guesses = guesser.start(target.context(text), Sampling(), None).propose(text[:place], 2).tokens.tolist()
+        p = target.context().extend(torch.tensor([text[:place] + guesses]))[0].softmax(-1)
+        first, second = (float(p[place - 1 + k, guess]) for k, guess in enumerate(guesses))
+        assert mean == pytest.approx(1 + first + first * second, abs=1e-9)
+    chain = experiments.round_means(target, ModelDrafter(draft), 3, [text], [4, 7], Sampling(), seed=5)
+    assert chain == pytest.approx(experiments.round_means(target, TreeDrafter(draft, (1, 1, 1)), 3, [text], [4, 7], Sampling(), seed=5))
+    assert chain.shape == (1, 2) and (chain > 1).all()

@@ -9,6 +9,7 @@ from speclib import context as contexts
 from speclib.decoding import generate, taken
 from speclib.distributions import Sampling, seeded
 from speclib.drafters import EnsembleDrafter, LookupDrafter, ModelDrafter, TreeDrafter
+from speclib.drafters import tree as trees
 from speclib.errors import InvalidArgument
 from speclib.exact import law_variation, max_difference, outcomes
 from speclib.models import LanguageModel
@@ -17,6 +18,7 @@ from speclib.rules import token_law, tree_law
 TREES = {
     "sampled": lambda draft: TreeDrafter(draft, (2, 1)),
     "sampled, all siblings": lambda draft: TreeDrafter(draft, (3,)),
+    "sampled, best first": lambda draft: TreeDrafter(draft, (2, 2, 2), budget=3),
     "top-k": lambda draft: TreeDrafter(draft, (2, 2), sampled=False),
     "best first": lambda draft: TreeDrafter(draft, (2, 2, 1), sampled=False, budget=4),
     "ensemble of models": lambda draft: EnsembleDrafter([ModelDrafter(draft), ModelDrafter(tiny(draft.vocabulary, 7, 1))]),
@@ -85,6 +87,22 @@ def test_a_budget_keeps_the_most_probable_connected_nodes():
     assert paths[1] <= paths[0]
 
 
+def test_a_sampled_tree_grows_where_it_promises_most():
+    """Sure of itself the draft goes deep, unsure it goes broad; a node that comes second of its siblings is drawn after the first."""
+    draft = tiny(5, 1, 1)
+    found = {}
+    for top, shape in ((0.99, [-1, 0, 1, 2]), (-0.9, [-1, -1, -1, -1])):  # -0.9: an elder sibling is taken to fail for certain
+        guesser = TreeDrafter(draft, (4, 4, 4, 4), budget=4).start(draft.context(PROMPT), Sampling(), seeded(0))
+        promises = lambda _, elder, top=top: (0.45 + 0.5 * top) if elder == 0 else (0.55 - 0.5 * top) * 0.9**elder  # noqa: E731
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trees, "chance_kept", promises)
+            guess = guesser.propose(list(PROMPT), 4)
+        assert guess.parents == shape and len(set(guess.tokens.tolist())) > 1
+        found[top] = guess
+    assert torch.allclose(found[-0.9].probs[1], trees.without(found[-0.9].probs[0], int(found[-0.9].tokens[0]))[0])
+    assert max(guess.parents.count(-1) for guess in found.values()) == 4
+
+
 def path(guess, node):
     return [*path(guess, guess.parents[node]), int(guess.tokens[node])] if node >= 0 else []
 
@@ -118,7 +136,7 @@ def test_on_a_chain_the_tree_rule_is_the_token_rule():
 
 def test_what_cannot_be():
     draft = tiny(3, 1, 1)
-    for make in (lambda: TreeDrafter(draft, ()), lambda: TreeDrafter(draft, (0,)), lambda: TreeDrafter(draft, (2,), budget=3), lambda: EnsembleDrafter([])):
+    for make in (lambda: TreeDrafter(draft, ()), lambda: TreeDrafter(draft, (0,)), lambda: TreeDrafter(draft, (2,), budget=0), lambda: EnsembleDrafter([])):
         with pytest.raises(InvalidArgument):
             make()
     with pytest.raises(InvalidArgument, match="token rule"):

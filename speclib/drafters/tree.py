@@ -7,6 +7,7 @@ section 2.1.2; best-first shapes after EAGLE-2 (2406.16858), section 4.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 import torch
 
@@ -22,9 +23,10 @@ class TreeDrafter:
     """Grows a tree level by level: every node at depth i gets branching[i] children.
 
     sampled: children are drawn from the draft's distribution without replacement, and q says so; otherwise they are its most
-    probable tokens, guesses without chance. budget: of a tree without chance, keep only the `budget` nodes of the highest joint
-    probability under the draft; a shape that adapts to the text. (Of a sampled tree no node may be thrown away once it is
-    drawn: that would look at the drawn token, as in notebook 06.) At temperature 0 a tree should not be sampled: there is one token to draw.
+    probable tokens, guesses without chance. budget: at most so many nodes, a shape that adapts to the text. Of a tree without chance those of the
+    highest joint probability under the draft stay. Of a sampled tree no node may be thrown away once it is drawn, which would look at the
+    drawn token, as in notebook 06; so it is grown node by node, where `chance_kept` promises most *before* the draw, with a draft forward
+    for each. At temperature 0 a tree should not be sampled: there is one token to draw.
 
     The draft length of `generate` caps the depth. Raises InvalidArgument for a shape that cannot be.
     """
@@ -34,8 +36,8 @@ class TreeDrafter:
     def __init__(self, language_model: LanguageModel, branching: Sequence[int] = (3, 2, 1, 1), sampled: bool = True, budget: int | None = None):
         if not branching or min(branching) < 1:
             raise InvalidArgument(f"branching must be whole numbers >= 1, one for each level, not {tuple(branching)!r}")
-        if budget is not None and (sampled or budget < 1):
-            raise InvalidArgument("a budget of nodes must be at least 1, and needs sampled=False: nodes that were drawn may not be thrown away")
+        if budget is not None and budget < 1:
+            raise InvalidArgument(f"a budget of nodes must be at least 1, not {budget!r}")
         self.language_model, self.branching, self.sampled, self.budget = language_model, tuple(branching), sampled, budget
 
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> "TreeGuesser":
@@ -66,6 +68,8 @@ class TreeGuesser(ModelGuesser):
         self._synchronise(text)
         rows = self._probabilities(self.context.extend(torch.tensor([text[len(self.cached) :]], device=self.device), keep=1)[0])  # [1, V]
         self.cached = list(text)
+        if self.settings.sampled and self.settings.budget is not None:
+            return self._draft(self._grown(text, rows[0], n))
         nodes: list[Node] = []
         frontier = [-1]
         for depth, width in enumerate(self.settings.branching[:n]):
@@ -79,8 +83,33 @@ class TreeGuesser(ModelGuesser):
             nodes += grown
             if depth + 1 < min(n, len(self.settings.branching)) and frontier:
                 rows = self._read(text, nodes, len(frontier))
-        nodes = self._pruned(nodes)
+        return self._draft(self._pruned(nodes))
+
+    def _draft(self, nodes: list[Node]) -> Draft:
         return Draft(torch.tensor([node.token for node in nodes], device=self.device), torch.stack([node.probs for node in nodes]), [node.parent for node in nodes])
+
+    def _grown(self, text: list[int], row: torch.Tensor, n: int) -> list[Node]:
+        """`budget` nodes at most, each drawn where verification is likeliest to come and to keep it, as far as is known before the draw."""
+        nodes: list[Node] = []
+        # what may be drawn next: (minus what it promises, then what breaks ties, parent, depth, what is left to draw from, the draft's highest probability there, the parent's promise)
+        places: list[tuple] = []
+
+        def offer(parent: int, depth: int, elder: int, row: torch.Tensor, top: float, promise: float) -> None:
+            if depth < min(n, len(self.settings.branching)) and elder < self.settings.branching[depth]:
+                heappush(places, (-promise * chance_kept(top, elder), len(nodes), elder, parent, depth, row, top, promise))
+
+        offer(-1, 0, 0, row, float(row.max()), 1.0)
+        while places and len(nodes) < self.settings.budget:
+            worth, _, elder, parent, depth, row, top, promise = heappop(places)
+            token = int(self.draw(row))
+            nodes.append(Node(token, row, parent, 0.0))
+            rest, mass = without(row, token)
+            if mass > 0:
+                offer(parent, depth, elder + 1, rest, top, promise)
+            if depth + 1 < min(n, len(self.settings.branching)) and len(nodes) < self.settings.budget:
+                below = self._read(text, nodes, 1)[0]
+                offer(len(nodes) - 1, depth + 1, 0, below, float(below.max()), -worth)
+        return nodes
 
     def _children(self, row: torch.Tensor, width: int) -> list[tuple[int, torch.Tensor]]:
         """Up to `width` tokens to follow, each with the distribution [V] it was drawn from."""
@@ -92,11 +121,9 @@ class TreeGuesser(ModelGuesser):
         for _ in range(width):
             token = int(self.draw(row))
             children.append((token, row))
-            row = row.index_fill(0, torch.tensor([token], device=row.device), 0.0)
-            mass = row.sum()
+            row, mass = without(row, token)
             if not mass > 0:
                 break
-            row = row / mass
         return children
 
     def _read(self, text: list[int], nodes: list[Node], last: int) -> torch.Tensor:
@@ -113,3 +140,19 @@ class TreeGuesser(ModelGuesser):
         kept = sorted(sorted(range(len(nodes)), key=lambda k: (-nodes[k].joint, k))[: self.settings.budget])
         place = {old: new for new, old in enumerate(kept)} | {-1: -1}
         return [Node(nodes[k].token, nodes[k].probs, place[nodes[k].parent], nodes[k].joint) for k in kept]
+
+
+def without(row: torch.Tensor, token: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A distribution [V] without one token, made to sum to 1 again, and the mass that was left."""
+    row = row.index_fill(0, torch.tensor([token], device=row.device), 0.0)
+    mass = row.sum()
+    return row / mass.where(mass > 0, torch.ones_like(mass)), mass
+
+
+def chance_kept(top: float, elder: int) -> float:
+    """About how likely a drawn guess is kept, from the draft's highest probability and the number of elder siblings.
+
+    Read off the embedded pair on prompts set aside (notebook 09 shows how it fits). A wrong estimate costs speed and nothing else.
+    """
+    first = 0.45 + 0.5 * top
+    return first if elder == 0 else (1 - first) * 0.2 * 0.5 ** (elder - 1)
