@@ -98,6 +98,7 @@ BUSHES = {  # trees of draws: they have many paths
 }
 TREES = {
     "tree, all siblings drawn": lambda dtype: TreeDrafter(draft(dtype), (4,)),
+    "tree, drawn best first": lambda dtype: TreeDrafter(draft(dtype), (2, 2), budget=3),
     "tree, likeliest": lambda dtype: TreeDrafter(draft(dtype), (2, 2), sampled=False),
     "tree, best first": lambda dtype: TreeDrafter(draft(dtype), (3, 2), sampled=False, budget=5),
     "tree of heads, likeliest": lambda dtype: HeadsDrafter(some(Heads(2, 16)), 3, "top"),
