@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import FunctionType
 
 import pooch
 import torch
@@ -21,10 +22,11 @@ from tqdm.auto import tqdm
 from .fast import Decoder, FastContext, through
 
 STEP = 64  # the cache is handed over up to a multiple of this many slots: one program for all lengths of the text
+ROOM = 1024  # slots that a cache has at first, or all of a shorter context: a program is made again when it grows
 MOST = 32  # a forward over more tokens than this is no round of decoding
 
 Cache = list[tuple[Tensor, Tensor]]  # keys and values of each layer [G, S, D]
-Forward = Callable[[Tensor, Tensor, Cache], Tensor]  # (tokens [k], number of cached tokens [], cache) -> logits [k, V]
+Forward = Callable[[Tensor, Tensor, Tensor, Cache], Tensor]  # (tokens [k], number of cached tokens [], 0..S-1 [S], cache) -> logits [k, V]
 
 
 class Programs:
@@ -42,26 +44,26 @@ class Programs:
         """Says which numbers of tokens will be read often."""
         self.widths.update(width for width in widths if 1 <= width <= MOST)
 
-    def run(self, tokens: Tensor, length: int, cache: Cache) -> Tensor | None:
-        """The logits [k, V] after tokens [k] behind `length` cached ones, or None if there is no program for so many."""
+    def run(self, tokens: Tensor, length: int, slots: Tensor, cache: Cache) -> Tensor | None:
+        """The logits [k, V] after tokens [k] behind `length` cached ones, or None if there is no program for so many. Only `slots` of the cache are looked at."""
         width = tokens.shape[0]
         if width not in self.widths or self.broken:
             return None
-        key = (width,) if self.device.type == "cpu" else (width, cache[0][0].shape[1], cache[0][0].data_ptr())
+        key = (width, cache[0][0].shape[1]) if self.device.type == "cpu" else (width, len(slots), cache[0][0].data_ptr())
         tokens, start = tokens.clone(), torch.tensor(length, device=self.device)  # both made here, in inference mode
         if key not in self._made:
             try:
-                self._made[key] = self._make(tokens, start, cache)
+                self._made[key] = self._make(tokens, start, slots, cache)
             except Exception as error:  # no compiler, or one that fails: the reasons are many and none is ours
                 self.broken = True
                 warnings.warn(f"{self.name} cannot be compiled here ({str(error).strip().splitlines()[0]}); going on with backend='fast'", stacklevel=2)
                 return None
-        return self._made[key](tokens, start, cache)
+        return self._made[key](tokens, start, slots, cache)
 
-    def _make(self, tokens: Tensor, start: Tensor, cache: Cache) -> Forward:
+    def _make(self, tokens: Tensor, start: Tensor, slots: Tensor, cache: Cache) -> Forward:
         with tqdm(total=1, desc=f"{self.name}: a program for {tokens.shape[0]} token{'s' * (tokens.shape[0] > 1)}", unit="program", leave=False) as bar:
-            made = captured(self._forward, tokens, start, cache) if self.device.type == "cuda" else fused(self._forward, cache[0][0].dtype)
-            made(tokens, start, cache)  # torch.compile begins to work here
+            made = captured(self._forward, tokens, start, slots, cache) if self.device.type == "cuda" else fused(self._forward, cache[0][0].dtype)
+            made(tokens, start, slots, cache)  # torch.compile begins to work here
             bar.update()
         return made
 
@@ -69,10 +71,10 @@ class Programs:
 def forward_of(d: Decoder) -> Forward:
     """The decoder's forward with nothing in it that changes from token to token but its arguments."""
 
-    def forward(tokens: Tensor, start: Tensor, cache: Cache) -> Tensor:
-        slots = start + torch.arange(tokens.shape[0], device=d.device)
-        sees = torch.arange(cache[0][0].shape[1], device=d.device) <= slots[:, None]  # [k, S]
-        return d.head(through(d, d.blocks, tokens, slots, slots, cache, sees))[1]
+    def forward(tokens: Tensor, start: Tensor, slots: Tensor, cache: Cache) -> Tensor:
+        own = start + torch.arange(tokens.shape[0], device=d.device)
+        sees = slots <= own[:, None]  # [k, S]
+        return d.head(through(d, d.blocks, tokens, own, own, slots.shape[0], cache, sees))[1]
 
     return forward
 
@@ -84,23 +86,24 @@ TRIED = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "
 def fused(forward: Forward, dtype: torch.dtype) -> Forward:
     """The forward through torch.compile, whose work is kept on disk for the next process."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(pooch.os_cache("speclib")) / "programs"))
-    return torch.compile(forward, dynamic=False, fullgraph=True, options=TRIED if dtype == torch.bfloat16 else {})
+    own = FunctionType(forward.__code__.replace(), forward.__globals__, closure=forward.__closure__)  # of one function torch makes eight programs, and no more
+    return torch.compile(own, dynamic=False, fullgraph=True, options=TRIED if dtype == torch.bfloat16 else {})
 
 
-def captured(forward: Forward, tokens: Tensor, start: Tensor, cache: Cache) -> Forward:
+def captured(forward: Forward, tokens: Tensor, start: Tensor, slots: Tensor, cache: Cache) -> Forward:
     """The forward as a CUDA graph over this very cache: torch's recipe, three forwards on a side stream first."""
     tokens, start = tokens.clone(), start.clone()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
-            forward(tokens, start, cache)
+            forward(tokens, start, slots, cache)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        logits = forward(tokens, start, cache)
+        logits = forward(tokens, start, slots, cache)
 
-    def replay(new: Tensor, length: Tensor, _: Cache) -> Tensor:
+    def replay(new: Tensor, length: Tensor, *_) -> Tensor:
         tokens.copy_(new)
         start.copy_(length)
         graph.replay()
@@ -112,13 +115,17 @@ def captured(forward: Forward, tokens: Tensor, start: Tensor, cache: Cache) -> F
 class CompiledContext(FastContext):
     """A `FastContext` whose forwards over announced numbers of tokens are programs."""
 
+    def _empty_cache(self) -> Cache:
+        self.capacity = min(ROOM, self.language_model.context_length or ROOM)
+        return self._allocate()
+
     @torch.inference_mode()  # as in every forward: a program looks at how its tensors were made
     def _allocate(self) -> Cache:
         d, free = self.decoder, self.language_model.programs.stores.setdefault(self.capacity, [])
-        # zeros, for masked slots are multiplied too and 0 * NaN is NaN; one block more than needed, so that what is handed over is always a part
-        store = free.pop() if free else torch.zeros(len(d.blocks), 2, d.heads, self.capacity + STEP, d.size, dtype=d.dtype, device=d.device)
+        # zeros, for masked slots are multiplied too and 0 * NaN is NaN; room to spare, so that what is looked at is always a part, of which one program can be made
+        store = free.pop() if free else torch.zeros(len(d.blocks), 2, d.heads, self.capacity + 2 * STEP, d.size, dtype=d.dtype, device=d.device)
         weakref.finalize(self, free.append, store)
-        self._parts: dict[int, Cache] = {}
+        self._slots = torch.arange(store.shape[3], device=d.device)
         return [(layer[0], layer[1]) for layer in store]
 
     def _forward(self, tokens: Tensor, keep: int, parents: Sequence[int] | None) -> Tensor:
@@ -126,16 +133,9 @@ class CompiledContext(FastContext):
         if parents is None and not self.wants_hidden and tokens.shape[1] in programs.widths:
             if end > self.capacity:
                 self._grow(end)
-            logits = programs.run(tokens[0], self.length, self._part(-(-end // STEP) * STEP))
+            slots = self._slots[: -(-end // STEP) * STEP]
+            torch._dynamo.mark_dynamic(slots, 0)  # its size may change
+            logits = programs.run(tokens[0], self.length, slots, self._cache)
             if logits is not None:
                 return logits[-keep:][None]
         return super()._forward(tokens, keep, parents)
-
-    def _part(self, slots: int) -> Cache:
-        """The first slots of the cache, marked as of a size that may change."""
-        if slots not in self._parts:
-            self._parts[slots] = [(keys[:, :slots], values[:, :slots]) for keys, values in self._cache]
-            for pair in self._parts[slots]:
-                for part in pair:
-                    torch._dynamo.mark_dynamic(part, 1)
-        return self._parts[slots]

@@ -17,7 +17,7 @@ from torch.nn.functional import embedding, gelu, layer_norm, linear, rms_norm, s
 from .context import Context, ancestry
 from .errors import UnsupportedModel
 
-# One layer: (x [k, d], cosines and sines [k, 1, D] or None, keys [G, S, D], values, where the new ones go (slots [k] or a slice), mask [k, S] or None) -> x [k, d]
+# One layer: (x [k, d], cosines and sines [k, 1, D] or None, keys [G, S, D], values, where the new ones go (slots [k] or a slice), how many slots are seen, mask [k, seen] or None) -> x [k, d]
 Block = Callable[..., Tensor]
 
 
@@ -102,17 +102,17 @@ def run(d: Decoder, blocks: Sequence[Block], tokens: Tensor, cache: Sequence[tup
         positions = torch.arange(start, end, device=d.device)
         if k > 1:
             mask = torch.ones(k, end, dtype=torch.bool, device=d.device).tril(start)
-    return through(d, blocks, tokens, positions, slice(start, end), [(keys[:, :end], values[:, :end]) for keys, values in cache[: len(blocks)]], mask)
+    return through(d, blocks, tokens, positions, slice(start, end), end, cache, mask)
 
 
 def through(
-    d: Decoder, blocks: Sequence[Block], tokens: Tensor, positions: Tensor, slots: slice | Tensor, cache: Sequence[tuple[Tensor, Tensor]], mask: Tensor | None
+    d: Decoder, blocks: Sequence[Block], tokens: Tensor, positions: Tensor, slots: slice | Tensor, seen: int, cache: Sequence[tuple[Tensor, Tensor]], mask: Tensor | None
 ) -> Tensor:  # fmt: skip
-    """Tokens [k] through `blocks`, each token seeing what `mask` [k, S] shows it of the cache [G, S, D], itself in its slot included. -> [k, d]"""
+    """Tokens [k] through `blocks`, entered into `slots` of the cache, each seeing what `mask` [k, seen] shows it of the first `seen` slots. -> [k, d]"""
     x = d.embed(tokens, positions)
     cos, sin = (None, None) if d.rotary is None else (table[positions] for table in d.rotary)
-    for block, (keys, values) in zip(blocks, cache, strict=True):
-        x = block(x, cos, sin, keys, values, slots, mask)
+    for block, (keys, values) in zip(blocks, cache, strict=False):
+        x = block(x, cos, sin, keys, values, slots, seen, mask)
     return x
 
 
@@ -142,13 +142,13 @@ def _llama(model) -> Decoder:
         norm1, norm2 = module.input_layernorm.weight, module.post_attention_layernorm.weight
         half = D // 2
 
-        def block(x, cos, sin, keys, values, slots, mask):
+        def block(x, cos, sin, keys, values, slots, seen, mask):
             heads = linear(rms_norm(x, width, norm1, eps), qkv, qkv_bias).view(-1, H + 2 * G, D)  # [k, H + 2G, D]
             turned = heads[:, : H + G]
             turned = turned * cos + torch.cat([-turned[..., half:], turned[..., :half]], -1) * sin
             keys[:, slots] = turned[:, H:].transpose(0, 1)
             values[:, slots] = heads[:, H + G :].transpose(0, 1)
-            x = x + linear(_attend(turned[:, :H], keys, values, mask, H != G, D**-0.5), out, out_bias)
+            x = x + linear(_attend(turned[:, :H], keys[:, :seen], values[:, :seen], mask, H != G, D**-0.5), out, out_bias)
             gate, up = linear(rms_norm(x, width, norm2, eps), gate_up, gate_up_bias).chunk(2, -1)
             return x + linear(silu(gate) * up, down, down_bias)
 
@@ -181,11 +181,11 @@ def _gpt2(model) -> Decoder:
         down, down_bias = module.mlp.c_proj.weight.T.contiguous(), module.mlp.c_proj.bias
         norm1, norm2 = (module.ln_1.weight, module.ln_1.bias), (module.ln_2.weight, module.ln_2.bias)
 
-        def block(x, cos, sin, keys, values, slots, mask):
+        def block(x, cos, sin, keys, values, slots, seen, mask):
             heads = linear(layer_norm(x, (d,), *norm1, eps), qkv, qkv_bias).view(-1, 3, H, D)
             keys[:, slots] = heads[:, 1].transpose(0, 1)
             values[:, slots] = heads[:, 2].transpose(0, 1)
-            x = x + linear(_attend(heads[:, 0], keys, values, mask, False, D**-0.5), out, out_bias)
+            x = x + linear(_attend(heads[:, 0], keys[:, :seen], values[:, :seen], mask, False, D**-0.5), out, out_bias)
             return x + linear(gelu(linear(layer_norm(x, (d,), *norm2, eps), up, up_bias), approximate="tanh"), down, down_bias)
 
         return block

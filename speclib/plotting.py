@@ -392,7 +392,8 @@ def growth(record: dict) -> plt.Figure:
             axis.set_xscale("log", base=2)
         axis.set(xlabel=unit, ylim=(0, None))
     axes[0].set_ylabel("ms per new token")
-    axes[0].legend(fontsize=9)
+    axes[1].set_xticks(range(0, 17, 4))
+    axes[2].legend(fontsize=9)
     figure.tight_layout()
     return figure
 

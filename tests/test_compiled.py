@@ -23,7 +23,7 @@ def model(kind="llama", dtype=torch.float32, seed=0, layers=2):
 @needs_compiler
 @pytest.mark.parametrize("kind", ["llama grouped", "gpt2"])
 def test_one_program_serves_every_length(kind):
-    """Logits against transformers' own, before and behind the 64 slots of a block and the 256 of the first cache, nothing compiled twice."""
+    """Logits against transformers' own, in front of and behind the ends of blocks of 64 slots, nothing compiled twice."""
     tokens, language_model = text(330), model(kind, layers=3)
     right = reference(kind, tokens, torch.float32)
     language_model.announce([4])
@@ -34,7 +34,7 @@ def test_one_program_serves_every_length(kind):
     got = [context.extend(tokens[:, 50:54])[0]]
     with torch._dynamo.config.patch(error_on_recompile=True):
         got += [context.extend(tokens[:, start : start + 4])[0] for start in range(54, 330, 4)]
-    assert context.capacity == 512 and len(language_model.programs._made) == 1 and not language_model.programs.broken
+    assert context.capacity == 640 and len(language_model.programs._made) == 1 and not language_model.programs.broken
     assert (torch.cat(got) - right[50:]).abs().max() < TOLERANCE[torch.float32]
 
 
@@ -51,7 +51,31 @@ def test_the_text_is_that_of_the_fast_backend():
             ]
             assert all(torch.equal(a, b) for a, b in zip(outs[0].tokens, outs[1].tokens, strict=True))
     assert {key[0] for key in target.programs._made} == {1, 4} and {key[0] for key in draft.programs._made} == {1, 2}
-    assert len(target.programs.stores[256]) == 1  # one cache at a time was in use
+    assert len(target.programs.stores[640]) == 1  # one cache at a time was in use
+
+
+@needs_compiler
+def test_a_cache_that_grows_takes_a_program_of_its_own(monkeypatch):
+    monkeypatch.setattr(compiled, "ROOM", 64)
+    tokens, language_model = text(150), model()
+    language_model.announce([1])
+    context = language_model.context()
+    context.extend(tokens[:, :60], keep=1)
+    got = torch.cat([context.extend(tokens[:, k : k + 1])[0] for k in range(60, 150)])
+    assert context.capacity == 256 and [key[1] for key in language_model.programs._made] == [192, 256, 384]
+    right = LanguageModel(language_model.model).context().extend(tokens)[0, 60:]
+    assert (got - right).abs().max() < TOLERANCE[torch.float32]
+
+
+@needs_compiler
+def test_more_programs_than_torch_makes_of_one_function():
+    language_model = LanguageModel(build("llama", 0, torch.float32, 1), backend="compiled")
+    language_model.announce(range(1, 4))
+    context = language_model.context()
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for width in (1, 2, 3):
+            context.extend(text(width))
+    assert len(language_model.programs._made) == 3 and not language_model.programs.broken
 
 
 @needs_compiler
