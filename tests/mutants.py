@@ -72,6 +72,7 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("fast: a growing cache forgets", "fast.py", "keys[:, : self.length] = old_keys[:, : self.length]", "pass", CONTEXTS),
     ("fast: another branch is moved", "fast.py", "keys[:, start : start + len(places)] = keys[:, index]", "keys[:, start : start + len(places)] = keys[:, index - 1]", CONTEXTS),
     ("fast: GPT-2's activation taken for another", "fast.py", 'approximate="tanh"', 'approximate="none"', CONTEXTS),
+    ("compiled: a token does not see itself", "compiled.py", "sees = slots <= own[:, None]", "sees = slots < own[:, None]", ["test_compiled.py", "-k", "one_program"]),
     ("padded vocabulary drawn from", "models.py", "width if tokenizer is None else min(width, len(tokenizer))", "width", MODELS),
     ("pickled weights allowed", "models.py", "use_safetensors=True", "use_safetensors=None", MODELS),
     ("caches that forget are taken", "models.py", 'if kinds - {"DynamicLayer"} and not', "if False and not", MODELS),
