@@ -235,7 +235,7 @@ def lookup_round(tokenizer, text: list[int], drafted: list[int], accepted: int, 
     guessed = ["background:#cfe8d5;border-bottom:2px solid #2e7d46" if i < accepted else "background:#f6d5d0;text-decoration:line-through" for i in range(len(drafted))]
     pieces = [(token, marks.get(k, "")) for k, token in enumerate(text)][-shown:] + list(zip(drafted, guessed, strict=True))
     spans = "".join(f'<span style="white-space:pre-wrap;{style}">{_shown(tokenizer, token)}</span>' for token, style in pieces)
-    words = f"a match of {size} tokens, {accepted} of {len(drafted)} guesses accepted" if size else "no match: no guess"
+    words = f"a match of {size} token{'s' * (size != 1)}, {accepted} of {len(drafted)} guesses accepted" if size else "no match: no guess"
     legend = "yellow, underlined: the end of the text, and where it stood before; grey, dotted: what followed there; then the guesses, green if accepted, struck out if not"
     return (
         f'<div style="font-family:monospace;font-size:13px;line-height:1.5;background:#fff;color:#222;padding:8px;max-width:100ch"><b>{words}</b><br>{spans}'
@@ -292,7 +292,7 @@ def grown_tree(pair, prompt: str, branching: tuple[int, ...], sampled: bool = Fa
 
 def tree_builder(pair, prompt: str) -> widgets.VBox:
     """Sliders for the branching of each level: the tree they make, and what it would yield."""
-    sliders = [widgets.IntSlider(value, 0, 4, continuous_update=False, description=f"level {k + 1}") for k, value in enumerate((3, 2, 1))]
+    sliders = [widgets.IntSlider(value, 0, 3, continuous_update=False, description=f"level {k + 1}") for k, value in enumerate((3, 2, 1))]
     sliders[0].min = 1
     drawn = widgets.Checkbox(False, description="drawn, not top-k")
     image = picture(plotting.tree(*grown_tree(pair, prompt, (3, 2, 1))))
