@@ -50,13 +50,19 @@ def fetch(name: str) -> Path:
     return DATA / name
 
 
-def prompts(domain: str = "code") -> list[str]:
-    """Held-out prompts of about 100 tokens: "code", or "prose" to see a draft away from home; "edit": a function in full and the beginning
-    of a renamed copy (120 to 250 tokens); "repair": short tasks for the encoder-decoder pair."""
+def held_out(domain: str = "code") -> list[dict[str, str]]:
+    """What was cut from text that no model has seen, each with its "source" and "text", the prompt: "code" or, to see a draft away from home,
+    "prose", about 100 tokens each; "edit", of two "kind"s in turn: a function, and the signature of a copy "renamed" or "reworded" (120 to 250
+    tokens); "repair": short tasks for the encoder-decoder pair. The last two have an "answer" too. Raises InvalidArgument for another domain."""
     content = json.loads(fetch("prompts/held_out.json").read_text())
     if domain not in content:
         raise InvalidArgument(f"no prompts called {domain!r}; choose one of {', '.join(content)}")
-    return [entry["text"] for entry in content[domain]]
+    return content[domain]
+
+
+def prompts(domain: str = "code") -> list[str]:
+    """The texts of `held_out`."""
+    return [entry["text"] for entry in held_out(domain)]
 
 
 def _remote(known: dict[str, str]) -> pooch.Pooch:

@@ -14,13 +14,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as transformers_logging
 
-from . import embedded, fast
+from . import adapter, embedded, fast
 from .compiled import CompiledContext, Programs
 from .context import Context, EncoderDecoderContext
 from .errors import IncompatibleModels, InvalidArgument, ModelLoadError, UnsupportedModel
 from .fast import FastContext
 
 TARGET = "target"
+EDITOR = "target-editor"  # the target with an adapter, taught to write a changed copy of a function
 DEFAULT_DRAFT = "draft-d384x1-distilled"
 BACKENDS = ("eager", "fast", "compiled")
 
@@ -47,7 +48,7 @@ class LanguageModel:
         width = model.get_output_embeddings().weight.shape[0]
         self.vocabulary = width if tokenizer is None else min(width, len(tokenizer))
         self.decoder = None if backend == "eager" else fast.decoder(model)
-        self.programs = Programs(self.decoder, self.name) if backend == "compiled" else None
+        self.programs = Programs(self.decoder, self.name, self.vocabulary) if backend == "compiled" else None
 
     @property
     def device(self) -> torch.device:
@@ -133,8 +134,9 @@ def load_model(
 ) -> LanguageModel:
     """An embedded model by its name, or any transformers causal or encoder-decoder model from a folder or the hub.
 
-    Only safetensors weights are read and no code of the repository is run. device None: cuda, then mps, then cpu.
-    dtype None: bfloat16 on cuda, float32 elsewhere. Raises ModelLoadError or UnsupportedModel.
+    Where an adapter lies instead of weights (see `adapter`), the model it belongs to is loaded and changed. Only safetensors weights
+    are read and no code of the repository is run. device None: cuda, then mps, then cpu. dtype None: bfloat16 on cuda, float32 elsewhere.
+    Raises ModelLoadError or UnsupportedModel.
     """
     device = _device(device)
     if isinstance(dtype, str):
@@ -144,8 +146,10 @@ def load_model(
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     name = str(name)
     local = Path(name).is_dir()
-    own = not local and f"models/{name}/model.safetensors" in embedded.registry()
-    source = str(embedded.fetch(f"models/{name}")) if own else name
+    own = not local and any(f"models/{name}/{file}" in embedded.registry() for file in ("model.safetensors", adapter.FILE))
+    folder = embedded.fetch(f"models/{name}") if own else Path(name) if local else None
+    adapted = folder is not None and (folder / adapter.FILE).is_file()
+    source = str(adapter.base(folder, local) if adapted else folder or name)
     try:
         with _quiet_bars(own or local):
             options = {"trust_remote_code": False, "revision": revision, "local_files_only": own or local}
@@ -153,9 +157,11 @@ def load_model(
             loader = AutoModelForSeq2SeqLM if getattr(config, "is_encoder_decoder", False) else AutoModelForCausalLM
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             model = loader.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+        if adapted:
+            adapter.add(model, folder)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
-        choices = f"an embedded name ({', '.join([TARGET, *ladder()])}), a folder, or a hub name"
+        choices = f"an embedded name ({', '.join([TARGET, EDITOR, *ladder()])}), a folder, or a hub name"
         raise ModelLoadError(f"cannot load {name!r} as a language model with safetensors weights: {reason} - give {choices}") from error
     return LanguageModel(model.to(device).eval(), tokenizer, Path(name).name if local else name, backend)
 

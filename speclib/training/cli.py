@@ -13,7 +13,8 @@ from transformers.utils import logging as transformers_logging
 
 from .. import embedded
 from ..errors import TrainingError
-from . import corpus, heads, prompts, seq2seq
+from ..models import EDITOR
+from . import corpus, editor, heads, prompts, seq2seq
 from .recipes import LADDER, SHALLOW, TARGET, UNSHIPPED, Recipe
 from .tokenizer import train_tokenizer
 from .train import sample_text, train
@@ -31,7 +32,7 @@ def add_parser(subparsers) -> None:
         epilog="On Linux CPUs, MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=1000000000 saves about a tenth of the time.",
     )
     names = [r.name for r in (SHALLOW, TARGET, *LADDER)]
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"which to train: {', '.join(names)}; all of them if none is named; or heads, exits: what reads the finished target; or t5: the encoder-decoder pair")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"which to train: {', '.join(names)}; all of them if none is named; or heads, exits: what reads the finished target; or editor: an adapter that teaches it to copy with changes; or t5: the encoder-decoder pair")
     parser.add_argument("--corpus", metavar="FILE", help="a UTF-8 text to learn from instead of the installed Python source")
     parser.add_argument("--out", default="runs/models", metavar="DIR", help="where models and checkpoints go (default: %(default)s)")
     parser.add_argument("--tokens", type=int, metavar="N", help="tokens to see, for every model trained; default: each recipe's own number")
@@ -45,9 +46,10 @@ def run(args: argparse.Namespace) -> int:
     """Trains what `args` asks for, skipping what is finished. Returns the exit code."""
     transformers_logging.disable_progress_bar()
     chosen = {r.name: r for r in (SHALLOW, TARGET, *LADDER)}
-    unknown = set(args.models) - {*chosen, *heads.READERS, "t5"}
+    others = (*heads.READERS, "editor", "t5")
+    unknown = set(args.models) - {*chosen, *others}
     if unknown:
-        raise TrainingError(f"no recipe is called {', '.join(sorted(unknown))}; choose from {', '.join([*chosen, *heads.READERS])}, t5")
+        raise TrainingError(f"no recipe is called {', '.join(sorted(unknown))}; choose from {', '.join([*chosen, *others])}")
     if args.tokens is not None and args.tokens < 1:
         raise TrainingError(f"--tokens must be at least 1, not {args.tokens}")
     out = Path(args.out)
@@ -72,6 +74,12 @@ def run(args: argparse.Namespace) -> int:
         path = heads.train(name, tokens, held, out / TARGET.name, out, args.tokens, args.seed)
         card = json.loads((path / "card.json").read_text())
         print(f"{name}: overlap with the target on held-out text {card['held_out_overlap']} at {card['guesses']}, in {path}")
+    if "editor" in args.models and (out / EDITOR / "card.json").exists():
+        print(f"{EDITOR}: finished already, in {out / EDITOR}")
+    elif "editor" in args.models:
+        path = editor.train(train_documents, held_documents, tokenizer, out / TARGET.name, out, args.tokens, args.seed)
+        card = json.loads((path / "card.json").read_text())
+        print(f"{EDITOR}: {card['held_out_first_choice']:.1%} of the tokens of held-out answers are its first choice, in {path}")
     for recipe in seq2seq.PAIR if "t5" in args.models else ():
         if (out / recipe.name / "card.json").exists():
             print(f"{recipe.name}: finished already, in {out / recipe.name}")

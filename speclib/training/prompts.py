@@ -2,14 +2,16 @@
 
 "code": the head of a function with what stands before it. "prose": package descriptions, which nobody trained on and
 which do not look like code: what happens to a draft away from home. "repair": tasks of the encoder-decoder pair. "edit": a function shown
-in full and begun again, so that most of what follows stands in the prompt.
+in full and begun again with a change, so that most of what follows stands in the prompt.
 """
 
 import importlib.metadata
 import json
+import random
 import re
 from pathlib import Path
 
+from . import editor
 from .corpus import Document
 from .seq2seq import repair_prompts
 
@@ -46,18 +48,28 @@ def prose_prompts(tokenizer, count: int = 24, tokens: int = 100) -> list[dict]:
     return found[:count]
 
 
-def edit_prompts(held_out: list[Document], tokenizer, count: int = 24, least: int = 90, most: int = 200) -> list[dict]:
-    """A whole function of `least` to `most` tokens, a comment that announces a renamed copy, and the copy's first line; "answer" is the rest of it."""
-    found = []
+def edit_prompts(held_out: list[Document], tokenizer, count: int = 24, least: int = 90, most: int = 200, longest: int = 480) -> list[dict]:
+    """`count` tasks of each "kind", taking turns: a function of `least` to `most` tokens to be written again "renamed", or "reworded" (see `editor`).
+
+    "text" and "answer" have `longest` tokens at most, and no function comes twice.
+    """
+
+    def length(text: str) -> int:
+        return len(tokenizer(text)["input_ids"])
+
+    def fitting(functions: list[str]) -> list[str]:
+        return [function for function in functions if least <= length(function) <= most]
+
+    found, choice = {"renamed": [], "reworded": []}, random.Random(0)
     for document in held_out:
-        functions = [m.group(0).rstrip() for m in re.finditer(r"^def \w+\([^)]*\):\n(?:(?:    .*)?\n)+", document.text, re.M)]
-        fitting = [f for f in functions if least <= len(tokenizer(f)["input_ids"]) <= most]
-        for function in fitting[:2]:
-            name = re.match(r"def (\w+)", function).group(1)
-            first, rest = re.sub(rf"\b{name}\b", f"{name}_again", function).split("):\n", 1)
-            text = f"{function}\n\n\n# the same, renamed to {name}_again\n{first}):\n"
-            found.append({"source": document.name, "text": text, "answer": rest})
-    return found[:: max(1, len(found) // count)][:count]
+        outermost = [m.group(0).rstrip() for m in re.finditer(r"^def \w+\([^)]*\):\n(?:(?:    .*)?\n)+", document.text, re.M)]
+        chosen = fitting(outermost)[:2]
+        others = [editor.reworded(function, choice) for function in fitting(editor.functions(document)) if function not in chosen]
+        others = [task for task in others if task and length(task["text"] + task["answer"]) <= longest]
+        for kind, some in (("renamed", map(editor.renamed, chosen)), ("reworded", others[:2])):
+            found[kind] += [{"source": document.name, "kind": kind, **task} for task in some]
+    spread = [tasks[:: max(1, len(tasks) // count)][:count] for tasks in found.values()]
+    return [task for both in zip(*spread, strict=True) for task in both]
 
 
 def write_prompts(held_out: list[Document], tokenizer, path: Path) -> dict[str, list[dict]]:
