@@ -13,9 +13,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from . import embedded, experiments, growth, leaderboard, published
+from . import embedded, experiments, growth, latency, leaderboard, published, theory
+from .decoding import generate
 from .distributions import Sampling
-from .drafters import LookupDrafter, ModelDrafter
+from .drafters import EnsembleDrafter, LookupDrafter, ModelDrafter
 from .errors import InvalidArgument, UnsupportedModel
 from .models import BACKENDS, LanguageModel, Pair, load_pair
 
@@ -23,8 +24,10 @@ RESULTS = embedded.DATA / "results"
 TEMPERATURES = (1.0, 0.7, 0.0)
 LENGTHS = (2, 3, 4, 6)  # draft lengths to choose from
 ASSISTANT_TOKENS = (3, 5, 8)  # the same for transformers' assisted generation, its default beside them
-LOOKUP_LENGTHS = (3, 8)  # and for prompt lookup, ours and transformers'
-PLAIN, MODEL, BLOCK, LOOKUP = "plain", "speculative", "speculative, block rule", "prompt lookup"
+LOOKUP_LENGTHS = (3, 8, 15)  # and for prompt lookup, ours and transformers'
+CONTEXT = 160  # cached tokens where costs are measured: the middle of a text of the bench
+PLAIN, MODEL, BLOCK, LOOKUP, BOTH = "plain", "speculative", "speculative, block rule", "prompt lookup", "lookup and draft model"
+FEW = 8  # prompts on which settings are chosen by the clock
 HF_PLAIN, HF_BEST, HF_LOOKUP = "transformers generate", "transformers assisted, best", "transformers lookup, best"
 SHOWN = (
     *("method", "tokens_per_second", "speedup", "low", "high", "draft_length", "alpha", "accepted_share", "tokens_per_round", "c"),
@@ -53,9 +56,15 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--quick", action="store_true", help="a few short texts, to see that it works: no figures to quote")
     parser.add_argument("--ladder", action="store_true", help="measure every embedded draft instead: what notebook 05 shows")
     parser.add_argument("--drafters", choices=["all"], help="every oracle of the workbook on code, prose and edits instead: the leaderboard of notebook 09")
-    parser.add_argument("--published", action="store_true", help="time models of published shapes (GPT-2 to XL, Llama 1B; 7B on a GPU) with random weights instead")
+    parser.add_argument(
+        "--published", action="store_true", help="time models of published shapes (GPT-2 to XL, Llama 1B; 7B on a GPU) with random weights instead"
+    )
     parser.add_argument("--growth", action="store_true", help="time per token against context length, draft length and vocabulary instead")
-    parser.add_argument("--out", type=Path, help="the JSON file to write; table and figure go beside it (default: bench.json, ladder.json, leaderboard.json, published.json or growth.json in data/results)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="the JSON file to write; table and figure go beside it (default: bench.json, ladder.json, leaderboard.json, published.json or growth.json in data/results)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -75,7 +84,9 @@ def run(args: argparse.Namespace) -> int:
     if args.growth:
         return run_growth(out, args.quick, args.dtype[0])
     if args.ladder:
-        record = experiments.ladder(prompts=args.prompts, tokens=args.tokens, dtype=args.dtype[0], backend=(args.backend or ["eager"])[0], progress=sys.stderr.isatty())
+        record = experiments.ladder(
+            prompts=args.prompts, tokens=args.tokens, dtype=args.dtype[0], backend=(args.backend or ["eager"])[0], progress=sys.stderr.isatty()
+        )
         table = pd.DataFrame(record["summary"])
     else:
         args.backend = args.backend or list(BACKENDS)
@@ -116,8 +127,25 @@ def run_leaderboard(out: Path, args: argparse.Namespace) -> int:
     record = leaderboard.measure(pair, **few, progress=sys.stderr.isatty())
     out.write_text(json.dumps(record, indent=1) + "\n")
     for (domain, temperature), part in pd.DataFrame(record["rows"]).groupby(["domain", "temperature"], sort=False):
-        columns = ["method", "length", "alpha", "accepted_share", "tokens_per_round", "cost_ratio", "extra_per_token", "megabytes", "predicted", "speedup", "low", "high", "repeated_4_grams"]
-        print(f"\n{domain}, temperature {temperature:g}\n" + part.sort_values("speedup", ascending=False)[columns].to_string(index=False, na_rep="", float_format="{:.3g}".format))
+        columns = [
+            "method",
+            "length",
+            "alpha",
+            "accepted_share",
+            "tokens_per_round",
+            "cost_ratio",
+            "extra_per_token",
+            "megabytes",
+            "predicted",
+            "speedup",
+            "low",
+            "high",
+            "repeated_4_grams",
+        ]
+        print(
+            f"\n{domain}, temperature {temperature:g}\n"
+            + part.sort_values("speedup", ascending=False)[columns].to_string(index=False, na_rep="", float_format="{:.3g}".format)
+        )
     print(f"\nwritten: {out}")
     return 0
 
@@ -159,7 +187,11 @@ def measure(args: argparse.Namespace, partial: Path) -> dict:
                     record["rows"] += _plain(frame.drop(columns="text").assign(**where))
                     partial.write_text(json.dumps(record))
     partial.unlink(missing_ok=True)
-    return {"machine": {**experiments.machine(), "memory_gb": experiments.peak_memory()}, "settings": {**settings, **about}, **{k: record[k] for k in ("tables", "rows")}}
+    return {
+        "machine": {**experiments.machine(), "memory_gb": experiments.peak_memory()},
+        "settings": {**settings, **about},
+        **{k: record[k] for k in ("tables", "rows")},
+    }
 
 
 def load(target: str | None, draft: str | None, dtype: str | None, backends: Sequence[str]) -> dict[str, Pair]:
@@ -181,31 +213,34 @@ def one_table(
     """Every method on the same prompts in one interleaved run, its settings chosen on other prompts: (table, one row per trial)."""
     pair, greedy = next(iter(pairs.values())), sampling.temperature == 0
     chosen = choose(pairs, sampling, tuning, args.draft_length, args.tokens)
-    widths = range(1, max(*chosen["gamma"].values(), *LOOKUP_LENGTHS) + 2)
-    before = {backend: experiments.costs(p, widths) for backend, p in pairs.items()}
+    before = {backend: latency.round_costs(p.target, p.draft, chosen["gamma"][backend], CONTEXT) for backend, p in pairs.items()}
     frame = experiments.interleaved(methods(pairs, sampling, chosen, args.tokens), measured, args.repeats, progress=progress)
     costs = {}
     for backend, p in pairs.items():  # before and after: the machine may have drifted
-        (c, curve), (c_after, curve_after) = before[backend], experiments.costs(p, widths)
-        costs[backend] = ((c + c_after) / 2, pd.concat([curve, curve_after]).groupby("width", as_index=False).mean())
+        after = latency.round_costs(p.target, p.draft, chosen["gamma"][backend], CONTEXT)
+        costs[backend] = {phase: (ms + after[phase]) / 2 for phase, ms in before[backend].items()}
     lines = tabulate(frame, chosen, costs)
     if greedy:
         lines = lines.join(identity(pair.target, frame, measured), on="method")
-    backends = {backend: {"c": c, "widths": _plain(curve), "gamma": chosen["gamma"][backend]} for backend, (c, curve) in costs.items()}
+    backends = {backend: {"gamma": chosen["gamma"][backend], "costs_ms": own} for backend, own in costs.items()}
     return {"assistant_tokens": chosen["assistant"], "lookup_tokens": chosen["lookup"], "backends": backends, "methods": _plain(lines)}, frame
 
 
 def flat(record: dict) -> pd.DataFrame:
     """All tables of a measurement as one, with columns for dtype, domain and temperature."""
-    return pd.concat([pd.DataFrame(t["methods"]).assign(dtype=t["dtype"], domain=t["domain"], temperature=t["temperature"]) for t in record["tables"]], ignore_index=True)
+    return pd.concat(
+        [pd.DataFrame(t["methods"]).assign(dtype=t["dtype"], domain=t["domain"], temperature=t["temperature"]) for t in record["tables"]], ignore_index=True
+    )
 
 
-def split(count: int, domain: str = "code", tuning: int = 8) -> tuple[list[str], list[str]]:
-    """(prompts to measure on, prompts to choose settings on): held out, no prompt in both."""
+def split(count: int, domain: str = "code", tuning: int = 24) -> tuple[list[str], list[str]]:
+    """(prompts to measure on, at least FEW and at most `tuning` prompts to choose settings on): held out, no prompt in both."""
     prompts = embedded.prompts(domain)
-    if count > len(prompts) - tuning:
-        raise InvalidArgument(f"there are {len(prompts)} held-out prompts of {domain}, {tuning} of them for choosing settings; ask for at most {len(prompts) - tuning}")
-    return prompts[:count], prompts[-tuning:]
+    if count > len(prompts) - FEW:
+        raise InvalidArgument(
+            f"there are {len(prompts)} held-out prompts of {domain}, {FEW} of them for choosing settings; ask for at most {len(prompts) - FEW}"
+        )
+    return prompts[:count], prompts[count:][-tuning:]
 
 
 def on(method: str, backend: str) -> str:
@@ -220,9 +255,10 @@ def methods(pairs: dict[str, Pair], sampling: Sampling, chosen: dict, tokens: in
         drafter, gamma = ModelDrafter(pair.draft), chosen["gamma"][backend]
         found[on(PLAIN, backend)] = ours(pair.target, None, sampling, 0, tokens)
         found[on(MODEL, backend)] = ours(pair.target, drafter, sampling, gamma, tokens)
-        if backend == ("fast" if "fast" in pairs else list(pairs)[-1]):  # the other rule and the other guesser, on one backend
+        if backend == other_backend(pairs):
             found[on(BLOCK, backend)] = ours(pair.target, drafter, sampling, gamma, tokens, rule="block")
             found[on(LOOKUP, backend)] = ours(pair.target, LookupDrafter(), sampling, chosen["lookup"], tokens)
+            found[on(BOTH, backend)] = ours(pair.target, combined(pair), sampling, chosen["both"], tokens)
     pair = next(iter(pairs.values()))
     return found | {
         HF_PLAIN: theirs(pair, sampling, tokens),
@@ -232,43 +268,77 @@ def methods(pairs: dict[str, Pair], sampling: Sampling, chosen: dict, tokens: in
 
 
 def choose(pairs: dict[str, Pair], sampling: Sampling, tuning: list[str], lengths: list[int], tokens: int) -> dict:
-    """{"gamma": draft length by backend, "assistant": transformers' number of assistant tokens, "lookup", "hf_lookup"}, each the fastest on the tuning prompts."""
+    """{"gamma": draft length by backend, "assistant": transformers' number of assistant tokens, "lookup", "both", "hf_lookup"}, each the fastest on the tuning prompts."""
+    few = tuning[:FEW]
 
     def fastest(candidates: dict[str, experiments.Method]) -> str:
-        frame = experiments.interleaved(candidates, tuning, progress=False)
+        frame = experiments.interleaved(candidates, few, progress=False)
         return experiments.speedups(frame, next(iter(candidates)))["tokens_per_second"].idxmax()
 
-    gamma = {b: experiments.best_draft_length(p, ModelDrafter(p.draft), sampling, tuning, lengths, tokens) for b, p in pairs.items()}
     pair = next(iter(pairs.values()))
-    lookup = experiments.best_draft_length(pair, LookupDrafter(), sampling, tuning, LOOKUP_LENGTHS, tokens)
+    gamma = advised(pairs, sampling, tuning, lengths, tokens)
+    other = pairs[other_backend(pairs)]
+    lookup, both = (experiments.best_draft_length(other, drafter, sampling, few, LOOKUP_LENGTHS, tokens) for drafter in (LookupDrafter(), combined(other)))
     assistant = fastest({str(k): experiments.theirs(pair, sampling, tokens, k) for k in ("default", *ASSISTANT_TOKENS)})
     hf_lookup = fastest({str(k): experiments.theirs(pair, sampling, tokens, lookup_tokens=k) for k in LOOKUP_LENGTHS})
-    return {"gamma": gamma, "assistant": assistant if assistant == "default" else int(assistant), "lookup": lookup, "hf_lookup": int(hf_lookup)}
+    return {"gamma": gamma, "assistant": assistant if assistant == "default" else int(assistant), "lookup": lookup, "both": both, "hf_lookup": int(hf_lookup)}
 
 
-def tabulate(frame: pd.DataFrame, chosen: dict, costs: dict[str, tuple[float, pd.DataFrame]]) -> pd.DataFrame:
+def advised(pairs: dict[str, Pair], sampling: Sampling, tuning: list[str], lengths: list[int], tokens: int) -> dict[str, int]:
+    """The draft length of most tokens per second by backend, from the tokens that rounds yield on the tuning prompts and what rounds cost.
+
+    The yield is the same on every backend, so it is counted once; to time every length on so few texts would be to choose by chance.
+    """
+    counted, yields = pairs[other_backend(pairs)], {}
+    for n in lengths:
+        outs = [
+            generate(counted.target, prompt, ModelDrafter(counted.draft), sampling, n, max_new_tokens=tokens, stop=[], seed=k)
+            for k, prompt in enumerate(tuning)
+        ]
+        yields[n] = sum(len(out.tokens[0]) for out in outs) / sum(len(out.trace.rounds) for out in outs)
+    costs = {b: {n: latency.round_costs(p.target, p.draft, n, CONTEXT) for n in lengths} for b, p in pairs.items()}
+    return {b: max(lengths, key=lambda n: yields[n] / (own[n]["draft"] + own[n]["check"])) for b, own in costs.items()}
+
+
+def other_backend(pairs: dict[str, Pair]) -> str:
+    """The one backend on which the other rule and the other guessers are measured."""
+    return "fast" if "fast" in pairs else list(pairs)[-1]
+
+
+def combined(pair: Pair) -> EnsembleDrafter:
+    """Prompt lookup and the draft model, their chains merged into one tree."""
+    return EnsembleDrafter([LookupDrafter(), ModelDrafter(pair.draft)])
+
+
+def tabulate(frame: pd.DataFrame, chosen: dict, costs: dict[str, dict[str, float]]) -> pd.DataFrame:
     """One line per method: speed, speed-up over plain decoding on its backend with interval, acceptance, prediction, where the time went, repeats.
 
-    transformers' methods are compared with plain eager decoding, which runs the same forwards.
+    costs: by backend, as `latency.round_costs` returns them. predicted: what theory allows for alpha and these costs, for whole texts: reading the
+    prompt is not made faster. transformers' methods are compared with plain eager decoding, which runs the same forwards.
     """
     backends, lines = list(costs), []
+    sums = frame.groupby("method")[["draft_seconds", "target_seconds", "prefill_seconds", "other_seconds", "seconds"]].sum(min_count=1)
     for backend in backends:
         own = frame[frame["method"].str.endswith(f"({backend})") | (frame["method"].str.startswith("transformers") & (backend == backends[0]))]
         table = experiments.speedups(own, on(PLAIN, backend)).join(experiments.acceptance(own))
         table["backend"] = [backend if name.endswith(")") else "transformers" for name in table.index]
-        c, widths = costs[backend]
-        for method, gamma, ratio in ((MODEL, chosen["gamma"][backend], c), (BLOCK, chosen["gamma"][backend], c), (LOOKUP, chosen["lookup"], 0.0)):
+        gamma, ms, plain = chosen["gamma"][backend], costs[backend], sums.loc[on(PLAIN, backend)]
+        c, width = ms["draft"] / gamma / ms["plain"], ms["check"] / ms["plain"]
+        for method, length in ((MODEL, gamma), (BLOCK, gamma), (LOOKUP, chosen["lookup"]), (BOTH, chosen["both"])):
             name = on(method, backend)
-            if name not in table.index:
-                continue
-            table.loc[name, ["draft_length", "c"]] = gamma, ratio
-            if method != LOOKUP:  # a lookup often proposes less than gamma, or nothing
-                steps = experiments.predict(table.loc[name, "alpha"], table.loc[name, "tokens_per_round"], gamma, c, widths)
-                table.loc[name, ["predicted", "predicted_from_rounds"]] = steps["width"], steps["rounds"]
+            if name in table.index:
+                table.loc[name, "draft_length"] = length
+            if name in table.index and method in (MODEL, BLOCK):  # a lookup often proposes less than gamma, or nothing
+                reading = sums.loc[name, "prefill_seconds"]
+                for column, decoding in (
+                    ("predicted", theory.speedup(table.loc[name, "alpha"], gamma, c, width)),
+                    ("predicted_from_rounds", table.loc[name, "tokens_per_round"] / (gamma * c + width)),
+                ):
+                    table.loc[name, column] = plain["seconds"] / (reading + (plain["seconds"] - plain["prefill_seconds"]) / decoding)
+                table.loc[name, "c"] = c
         table["share_of_predicted"] = table["speedup"] / table["predicted"]
         lines.append(table)
     table = pd.concat(lines)
-    sums = frame.groupby("method")[["draft_seconds", "target_seconds", "prefill_seconds", "other_seconds", "seconds"]].sum(min_count=1)
     for phase in ("draft", "target", "prefill", "other"):
         table[f"{phase}_share"] = sums[f"{phase}_seconds"] / sums["seconds"]
     table["repeated_4_grams"] = frame["text"].map(experiments.repeated_share).groupby(frame["method"]).mean()
@@ -314,10 +384,14 @@ def findings(record: dict) -> list[str]:
                 f"{own['share_of_predicted']:.0%} of the {own['predicted']:.2f}x predicted, {own['tokens_per_second'] / rows.loc[HF_BEST, 'tokens_per_second']:.2f}x transformers' "
                 f"assisted generation at its best, {own['tokens_per_second'] / rows.loc[best, 'tokens_per_second']:.2f}x its best of all ({best.removeprefix('transformers ')})"
             )
-        lines.append(f"{table['dtype']}, {table['domain']}, {setting}. " + ". ".join(said) + f". Repeated 4-grams in plain text: {rows.iloc[0]['repeated_4_grams']:.0%}.")
+        lines.append(
+            f"{table['dtype']}, {table['domain']}, {setting}. " + ". ".join(said) + f". Repeated 4-grams in plain text: {rows.iloc[0]['repeated_4_grams']:.0%}."
+        )
         if table["temperature"] == 0:
             spec = rows[rows.index.str.startswith(MODEL)]
-            lines.append(f"  greedy texts equal to plain decoding's: {spec['same_text'].min():.0%}; where they part, the two tokens' logits differ by at most {spec['largest_gap'].max():.1e}")
+            lines.append(
+                f"  greedy texts equal to plain decoding's: {spec['same_text'].min():.0%}; where they part, the two tokens' logits differ by at most {spec['largest_gap'].max():.1e}"
+            )
     where = record["machine"]
     return [*lines, f"measured on {where['gpu'] or where['cpu']}, {where['threads']} threads, torch {where['torch']}, {where['date']}"]
 
@@ -325,4 +399,3 @@ def findings(record: dict) -> list[str]:
 def _plain(frame: pd.DataFrame) -> list[dict]:
     """Rows for JSON: NaN becomes null."""
     return json.loads(frame.to_json(orient="records"))
-

@@ -1,15 +1,15 @@
 """The compiled backend: the fast decoder's forward over few tokens, made into one program for each number of tokens.
 
 A program has its shapes fixed in advance: so many new tokens, the cache in blocks of 64 slots. Where the text ends is
-data, so nothing is made again as it grows. On a CPU torch.compile fuses the small operations between the matrix products; on a GPU the
-forward is captured as a CUDA graph, and the host launches it as a whole. Everything else - prompts, trees, numbers of tokens
+data, so nothing is made again as it grows. The guesses of a round are one program too, with the drawing inside. On a CPU torch.compile fuses the
+small operations between the matrix products; on a GPU the program is captured as a CUDA graph, and the host launches it as a whole. Everything else - prompts, trees, numbers of tokens
 that nobody announced - takes the fast forward, with the same logits up to rounding.
 """
 
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from types import FunctionType
 
@@ -19,101 +19,143 @@ import torch._dynamo
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .distributions import invert
 from .fast import Decoder, FastContext, through
 
 STEP = 64  # the cache is handed over up to a multiple of this many slots: one program for all lengths of the text
 ROOM = 1024  # slots that a cache has at first, or all of a shorter context: a program is made again when it grows
 MOST = 32  # a forward over more tokens than this is no round of decoding
 
+DEEPEST = 32  # layers that a program for several guesses may hold: torch.compile writes each of them out
+
 Cache = list[tuple[Tensor, Tensor]]  # keys and values of each layer [G, S, D]
-Forward = Callable[[Tensor, Tensor, Tensor, Cache], Tensor]  # (tokens [k], number of cached tokens [], 0..S-1 [S], cache) -> logits [k, V]
+Program = Callable[..., tuple[Tensor, ...]]  # (small tensors, 0..S-1 [S], cache) -> tensors; only so many slots of the cache are looked at
+Law = Callable[[Tensor], Tensor]  # logits [1, V] -> probabilities
 
 
 class Programs:
-    """The forwards of one model that are made into programs, by number of tokens: those in `widths`, each at its first use."""
+    """What is made into programs for one model: forwards over the numbers of tokens in `widths`, and runs of guesses, each at its first use."""
 
-    def __init__(self, decoder: Decoder, name: str):
-        self.name, self.device = name, decoder.device
+    def __init__(self, decoder: Decoder, name: str, vocabulary: int):
+        self.name, self.decoder, self.vocabulary = name, decoder, vocabulary
         self.widths: set[int] = set()
         self.stores: dict[int, list[Tensor]] = {}  # caches that no text uses any more, by capacity: a CUDA graph knows its cache by address
-        self._forward = forward_of(decoder)
-        self._made: dict[tuple, Forward] = {}
-        self.broken = False
+        self._made: dict[tuple, Program] = {}
+        self.broken: set[str] = set()  # what could not be made here
 
     def announce(self, widths: Iterable[int]) -> None:
         """Says which numbers of tokens will be read often."""
         self.widths.update(width for width in widths if 1 <= width <= MOST)
 
-    def run(self, tokens: Tensor, length: int, slots: Tensor, cache: Cache) -> Tensor | None:
-        """The logits [k, V] after tokens [k] behind `length` cached ones, or None if there is no program for so many. Only `slots` of the cache are looked at."""
-        width = tokens.shape[0]
-        if width not in self.widths or self.broken:
+    def forward(self, tokens: Tensor, length: int, slots: Tensor, cache: Cache) -> Tensor | None:
+        """The logits [k, V] after tokens [k] behind `length` cached ones, or None if there is no program for so many."""
+        k = tokens.shape[0]
+        if k not in self.widths:
             return None
-        key = (width, cache[0][0].shape[1]) if self.device.type == "cpu" else (width, len(slots), cache[0][0].data_ptr())
-        tokens, start = tokens.clone(), torch.tensor(length, device=self.device)  # both made here, in inference mode
+        title = f"{k} token{'s' * (k > 1)}"
+        made = self._run("forward", (k,), title, lambda: forward_of(self.decoder), (tokens, self._number(length)), slots, cache)
+        return made and made[0]
+
+    def guesses(self, tokens: Tensor, length: int, slots: Tensor, cache: Cache, uniform: Tensor, law: Law, settings: Hashable) -> tuple[Tensor, Tensor] | None:
+        """Reads tokens [k] and then draws as many as there are `uniform` numbers [n, 1]: (tokens [n], what each was drawn from [n, V]), or None."""
+        k, n = tokens.shape[0], uniform.shape[0]
+        title = f"{n} guess{'es' * (n > 1)} after {k} token{'s' * (k > 1)}"
+        return self._run(
+            "guesses",
+            (k, n, settings),
+            title,
+            lambda: guesses_of(self.decoder, self.vocabulary, law, k, n),
+            (tokens, self._number(length), uniform),
+            slots,
+            cache,
+        )
+
+    def _number(self, value: int) -> Tensor:
+        return torch.tensor(value, device=self.decoder.device)
+
+    def _run(
+        self, kind: str, shape: tuple, title: str, make: Callable[[], Program], inputs: tuple[Tensor, ...], slots: Tensor, cache: Cache
+    ) -> tuple[Tensor, ...] | None:
+        if kind in self.broken:
+            return None
+        on_gpu = self.decoder.device.type == "cuda"
+        key = (*shape, len(slots), cache[0][0].data_ptr()) if on_gpu else (*shape, cache[0][0].shape[1])
+        inputs = tuple(value.clone() for value in inputs)  # made here, in inference mode: a program looks at that
         if key not in self._made:
             try:
-                self._made[key] = self._make(tokens, start, slots, cache)
+                with tqdm(total=1, desc=f"{self.name}: a program for {title}", unit="program", leave=False) as bar:
+                    self._made[key] = captured(make(), inputs, slots, cache) if on_gpu else fused(make(), self.decoder.dtype)
+                    self._made[key](*inputs, slots, cache)  # torch.compile begins to work here
+                    bar.update()
             except Exception as error:  # no compiler, or one that fails: the reasons are many and none is ours
-                self.broken = True
+                self.broken.add(kind)
                 warnings.warn(f"{self.name} cannot be compiled here ({str(error).strip().splitlines()[0]}); going on with backend='fast'", stacklevel=2)
                 return None
-        return self._made[key](tokens, start, slots, cache)
-
-    def _make(self, tokens: Tensor, start: Tensor, slots: Tensor, cache: Cache) -> Forward:
-        with tqdm(total=1, desc=f"{self.name}: a program for {tokens.shape[0]} token{'s' * (tokens.shape[0] > 1)}", unit="program", leave=False) as bar:
-            made = captured(self._forward, tokens, start, slots, cache) if self.device.type == "cuda" else fused(self._forward, cache[0][0].dtype)
-            made(tokens, start, slots, cache)  # torch.compile begins to work here
-            bar.update()
-        return made
+        return self._made[key](*inputs, slots, cache)
 
 
-def forward_of(d: Decoder) -> Forward:
+def forward_of(d: Decoder) -> Program:
     """The decoder's forward with nothing in it that changes from token to token but its arguments."""
 
-    def forward(tokens: Tensor, start: Tensor, slots: Tensor, cache: Cache) -> Tensor:
+    def forward(tokens: Tensor, start: Tensor, slots: Tensor, cache: Cache) -> tuple[Tensor]:
         own = start + torch.arange(tokens.shape[0], device=d.device)
         sees = slots <= own[:, None]  # [k, S]
-        return d.head(through(d, d.blocks, tokens, own, own, slots.shape[0], cache, sees))[1]
+        return (d.head(through(d, d.blocks, tokens, own, own, slots.shape[0], cache, sees))[1],)
 
     return forward
+
+
+def guesses_of(d: Decoder, vocabulary: int, law: Law, k: int, n: int) -> Program:
+    """n forwards in a row, each over the token that was drawn from the last one, with the drawing between them."""
+    forward = forward_of(d)
+
+    def guesses(tokens: Tensor, start: Tensor, uniform: Tensor, slots: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+        drawn, laws = [], []
+        for i in range(n):
+            logits = forward(tokens, start + (k + i - 1 if i else 0), slots, cache)[0]
+            laws.append(law(logits[-1:, :vocabulary]))
+            tokens = invert(laws[-1], uniform[i : i + 1])
+            drawn.append(tokens)
+        return torch.cat(drawn), torch.cat(laws)
+
+    return guesses
 
 
 # In bfloat16 the matrix products gain from kernels chosen by trial, and from weights laid out for them; in float32 neither was seen to.
 TRIED = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
 
 
-def fused(forward: Forward, dtype: torch.dtype) -> Forward:
-    """The forward through torch.compile, whose work is kept on disk for the next process."""
+def fused(program: Program, dtype: torch.dtype) -> Program:
+    """The program through torch.compile, whose work is kept on disk for the next process."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(pooch.os_cache("speclib")) / "programs"))
-    own = FunctionType(forward.__code__.replace(), forward.__globals__, closure=forward.__closure__)  # of one function torch makes eight programs, and no more
+    own = FunctionType(program.__code__.replace(), program.__globals__, closure=program.__closure__)  # of one function torch makes eight programs, and no more
     return torch.compile(own, dynamic=False, fullgraph=True, options=TRIED if dtype == torch.bfloat16 else {})
 
 
-def captured(forward: Forward, tokens: Tensor, start: Tensor, slots: Tensor, cache: Cache) -> Forward:
-    """The forward as a CUDA graph over this very cache: torch's recipe, three forwards on a side stream first."""
-    tokens, start = tokens.clone(), start.clone()
+def captured(program: Program, inputs: tuple[Tensor, ...], slots: Tensor, cache: Cache) -> Program:
+    """The program as a CUDA graph over this very cache: torch's recipe, three runs on a side stream first."""
+    inputs = tuple(value.clone() for value in inputs)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
-            forward(tokens, start, slots, cache)
+            program(*inputs, slots, cache)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        logits = forward(tokens, start, slots, cache)
+        outputs = program(*inputs, slots, cache)
 
-    def replay(new: Tensor, length: Tensor, *_) -> Tensor:
-        tokens.copy_(new)
-        start.copy_(length)
+    def replay(*arguments) -> tuple[Tensor, ...]:
+        for place, value in zip(inputs, arguments, strict=False):
+            place.copy_(value)
         graph.replay()
-        return logits.clone()  # the next replay writes into the same place
+        return tuple(value.clone() for value in outputs)  # the next replay writes into the same place
 
     return replay
 
 
 class CompiledContext(FastContext):
-    """A `FastContext` whose forwards over announced numbers of tokens are programs."""
+    """A `FastContext` whose forwards over announced numbers of tokens are programs, and whose guesses are one."""
 
     def _empty_cache(self) -> Cache:
         self.capacity = min(ROOM, self.language_model.context_length or ROOM)
@@ -128,14 +170,30 @@ class CompiledContext(FastContext):
         self._slots = torch.arange(store.shape[3], device=d.device)
         return [(layer[0], layer[1]) for layer in store]
 
+    def _looked_at(self, end: int) -> Tensor:
+        """The slots of a cache with room for `end` tokens, up to a whole number of steps."""
+        if end > self.capacity:
+            self._grow(end)
+        slots = self._slots[: -(-end // STEP) * STEP]
+        torch._dynamo.mark_dynamic(slots, 0)  # its size may change
+        return slots
+
     def _forward(self, tokens: Tensor, keep: int, parents: Sequence[int] | None) -> Tensor:
-        programs, end = self.language_model.programs, self.length + tokens.shape[1]
+        programs = self.language_model.programs
         if parents is None and not self.wants_hidden and tokens.shape[1] in programs.widths:
-            if end > self.capacity:
-                self._grow(end)
-            slots = self._slots[: -(-end // STEP) * STEP]
-            torch._dynamo.mark_dynamic(slots, 0)  # its size may change
-            logits = programs.run(tokens[0], self.length, slots, self._cache)
+            slots = self._looked_at(self.length + tokens.shape[1])
+            logits = programs.forward(tokens[0], self.length, slots, self._cache)
             if logits is not None:
                 return logits[-keep:][None]
         return super()._forward(tokens, keep, parents)
+
+    @torch.inference_mode()
+    def guess(self, tokens: Tensor, n: int, uniform: Callable[[int, int], Tensor], law: Law, settings: Hashable) -> tuple[Tensor, Tensor] | None:
+        programs, end = self.language_model.programs, self.length + tokens.shape[1] + n - 1
+        on_gpu, layers = self.decoder.device.type == "cuda", len(self.decoder.blocks)
+        if tokens.shape[1] > 2 or self.wants_hidden or "guesses" in programs.broken or not (on_gpu or layers * n <= DEEPEST):
+            return None
+        made = programs.guesses(tokens[0], self.length, self._looked_at(end), self._cache, uniform(n, 1), law, settings)
+        if made is not None:
+            self._latest, self.length = self.length, end
+        return made

@@ -4,7 +4,7 @@ Speculative sampling asks for three things: read several tokens in one forward (
 (`rollback`), and, when the guesses form a tree, keep one branch of it (`retain`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -40,6 +40,14 @@ class Context:
         self._latest = self.length
         self.length += tokens.shape[1]
         return logits[..., : self.language_model.vocabulary]
+
+    def guess(self, tokens: Tensor, n: int, uniform: Callable[[int, int], Tensor], law: Callable[[Tensor], Tensor], settings: Hashable) -> tuple[Tensor, Tensor] | None:
+        """Reads tokens [1, k] and then n tokens of this model's own, all but the last of which it reads too, as one program: (drawn [n], from what [n, V]).
+
+        None where the backend has no such program; then `extend` and draw. uniform: makes as many uniform numbers as it is asked for;
+        law: logits [1, V] -> probabilities, and settings: whatever it depends on.
+        """
+        return None
 
     def rollback(self, length: int) -> None:
         """Forgets all but the first `length` tokens. Raises InvalidArgument if there are not as many."""

@@ -13,8 +13,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import rules
-from .distributions import Draw, Sampling, overlap, seeded
+from .distributions import Draw, Sampling, check_finite, overlap, seeded
 from .drafters import Drafter
+from .drafters.base import always
 from .errors import ContextOverflow, InvalidArgument
 from .lengths import FixedLength, Length, Plan
 from .models import LanguageModel
@@ -89,6 +90,7 @@ def _decode_row(
     began = _now(device)
     context = target.context(prompt)
     guesser = drafter.start(context, sampling, draw) if drafter else None
+    goes_on = always if isinstance(plan, FixedLength) else plan.goes_on  # a guesser that need not ask can make all its guesses at once
     text, new = list(context.begin), []
     if len(text) > 1:
         context.extend(torch.tensor([text[:-1]], device=device), keep=1)  # all but the last: each round reads that itself
@@ -97,30 +99,53 @@ def _decode_row(
     trace.prefill_seconds += _now(device) - began
 
     while len(new) < max_new_tokens:
-        t0 = _now(device)
+        began, t0 = time.perf_counter(), _stamp(device)
         n = min(plan.next_length(), max_new_tokens - len(new) - 1) if guesser else 0  # one token always comes from the target
-        draft = guesser.propose(text, n, plan.goes_on) if n > 0 else None
-        t1 = _now(device)
-        drafted = draft.tokens.tolist() if draft else []
-        parents = draft.parents if drafted else None
-        read = torch.tensor([text[-1:] + drafted], device=device)  # [1, n+1]
-        logits = context.extend(read, parents=None if parents is None else [-1, *(parent + 1 for parent in parents)])  # [1, n+1, V]
-        t2 = _now(device)
-        p = sampling.probabilities(logits)
-        if not drafted:
-            path, next_probs, stop_probs, overlaps = [], p[0, 0], [1.0], []
+        draft = guesser.propose(text, n, goes_on) if n > 0 else None
+        n = len(draft.tokens) if draft else 0
+        t1 = _stamp(device)
+        parents = draft.parents if n else None
+        last = torch.tensor(text[-1:], device=device)
+        read = torch.cat([last, draft.tokens]) if n else last
+        logits = context.extend(read[None], parents=None if parents is None else [-1, *(parent + 1 for parent in parents)])  # [1, n+1, V]
+        t2 = _stamp(device)
+        p = sampling.probabilities(logits, check=False)
+        if not n:
+            seen = [draw(p[0, 0]), p.sum()]
         else:
             q, tokens = draft.probs.to(p.dtype).unsqueeze(0), draft.tokens.unsqueeze(0)  # [1, n, V], [1, n]
             verdict = rule.law(p, q, tokens) if parents is None else rule.tree(p, q, tokens, parents)
-            stop = int(draw(verdict.stop_probs[0]))
-            next_probs, stop_probs = verdict.next_probs[0, stop], verdict.stop_probs[0].tolist()
+            stop = draw(verdict.stop_probs[0])
+            token = draw(verdict.next_probs[0].index_select(0, stop.reshape(1))[0])
+            seen = [token, p.sum() + q.sum(), stop, draft.tokens, verdict.stop_probs[0], overlap(p[0, :n], q[0]) if parents is None else p[0, 0, :0]]
+        # everything the host wants to know of the round, in one transfer: each would wait for the device
+        token, total, *told = torch.cat([value.reshape(-1).to(p.dtype) for value in seen]).tolist()
+        check_finite(total)
+        if n:
+            draft.ids[:] = drafted = [int(value) for value in told[1 : n + 1]]
+            stop, stop_probs, overlaps = int(told[0]), told[n + 1 : 2 * n + 2], told[2 * n + 2 :]
             path = list(range(stop)) if parents is None else branch(parents, stop - 1)
-            overlaps = overlap(p[0, : len(drafted)], q[0]).tolist() if parents is None else taken(parents, path, stop_probs)
-        emitted, ended = stops.cut(new, [drafted[node] for node in path] + [int(draw(next_probs))])
+            if parents is not None:
+                overlaps = taken(parents, path, stop_probs)
+        else:
+            drafted, path, stop_probs, overlaps = [], [], [1.0], []
+        emitted, ended = stops.cut(new, [drafted[node] for node in path] + [int(token)])
         new += emitted
         text += emitted
         context.retain([0, *(node + 1 for node in path[: len(emitted) - 1])])  # the last token is not read yet
-        done = Round(row, len(text) - len(emitted), drafted, overlaps, stop_probs, len(path), emitted, t1 - t0, t2 - t1, _now(device) - t0, parents)
+        done = Round(
+            row,
+            len(text) - len(emitted),
+            drafted,
+            overlaps,
+            stop_probs,
+            len(path),
+            emitted,
+            _between(t0, t1),
+            _between(t1, t2),
+            time.perf_counter() - began,
+            parents,
+        )
         trace.rounds.append(done)
         plan.observe(done)
         bar.update(len(emitted))
@@ -211,7 +236,9 @@ def _encode(target: LanguageModel, prompts: str | Sequence[str] | Sequence[Seque
     return texts
 
 
-def _check(target: LanguageModel, drafter: Drafter | None, sampling: Sampling, rule: rules.Rule, texts: list[list[int]], max_new_tokens: int, seed: int) -> None:
+def _check(
+    target: LanguageModel, drafter: Drafter | None, sampling: Sampling, rule: rules.Rule, texts: list[list[int]], max_new_tokens: int, seed: int
+) -> None:
     """Everything that can be known to fail is found here, before the first forward."""
     if not isinstance(target, LanguageModel):
         raise InvalidArgument(f"target must be a speclib LanguageModel, such as load_pair().target, not a {type(target).__name__}")
@@ -244,7 +271,21 @@ def _row_seed(seed: int, row: int) -> int:
 
 
 def _now(device: torch.device) -> float:
-    """Seconds; on a GPU only after its queue is empty, or the work would be counted in the wrong phase."""
+    """Seconds, when all work on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def _stamp(device: torch.device) -> "float | torch.cuda.Event":
+    """A moment of the device's own time: on a GPU the host runs ahead, and waiting for it at every phase would cost what it measures."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _between(first: "float | torch.cuda.Event", second: "float | torch.cuda.Event") -> float:
+    """Seconds from one stamp to another, both in the past."""
+    return second - first if isinstance(first, float) else first.elapsed_time(second) / 1e3

@@ -4,9 +4,9 @@ Everything here is a pure function of tensors whose last axis is the vocabulary.
 transformers' own warpers, in the order in which `generate` applies them, and to target and draft alike.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -60,9 +60,6 @@ class Sampling:
             self.min_p is None or (isinstance(self.min_p, number) and 0 <= self.min_p <= 1),
             f"min_p must be between 0 and 1, or None, not {self.min_p!r}",
         )
-
-    @cached_property
-    def _warpers(self) -> LogitsProcessorList:
         warpers = LogitsProcessorList()
         if self.temperature not in (0, 1):
             warpers.append(TemperatureLogitsWarper(float(self.temperature)))
@@ -72,23 +69,30 @@ class Sampling:
             warpers.append(TopPLogitsWarper(float(self.top_p)))
         if self.min_p:
             warpers.append(MinPLogitsWarper(float(self.min_p)))
-        return warpers
+        object.__setattr__(self, "_warpers", warpers)  # the settings are frozen
 
-    def probabilities(self, logits: Tensor) -> Tensor:
+    def probabilities(self, logits: Tensor, check: bool = True) -> Tensor:
         """logits [..., V] -> probabilities [..., V], in float32 (float64 stays float64).
 
-        Raises NonFiniteLogits when a row holds NaN or +inf, or nothing but -inf.
+        Raises NonFiniteLogits when a row holds NaN or +inf, or nothing but -inf. With check=False such a row becomes NaN instead, for callers that
+        look later: to look is to wait for the device.
         """
         if logits.dtype != torch.float64:
             logits = logits.float()
-        top = logits.amax(-1)  # NaN and +inf both survive a maximum, so one small tensor tells
-        if not torch.isfinite(top).all():
-            raise NonFiniteLogits("the model returned NaN or infinite logits; check its weights, or try a wider dtype such as float32")
+        top = logits.amax(-1, keepdim=True)  # NaN and +inf both survive a maximum, so one small tensor tells
+        if check:
+            check_finite(float(top.sum()))
         if self.temperature == 0:
-            return point_mass(logits.argmax(-1), logits.shape[-1], logits.dtype)
+            return point_mass(logits.argmax(-1), logits.shape[-1], logits.dtype) + (0 * top)
         if self._warpers:
             logits = self._warpers(None, logits.reshape(-1, logits.shape[-1])).reshape(logits.shape)
         return logits.softmax(-1)
+
+
+def check_finite(total: float) -> None:
+    """Raises NonFiniteLogits unless `total`, a sum over what a model returned, is finite."""
+    if not math.isfinite(total):
+        raise NonFiniteLogits("the model returned NaN or infinite logits; check its weights, or try a wider dtype such as float32")
 
 
 def point_mass(tokens: Tensor, vocabulary: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -123,20 +127,32 @@ def entropy(p: Tensor) -> Tensor:
     return torch.special.entr(p).sum(-1)
 
 
-def seeded(seed: int, device: torch.device | str = "cpu") -> Draw:
-    """A `Draw` from a generator of its own: the same seed gives the same draws, and no global state is touched.
+def invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """The draw that uniform numbers in [0, 1) stand for: [..., V], [..., 1] -> [...]. By the cumulative distribution, in the precision of `uniform`."""
+    cumulative = probabilities.cumsum(-1, dtype=uniform.dtype)
+    # the first token whose cumulative probability lies above: never one of probability 0, and u < 1 keeps u * total < total
+    found = torch.searchsorted(cumulative, uniform * cumulative[..., -1:], right=True).squeeze(-1)
+    return found.clamp(max=probabilities.shape[-1] - 1)  # only where probabilities are NaN, which is found out later
 
-    By inverting the cumulative distribution in double precision: one uniform number a draw, where torch.multinomial takes one for
-    every token of the vocabulary and ten times as long.
+
+class Seeded:
+    """A `Draw` with a generator of its own: the same seed gives the same draws, and no global state is touched.
+
+    One uniform number a draw, where torch.multinomial takes one for every token of the vocabulary and ten times as long.
     """
-    generator = torch.Generator(device=device).manual_seed(seed)
-    precision = torch.float32 if torch.device(device).type == "mps" else torch.float64  # Apple's GPUs have no double precision
 
-    def draw(probabilities: Tensor) -> Tensor:
-        cumulative = probabilities.cumsum(-1, dtype=precision)  # [..., V]
-        total = cumulative[..., -1:]
-        uniform = torch.rand(total.shape, generator=generator, dtype=precision, device=total.device)
-        # the first token whose cumulative probability lies above: never one of probability 0, and u < 1 keeps u * total < total
-        return torch.searchsorted(cumulative, uniform * total, right=True).squeeze(-1)
+    def __init__(self, seed: int, device: torch.device | str = "cpu"):
+        self.generator = torch.Generator(device=device).manual_seed(seed)
+        self.precision = torch.float32 if torch.device(device).type == "mps" else torch.float64  # Apple's GPUs have no double precision
 
-    return draw
+    def uniform(self, *shape: int) -> Tensor:
+        """The numbers that the next draws stand for."""
+        return torch.rand(shape, generator=self.generator, dtype=self.precision, device=self.generator.device)
+
+    def __call__(self, probabilities: Tensor) -> Tensor:
+        return invert(probabilities, self.uniform(*probabilities.shape[:-1], 1))
+
+
+def seeded(seed: int, device: torch.device | str = "cpu") -> Draw:
+    """A `Draw` that depends on the seed alone."""
+    return Seeded(seed, device)

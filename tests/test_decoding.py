@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from test_contexts import build
+from torch.overrides import TorchFunctionMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import speclib
@@ -102,7 +104,14 @@ def state(model):
     """All that a caller could find changed in a model: weights, settings, hooks, modes."""
     weights = {name: value.clone() for name, value in model.model.state_dict().items()}
     hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.model.modules()]
-    rest = (str(model.model.config), str(model.model.generation_config), model.model.training, hooks, [p.requires_grad for p in model.model.parameters()], model.context_length)
+    rest = (
+        str(model.model.config),
+        str(model.model.generation_config),
+        model.model.training,
+        hooks,
+        [p.requires_grad for p in model.model.parameters()],
+        model.context_length,
+    )
     return weights, rest
 
 
@@ -184,3 +193,27 @@ def test_poisoned_weights_and_training_mode():
     training.model.train()
     with pytest.raises(errors.InvalidArgument, match="training mode"):
         speclib.generate(training, [[1]])
+
+
+class HostReads(TorchFunctionMode):
+    """Counts what makes the host wait for the device: every value that it looks at."""
+
+    LOOKS = {"tolist", "item", "__bool__", "__int__", "__float__", "__index__", "cpu", "numpy"}
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.count += getattr(function, "__name__", "") in self.LOOKS
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_the_host_looks_once_a_round(temperature, rule):
+    target, draft = (speclib.LanguageModel(build("llama", seed, torch.float32, 2), backend="fast") for seed in (0, 1))
+    for drafter in (ModelDrafter(draft), None):
+        with HostReads() as reads:
+            out = speclib.generate(target, [[1, 2, 3]], drafter, speclib.Sampling(temperature), 4, rule, max_new_tokens=40, stop=[])
+        assert reads.count == len(out.trace.rounds)

@@ -154,7 +154,7 @@ def test_everybody_writes_exactly_as_many_tokens_and_configs_are_left_as_found(p
     before = [model.model.generation_config for model in (pair.target, pair.draft)]
     copies = [config.to_dict() for config in before]
     quick = speclib.Pair(*(LanguageModel(model.model, model.tokenizer, backend="fast") for model in (pair.target, pair.draft)))
-    pairs, chosen = {"eager": pair, "fast": quick}, {"gamma": {"eager": 2, "fast": 3}, "assistant": 3, "lookup": 3, "hf_lookup": 3}
+    pairs, chosen = {"eager": pair, "fast": quick}, {"gamma": {"eager": 2, "fast": 3}, "assistant": 3, "lookup": 3, "both": 3, "hf_lookup": 3}
     found = bench.methods(pairs, Sampling(temperature), chosen, 20)
     frame = experiments.interleaved(found, ["some text", "other words"], progress=False)
     assert set(frame["tokens"]) == {20} and set(frame["text"].map(len)) == {20}
@@ -164,14 +164,19 @@ def test_everybody_writes_exactly_as_many_tokens_and_configs_are_left_as_found(p
     if temperature == 0:
         same = bench.identity(pair.target, frame, ["some text", "other words"])
         assert (same["same_text"] == 1).all() and (same["largest_gap"] == 0).all()
-    widths = pd.DataFrame({"width": range(1, 10), "ms": np.linspace(1, 1.5, 9)})
-    table = bench.tabulate(frame, chosen, {"eager": (0.1, widths), "fast": (0.2, widths)}).set_index("method")
+    table = bench.tabulate(frame, chosen, {"eager": {"plain": 2.0, "draft": 0.4, "check": 2.5}, "fast": {"plain": 1.0, "draft": 0.6, "check": 1.2}}).set_index(
+        "method"
+    )
     assert set(table.index) == set(found) and len(table) == len(found)
-    for backend, gamma, c in (("eager", 2, 0.1), ("fast", 3, 0.2)):
+    for backend, gamma, c, width in (("eager", 2, 0.1, 1.25), ("fast", 3, 0.2, 1.2)):
         plain, model = bench.on(bench.PLAIN, backend), bench.on(bench.MODEL, backend)
         assert table.loc[plain, "speedup"] == 1
         assert table.loc[model, "speedup"] == pytest.approx(table.loc[model, "tokens_per_second"] / table.loc[plain, "tokens_per_second"])
-        assert table.loc[model, "predicted"] == pytest.approx(theory.speedup(table.loc[model, "alpha"], gamma, c, widths["ms"][gamma]))
+        decoding = theory.speedup(table.loc[model, "alpha"], gamma, c, width)  # and the prompts are read as fast as before
+        whole, reading, again = (
+            frame.loc[frame["method"] == name, column].sum() for name, column in ((plain, "seconds"), (plain, "prefill_seconds"), (model, "prefill_seconds"))
+        )
+        assert table.loc[model, "predicted"] == pytest.approx(whole / (again + (whole - reading) / decoding))
         shares = table.loc[model, ["draft_share", "target_share", "prefill_share", "other_share"]]
         assert shares.sum() == pytest.approx(1) and (shares > 0).all()
     mirrored = experiments.speedups(frame, bench.HF_BEST).loc[bench.on(bench.MODEL, "fast"), "speedup"]

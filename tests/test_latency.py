@@ -43,6 +43,16 @@ def test_the_cost_ratio_is_draft_over_target():
     assert latency.cost_ratio(shallow, deep, context=16) > 1 / 0.7
 
 
+def test_what_a_round_costs():
+    """A shallow draft before a deep target, every phase timed, and five guesses longer than one."""
+    deep, shallow = tiny(12, "fast"), tiny(1, "fast")
+    one, five = (latency.round_costs(deep, shallow, gamma, context=16) for gamma in (1, 5))
+    assert set(five) == {"plain", "draft", "check"} and min(five.values()) > 0
+    assert one["draft"] < five["draft"] and one["draft"] < one["check"]
+    with pytest.raises(ContextOverflow):
+        latency.round_costs(deep, shallow, 5, context=60)
+
+
 def test_bytes_and_operations_by_hand():
     """A shared embedding of 32 x 16; per layer four matrices of 16 x 16 and three of 16 x 32."""
     weights = 32 * 16 + 2 * (4 * 16 * 16 + 3 * 16 * 32)

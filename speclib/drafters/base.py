@@ -5,7 +5,7 @@ involves no chance is a point mass.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -19,12 +19,14 @@ class Draft:
     """n guessed tokens [n] and the distribution each was drawn from [n, V]. n may be 0: no idea.
 
     parents: None for a chain; for a tree the guess that each guess follows, before it in the list, or -1 for the text. Siblings are tried in
-    their order, and the distribution of each may depend on the ones before it: drawn without replacement, they are left out of it.
+    their order, and the distribution of each may depend on the ones before it: drawn without replacement, they are left out of it. ids: the
+    tokens on the host, once the loop has fetched them with the rest of the round; empty before.
     """
 
     tokens: Tensor
     probs: Tensor
     parents: list[int] | None = None
+    ids: list[int] = field(default_factory=list, compare=False)
 
 
 def always(probs: Tensor) -> bool:

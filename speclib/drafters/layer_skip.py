@@ -132,7 +132,6 @@ class SharedGuesser(ModelGuesser):
 
     def propose(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Draft:
         self.context.follow(n + 1)
-        self.cached = text[:-1]
         return super().propose(text, n, goes_on)
 
     def _synchronise(self, text: list[int]) -> None:

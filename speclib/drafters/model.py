@@ -1,8 +1,9 @@
 """The classic guesser: a smaller language model, drafting one token after the other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
 from ..context import Context
@@ -21,7 +22,6 @@ class ModelDrafter:
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> "ModelGuesser":
         target = context.language_model
         check_compatible(target, self.language_model)
-        self.language_model.announce((1, 2))  # after a full acceptance, two tokens are new to it
         return ModelGuesser(self.language_model.context(context.prompt), target.vocabulary, sampling, draw)
 
 
@@ -32,29 +32,45 @@ class ModelGuesser:
         model = context.language_model
         self.context, self.sampling, self.draw = context, sampling, draw
         self.device, self.vocabulary, self.limit = model.device, vocabulary, model.context_length
-        self.cached: list[int] = []  # the tokens that the context holds
+        self.read: list[int] = []  # the text as it was read
+        self.draft: Draft | None = None  # and the guesses after it, all but the last of which were read too
+        self.usual: int | None = None  # guesses asked for in the first round; there are fewer only near the end
 
     def prepare(self, text: list[int]) -> None:
         if len(text) > 1:
             self.context.extend(torch.tensor([text[:-1]], device=self.device), keep=1)
-            self.cached = list(text[:-1])
+            self.read = list(text[:-1])
 
-    def propose(self, text: list[int], n: int, goes_on: Callable[[torch.Tensor], bool] = always) -> Draft:
+    def propose(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Draft:
         self._check_room(text, n)
         self._synchronise(text)
-        new, tokens, probs = torch.tensor([text[len(self.cached) :]], device=self.device), [], []
-        read = 0
+        new = torch.tensor([text[self.context.length :]], device=self.device)
+        tokens, probs = (self._at_once(new, n) if goes_on is always else None) or self._one_by_one(new, n, goes_on)
+        self.read, self.draft = list(text), Draft(tokens, probs)
+        return self.draft
+
+    def _at_once(self, new: Tensor, n: int) -> tuple[Tensor, Tensor] | None:
+        """All n guesses by one program, if the backend makes one and chance is a sequence of uniform numbers."""
+        self.usual = self.usual or n
+        uniform = getattr(self.draw, "uniform", None)
+        return self.context.guess(new, n, uniform, self._probabilities, self._settings()) if uniform and n == self.usual else None
+
+    def _settings(self) -> Hashable:
+        """All that `_probabilities` depends on beside the logits."""
+        return type(self), self.sampling, self.vocabulary
+
+    def _one_by_one(self, new: Tensor, n: int, goes_on: Callable[[Tensor], bool]) -> tuple[Tensor, Tensor]:
+        if n == (self.usual or n):
+            self.context.language_model.announce((1, 2))  # after a full acceptance, two tokens are new to it
+        tokens, probs = [], []
         for i in range(n):
             q = self._probabilities(self.context.extend(new, keep=1)[:, -1])  # [1, V]
-            read = i
             if i and not goes_on(q[0]):
                 break
             new = self.draw(q).unsqueeze(-1)  # [1, 1]
             tokens.append(new)
             probs.append(q)
-        drafted = torch.cat(tokens, 1)[0]
-        self.cached = text + drafted[:read].tolist()
-        return Draft(drafted, torch.cat(probs))
+        return torch.cat(tokens, 1)[0], torch.cat(probs)
 
     def _check_room(self, text: list[int], n: int) -> None:
         if self.limit and len(text) + n > self.limit:
@@ -62,13 +78,14 @@ class ModelGuesser:
 
     def _synchronise(self, text: list[int]) -> None:
         """Rolls back to what cache and text have in common; at least one token of the text stays to be read."""
-        common, limit = 0, min(len(self.cached), len(text) - 1)
-        while common < limit and self.cached[common] == text[common]:
+        guessed = [] if self.draft is None else self.draft.ids or self.draft.tokens.tolist()
+        cached = (self.read + guessed)[: self.context.length]
+        common, limit = 0, min(len(cached), len(text) - 1)
+        while common < limit and cached[common] == text[common]:
             common += 1
         self.context.rollback(common)
-        self.cached = self.cached[:common]
 
-    def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """The draft's probabilities over the target's vocabulary: [1, V_draft] -> [1, V]."""
-        q = self.sampling.probabilities(logits[..., : self.vocabulary])
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        """The draft's probabilities over the target's vocabulary: [1, V_draft] -> [1, V]. NaN where the logits are no numbers: the loop looks."""
+        q = self.sampling.probabilities(logits[..., : self.vocabulary], check=False)
         return pad(q, (0, self.vocabulary - q.shape[-1])) if q.shape[-1] < self.vocabulary else q

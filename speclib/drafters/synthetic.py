@@ -5,6 +5,8 @@ with the target is at least `similarity` and little more, at every temperature. 
 costs as much as the target; as an instrument it separates similarity from speed.
 """
 
+from collections.abc import Hashable
+
 import torch
 
 from ..context import Context
@@ -33,3 +35,6 @@ class SyntheticGuesser(ModelGuesser):
 
     def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         return self.similarity * super()._probabilities(logits) + (1 - self.similarity) / self.vocabulary
+
+    def _settings(self) -> Hashable:
+        return *super()._settings(), self.similarity

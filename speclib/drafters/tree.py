@@ -12,7 +12,7 @@ from heapq import heappop, heappush
 import torch
 
 from ..context import Context
-from ..distributions import Draw, Sampling, point_mass
+from ..distributions import Draw, Sampling, check_finite, point_mass
 from ..errors import InvalidArgument
 from ..models import LanguageModel, check_compatible
 from .base import Draft, always
@@ -66,8 +66,8 @@ class TreeGuesser(ModelGuesser):
     def propose(self, text: list[int], n: int, goes_on: Callable[[torch.Tensor], bool] = always) -> Draft:
         self._check_room(text, n)
         self._synchronise(text)
-        rows = self._probabilities(self.context.extend(torch.tensor([text[len(self.cached) :]], device=self.device), keep=1)[0])  # [1, V]
-        self.cached = list(text)
+        rows = self._probabilities(self.context.extend(torch.tensor([text[self.context.length :]], device=self.device), keep=1)[0])  # [1, V]
+        self.read = list(text)
         if self.settings.sampled and self.settings.budget is not None:
             return self._draft(self._grown(text, rows[0], n))
         nodes: list[Node] = []
@@ -84,6 +84,11 @@ class TreeGuesser(ModelGuesser):
             if depth + 1 < min(n, len(self.settings.branching)) and frontier:
                 rows = self._read(text, nodes, len(frontier))
         return self._draft(self._pruned(nodes))
+
+    def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        q = super()._probabilities(logits)
+        check_finite(float(q.sum()))  # a tree is grown on the host, which cannot go on with NaN
+        return q
 
     def _draft(self, nodes: list[Node]) -> Draft:
         return Draft(torch.tensor([node.token for node in nodes], device=self.device), torch.stack([node.probs for node in nodes]), [node.parent for node in nodes])
