@@ -134,7 +134,7 @@ def fused(program: Program, dtype: torch.dtype) -> Program:
 
 def captured(program: Program, inputs: tuple[Tensor, ...], slots: Tensor, cache: Cache) -> Program:
     """The program as a CUDA graph over this very cache: torch's recipe, three runs on a side stream first."""
-    inputs = tuple(value.clone() for value in inputs)
+    inputs, slots = tuple(value.clone() for value in inputs), slots.clone()  # the graph reads these very places, so they must stay
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -146,7 +146,7 @@ def captured(program: Program, inputs: tuple[Tensor, ...], slots: Tensor, cache:
         outputs = program(*inputs, slots, cache)
 
     def replay(*arguments) -> tuple[Tensor, ...]:
-        for place, value in zip(inputs, arguments, strict=False):
+        for place, value in zip((*inputs, slots), arguments, strict=False):
             place.copy_(value)
         graph.replay()
         return tuple(value.clone() for value in outputs)  # the next replay writes into the same place

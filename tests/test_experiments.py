@@ -183,6 +183,13 @@ def test_everybody_writes_exactly_as_many_tokens_and_configs_are_left_as_found(p
     assert table.loc[bench.HF_BEST, "ours_over_this"] == pytest.approx(mirrored)
 
 
+def test_the_advised_length_weighs_the_yield_of_rounds_against_their_price(pair, monkeypatch):
+    prices = {"free": lambda n: 0.0, "dear": lambda n: 10.0 * n}
+    for kind, best in (("free", 4), ("dear", 1)):
+        monkeypatch.setattr(bench.latency, "round_costs", lambda target, draft, n, context, kind=kind: {"plain": 1.0, "draft": prices[kind](n), "check": 1.0})
+        assert bench.advised({"eager": speclib.Pair(pair.target, pair.target)}, Sampling(0), ["some text", "other words"], [1, 4], 24) == {"eager": best}
+
+
 def test_a_tie_is_the_gap_between_the_two_tokens(pair):
     ids = pair.tokenizer("some text")["input_ids"]
     logits = pair.target.context().extend(torch.tensor([[*ids, 5]]))[0, -1]
