@@ -1,6 +1,7 @@
 """Every oracle on the same prompts, in one interleaved run: what `python -m speclib bench --drafters all` records.
 
-The baseline is plain decoding on the same backend; each oracle's draft length is chosen on prompts of its own.
+The baseline is plain decoding on the same backend; each oracle's draft length is chosen on prompts of its own. Edits are written by the target
+that was taught to (`models.EDITOR`): what guesses for it was trained for the plain target, draft, heads and exits alike.
 """
 
 import sys
@@ -32,7 +33,7 @@ from .models import LanguageModel, Pair
 from .quantized import rounded_copy, weight_bytes
 
 SETTINGS = (("code", 1.0), ("code", 0.0), ("prose", 1.0), ("edit", 1.0), ("edit", 0.0))  # domain and temperature of each table
-WIDEST = 17  # nodes of a tree and one more, as far as the width curve is measured
+WIDEST = 21  # nodes of a tree and one more, as far as the width curve is measured: an ensemble's two chains of 10
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,12 @@ def oracles(pair: Pair, costs: tuple[float, dict[int, float]]) -> dict[str, Orac
         "smaller draft": Oracle(ModelDrafter(small), (2, 4), size(small)),
         "draft in int8": Oracle(ModelDrafter(rounded_copy(draft)), (2, 4), size(rounded_copy(draft))),
         "target's first 4 layers": Oracle(LayerSkipDrafter(4), (1, 2, 3)),
-        "prompt lookup": Oracle(LookupDrafter(), (3, 6, 10)),
+        "prompt lookup": Oracle(LookupDrafter(), (3, 6, 10, 16)),
         "n-gram, counts": Oracle(NgramDrafter(3), (1, 3)),
         "n-gram, likeliest": Oracle(NgramDrafter(3, probabilities="point"), (2, 5)),
         "tree, drawn": Oracle(TreeDrafter(draft, (2, 2, 1, 1)), (2, 4), size(draft)),
         "tree, best first": Oracle(TreeDrafter(draft, (4, 2, 1, 1), sampled=False, budget=8), (3, 4), size(draft)),
-        "lookup and draft model": Oracle(EnsembleDrafter([LookupDrafter(), model]), (3, 5), size(draft)),
+        "lookup and draft model": Oracle(EnsembleDrafter([LookupDrafter(), model]), (3, 5, 10), size(draft)),
     }
     optional = {
         "parallel heads": lambda: Oracle(HeadsDrafter(load_heads()), (2, 4), sum(p.numel() * p.element_size() for p in load_heads().parameters()) / 1e6),
@@ -91,7 +92,7 @@ def retrieval() -> Oracle:
 
 
 def measure(pair: Pair, prompts: int = 8, tokens: int = 64, tuning: int = 2, settings: Sequence[tuple[str, float]] = SETTINGS, progress: bool = False) -> dict:
-    """{"machine", "settings", "rows"}: one row per domain, temperature and oracle, ready for JSON.
+    """{"machine", "settings", "rows"}: one row per domain, temperature and oracle, with the "target" that wrote the text, ready for JSON.
 
     predicted: tokens per round over what a round costs, its drafting at the seconds it took, its check at the measured width curve. extra_per_token:
     target tokens computed and thrown away for each emitted one.
@@ -100,14 +101,15 @@ def measure(pair: Pair, prompts: int = 8, tokens: int = 64, tuning: int = 2, set
     prices = dict(zip(widths["width"].tolist(), (widths["ms"] / widths["ms"][0]).tolist(), strict=True))
     one = widths["ms"][0] / 1e3
     found, rows = oracles(pair, (c, prices)), []
+    writers = {domain: writer(pair.target, domain) for domain, _ in settings}
     for domain, temperature in settings:
-        sampling, texts = Sampling(temperature), embedded.prompts(domain)
+        target, sampling, texts = writers[domain], Sampling(temperature), long_enough(domain, pair.tokenizer, tokens, prompts + tuning)
         measured, spare = texts[:prompts], texts[-tuning:]
-        methods = {"plain": experiments.ours(pair.target, None, sampling, 0, tokens)}
+        methods = {"plain": experiments.ours(target, None, sampling, 0, tokens)}
         chosen = {}
         for name, oracle in found.items():
-            chosen[name] = fastest(pair, oracle, sampling, spare, tokens)
-            methods[name] = experiments.ours(pair.target, oracle.drafter, sampling, chosen[name], tokens, oracle.rule)
+            chosen[name] = fastest(target, oracle, sampling, spare, tokens)
+            methods[name] = experiments.ours(target, oracle.drafter, sampling, chosen[name], tokens, oracle.rule)
         frame = experiments.interleaved(methods, measured, progress=progress)
         table = experiments.speedups(frame, "plain").join(experiments.acceptance(frame))
         sums = frame.groupby("method")[["tokens", "target_forwards", "proposed", "draft_seconds"]].sum()
@@ -120,16 +122,30 @@ def measure(pair: Pair, prompts: int = 8, tokens: int = 64, tuning: int = 2, set
         table["repeated_4_grams"] = frame["text"].map(experiments.repeated_share).groupby(frame["method"]).mean()
         table["length"] = pd.Series({name: described(length) for name, length in chosen.items()})
         table["megabytes"] = pd.Series({name: oracle.megabytes for name, oracle in found.items()})
-        rows += table.reset_index().assign(domain=domain, temperature=temperature).to_dict("records")
+        rows += table.reset_index().assign(domain=domain, temperature=temperature, target=target.name).to_dict("records")
     about = {"prompts": prompts, "tokens": tokens, "target": repr(pair.target), "draft": repr(pair.draft), "dtype": str(pair.target.dtype).removeprefix("torch.")}
     return {"machine": experiments.machine(), "settings": about, "rows": [{k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()} for row in rows]}
 
 
-def fastest(pair: Pair, oracle: Oracle, sampling: Sampling, texts: Sequence[str], tokens: int) -> int | Length:
+def writer(target: LanguageModel, domain: str) -> LanguageModel:
+    """The model whose text is measured: of edits the embedded target that was taught to edit, else `target` itself."""
+    if domain != "edit" or target.name != models.TARGET:
+        return target
+    return models.load_model(models.EDITOR, device=target.device, dtype=target.dtype, backend=target.backend)
+
+
+def long_enough(domain: str, tokenizer, tokens: int, wanted: int) -> list[str]:
+    """The domain's prompts, without those whose answers are shorter than `tokens` if `wanted` others are left: behind its answer a text may be anything."""
+    entries = embedded.held_out(domain)
+    lasting = [entry for entry in entries if "answer" not in entry or len(tokenizer(entry["answer"])["input_ids"]) >= tokens]
+    return [entry["text"] for entry in (lasting if len(lasting) >= wanted else entries)]
+
+
+def fastest(target: LanguageModel, oracle: Oracle, sampling: Sampling, texts: Sequence[str], tokens: int) -> int | Length:
     """The length of the most tokens/s on these prompts."""
     if len(oracle.lengths) == 1:
         return oracle.lengths[0]
-    methods = {str(k): experiments.ours(pair.target, oracle.drafter, sampling, length, tokens, oracle.rule) for k, length in enumerate(oracle.lengths)}
+    methods = {str(k): experiments.ours(target, oracle.drafter, sampling, length, tokens, oracle.rule) for k, length in enumerate(oracle.lengths)}
     frame = experiments.interleaved(methods, texts, progress=False)
     return oracle.lengths[int(experiments.speedups(frame, "0")["tokens_per_second"].idxmax())]
 

@@ -1,4 +1,4 @@
-"""The target that edits: its tasks, a micro training, and what its adapter adds."""
+"""The target that edits: its tasks, a micro training, what its adapter adds, and whether it copies where the plain target does not."""
 
 import json
 import random
@@ -10,11 +10,14 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import speclib
-from speclib import adapter, embedded
+from speclib import adapter, embedded, leaderboard
+from speclib.drafters import LookupDrafter, ModelDrafter
 from speclib.errors import ModelLoadError, TrainingError
+from speclib.models import EDITOR
 from speclib.training import editor
 from speclib.training.corpus import Document
 
+GREEDY = speclib.Sampling(temperature=0)
 SOURCE = '''\
 class Mean:
     def of(self, values, weights):
@@ -102,6 +105,9 @@ def test_held_out_edits_take_turns_and_fit(tokenizer):
         shown, asked = entry["text"].rsplit("\n\n\n# the same, ", 1)
         new = re.search(r"(?:renamed to|called) (\w+)_again\n", asked).group(1)
         assert re.sub(rf"\b{new}_again\b", new, asked.split("\n", 1)[1] + entry["answer"]) == shown
+    assert len(leaderboard.long_enough("edit", tokenizer, 120, 10)) < len(leaderboard.long_enough("edit", tokenizer, 64, 10)) == 48
+    assert len(leaderboard.long_enough("edit", tokenizer, 120, 40)) == 48  # too few would be left
+    assert leaderboard.long_enough("code", tokenizer, 500, 10) == embedded.prompts("code")
 
 
 # --- the training ------------------------------------------------------------------------------------------------------
@@ -210,3 +216,38 @@ def test_a_damaged_adapter_is_one_clear_line(adapted, file, content, words):
     with pytest.raises(ModelLoadError, match=words) as caught:
         speclib.load_model(adapted[1])
     assert "\n" not in str(caught.value)
+
+
+# --- the embedded editor -----------------------------------------------------------------------------------------------
+
+
+def copied(target, entries, tokenizer, tokens=64):
+    """The mean share of the answers' first `tokens` tokens that greedy decoding writes at their places."""
+    shares = []
+    for entry in entries:
+        right = torch.tensor(tokenizer(entry["answer"])["input_ids"][:tokens])
+        out = speclib.generate(target, entry["text"], LookupDrafter(), GREEDY, 10, max_new_tokens=len(right), stop=[])
+        shares.append((out.tokens[0] == right).float().mean().item())
+    return sum(shares) / len(shares)
+
+
+def test_the_embedded_editor_copies_and_the_plain_target_does_not(tokenizer):
+    entries = embedded.held_out("edit")[:16]
+    target, plain = (speclib.load_model(name, backend="fast") for name in (EDITOR, "target"))
+    assert copied(target, entries[::2], tokenizer) > 0.9  # 1.00 when it was trained
+    assert copied(target, entries[1::2], tokenizer) > 0.6  # 0.85: one miss, and every place behind it is shifted
+    assert copied(plain, entries[::2], tokenizer) < 0.1  # 0.00
+
+
+def test_the_embedded_editor_is_loaded_by_name_and_stays_lossless(tmp_path):
+    pair = speclib.load_pair(EDITOR, "draft-d384x1-distilled", dtype="float64", backend="fast")
+    assert pair.target.name == EDITOR and EDITOR not in speclib.ladder()
+    assert leaderboard.writer(pair.target, "edit") is pair.target and leaderboard.writer(pair.draft, "edit") is pair.draft
+    assert repr(leaderboard.writer(speclib.load_model("target", dtype="float64", backend="fast"), "edit")) == repr(pair.target)
+    prompts = embedded.prompts("edit")[:2]
+    plain = speclib.generate(pair.target, prompts, None, GREEDY, max_new_tokens=48, stop=[])
+    for drafter in (LookupDrafter(), ModelDrafter(pair.draft)):
+        fast = speclib.generate(pair.target, prompts, drafter, GREEDY, 10, max_new_tokens=48, stop=[])
+        assert all(torch.equal(a, b) for a, b in zip(fast.tokens, plain.tokens, strict=True))
+    with pytest.raises(ModelLoadError, match=f"embedded name .target, {EDITOR}, draft-"):
+        speclib.load_model(tmp_path)
