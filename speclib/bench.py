@@ -53,6 +53,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--draft-length", type=int, nargs="+", default=list(LENGTHS), metavar="N", help="draft lengths to choose from (default: %(default)s)")
     parser.add_argument("--dtype", nargs="+", default=[None], help="float32, bfloat16, float16 (default: what suits the device)")
     parser.add_argument("--backend", nargs="+", choices=BACKENDS, help="(default: all; of the ladder eager, of the leaderboard fast)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--quick", action="store_true", help="a few short texts, to see that it works: no figures to quote")
     parser.add_argument("--ladder", action="store_true", help="measure every embedded draft instead: what notebook 05 shows")
     parser.add_argument("--drafters", choices=["all"], help="every oracle of the workbook on code, prose and edits instead: the leaderboard of notebook 09")
@@ -72,6 +73,10 @@ def run(args: argparse.Namespace) -> int:
     """Measures, prints, writes; returns the exit code. Raises SpeclibError for settings that cannot work."""
     if min(args.prompts, args.tokens, args.repeats, *args.draft_length) < 1:
         raise InvalidArgument("--prompts, --tokens, --repeats and --draft-length must be at least 1")
+    if args.threads is not None:
+        if args.threads < 1:
+            raise InvalidArgument(f"--threads must be at least 1, not {args.threads}")
+        torch.set_num_threads(args.threads)
     if args.quick:
         args.prompts, args.tokens = min(args.prompts, 2), min(args.tokens, 24)
     chosen = next((name for name in ("ladder", "published", "growth") if getattr(args, name)), "leaderboard" if args.drafters else "bench")
@@ -156,7 +161,8 @@ def run_growth(out: Path, quick: bool, dtype: str | None) -> int:
     found = growth.measure(load_pair(dtype=dtype, backend="fast"), **small, progress=sys.stderr.isatty())
     out.write_text(json.dumps({"machine": experiments.machine(), **found}, indent=1) + "\n")
     for name, rows in found.items():
-        print(f"\nms per token against {name}\n" + pd.DataFrame(rows).round(3).to_string(index=False))
+        title = "rules alone, without a model" if name == "rules" else f"ms per token against {name}"
+        print(f"\n{title}\n" + pd.DataFrame(rows).round(3).to_string(index=False))
     print(f"\nwritten: {out}")
     return 0
 

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
+from torch.utils.benchmark import Timer
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from . import embedded
+from . import embedded, rules
 from .decoding import generate
-from .distributions import Sampling
+from .distributions import Sampling, seeded
 from .drafters import ModelDrafter
 from .models import LanguageModel, Pair
 
@@ -40,14 +41,32 @@ def per_token(pair: Pair, prompts: Sequence[Sequence[int]], gamma: int, tokens: 
     return pd.DataFrame(rows[1:]).median().to_dict()  # the first was the warm-up
 
 
+def rules_alone(vocabulary: int, batch: int = 1, gamma: int = 4, min_seconds: float = 0.3) -> dict[str, float]:
+    """One verification without any model: {"vocabulary", "batch", "ms", "rounds_per_second"} of the token rule's law and both of its draws, float32."""
+    chance = torch.Generator().manual_seed(0)
+    p, q = (torch.rand(batch, n, vocabulary, generator=chance).softmax(-1) for n in (gamma + 1, gamma))
+    draw = seeded(0)
+    drafted = draw(q)  # [B, gamma]
+
+    def verify() -> torch.Tensor:
+        verdict = rules.token_law(p, q, drafted)
+        stop = draw(verdict.stop_probs)  # [B]
+        return draw(verdict.next_probs[torch.arange(batch), stop])
+
+    timer = Timer("verify()", globals={"verify": verify}, num_threads=torch.get_num_threads())
+    seconds = timer.blocked_autorange(min_run_time=min_seconds).median
+    return {"vocabulary": vocabulary, "batch": batch, "ms": 1e3 * seconds, "rounds_per_second": batch / seconds}
+
+
 def measure(
     pair: Pair, lengths: Sequence[int] = (16, 64, 128, 256, 440), gammas: Sequence[int] = (0, 1, 2, 4, 8, 12, 16), vocabularies: Sequence[int] = (4096, 32_000, 150_000),
     texts: int = 6, tokens: int = 48, progress: bool = True,
 ) -> dict[str, list[dict]]:  # fmt: skip
-    """{"length", "gamma", "vocabulary"}: milliseconds per token by phase for each value, the other settings being gamma 4 and a short prompt."""
+    """{"length", "gamma", "vocabulary"}: milliseconds per token by phase for each value, the other settings being gamma 4 and a short prompt; and
+    "rules": `rules_alone` for many rounds at once over 8 tokens, and for one over each vocabulary."""
     ids = [pair.tokenizer(text)["input_ids"] for text in embedded.prompts("code")]
     stream = [token for text in ids for token in text]
-    found = {"length": [], "gamma": [], "vocabulary": []}
+    found = {"length": [], "gamma": [], "vocabulary": [], "rules": [rules_alone(8, batch=10_000), *(rules_alone(vocabulary) for vocabulary in vocabularies)]}
     with tqdm(total=len(lengths) + len(gammas) + len(vocabularies), desc="growth", disable=not progress) as bar:
         for length in lengths:
             prompts = [stream[k * 97 : k * 97 + length] for k in range(texts)]

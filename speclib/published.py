@@ -5,6 +5,7 @@ filled with random numbers and timed; with the acceptance rates that others publ
 speed-ups on this machine.
 """
 
+import time
 from collections.abc import Callable, Sequence
 
 import pandas as pd
@@ -13,10 +14,14 @@ from scipy.optimize import brentq
 from torch.utils.benchmark import Timer
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig
+from transformers.utils import cached_file
 
 from . import experiments, latency, theory
+from .decoding import generate
+from .distributions import Sampling
+from .drafters import ModelDrafter
 from .errors import InvalidArgument
-from .models import LanguageModel
+from .models import LanguageModel, Pair, load_pair
 
 SHAPES: dict[str, Callable[[], PretrainedConfig]] = {
     "distilgpt2": lambda: GPT2Config(n_layer=6),
@@ -37,7 +42,8 @@ KNOWN = (
     ("gpt2-large", "gpt2", 0.84, 4, 1.13, "the same"),
     ("gpt2", "distilgpt2", 0.78, 4, 0.88, "the same"),
 )
-ARTICLE = {"target": "gpt2-xl", "draft": "gpt2", "gamma": 4, "prompt": 10, "tokens": 40, "speedup": 2.12, "seconds": (16.82, 7.90)}
+ARTICLE = {"target": "gpt2-xl", "draft": "gpt2", "gamma": 4, "tokens": 40, "speedup": 2.12, "text": "Alan Turing theorized that computers would one day become"}
+HUB = "openai-community/"  # whose GPT-2 models are
 
 
 def random_model(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, backend: str = "eager") -> LanguageModel:
@@ -114,3 +120,56 @@ def article(record: dict) -> dict[str, float]:
         "speculative, cached (s)": spec_cached, "article's kind of speed-up": a["speedup"], "speculative without a cache over cached plain": plain_cached / spec_uncached,
         "both cached": plain_cached / spec_cached,
     }  # fmt: skip
+
+
+def downloaded(names: Sequence[str] = (ARTICLE["target"], ARTICLE["draft"]), owner: str = HUB) -> Pair | None:
+    """The article's own models, if their weights lie in the hub's cache on this machine, else None: nobody should fetch 7 GB without meaning to."""
+    try:
+        for name in names:
+            cached_file(owner + name, "model.safetensors", local_files_only=True)
+    except OSError:
+        return None
+    return load_pair(*(owner + name for name in names))
+
+
+def article_here(pair: Pair, prompt: str = ARTICLE["text"], tokens: int = ARTICLE["tokens"], gamma: int = ARTICLE["gamma"]) -> dict[str, float]:
+    """What `article` predicts, measured with true weights, greedy: the same names, and whether all four loops wrote one text."""
+    ids, greedy = pair.target.tokenizer(prompt)["input_ids"], Sampling(temperature=0)
+
+    def cached(drafter: ModelDrafter | None) -> list[int]:
+        return generate(pair.target, [ids], drafter, greedy, gamma, max_new_tokens=tokens, stop=[]).tokens[0].tolist()
+
+    loops = {
+        "plain, no cache (s)": lambda: uncached(pair, ids, 0, tokens),
+        "speculative, no cache (s)": lambda: uncached(pair, ids, gamma, tokens),
+        "plain, cached (s)": lambda: cached(None),
+        "speculative, cached (s)": lambda: cached(ModelDrafter(pair.draft)),
+    }
+    seconds, texts = {}, []
+    for name, loop in loops.items():
+        loop()  # warm up
+        began = time.perf_counter()
+        texts.append(loop())
+        seconds[name] = time.perf_counter() - began
+    plain_uncached, spec_uncached, plain_cached, spec_cached = seconds.values()
+    return {
+        **seconds, "article's kind of speed-up": plain_uncached / spec_uncached, "speculative without a cache over cached plain": plain_cached / spec_uncached,
+        "both cached": plain_cached / spec_cached, "one text": float(all(text == texts[0] for text in texts)),
+    }  # fmt: skip
+
+
+def uncached(pair: Pair, ids: Sequence[int], gamma: int, tokens: int) -> list[int]:
+    """The article's loop: greedy, every forward over the whole text again. gamma 0 is its plain decoding."""
+
+    def choices(model: LanguageModel, text: list[int], count: int) -> list[int]:  # the favourite after each of the last `count` tokens
+        return model.context().extend(torch.tensor([text], device=model.device), keep=count)[0].argmax(-1).tolist()
+
+    text = list(ids)
+    while len(text) < len(ids) + tokens:
+        guesses = []
+        for _ in range(min(gamma, len(ids) + tokens - len(text) - 1)):
+            guesses += choices(pair.draft, text + guesses, 1)
+        wanted = choices(pair.target, text + guesses, len(guesses) + 1)
+        right = next((k for k, guess in enumerate(guesses) if guess != wanted[k]), len(guesses))
+        text += wanted[: right + 1]
+    return text[len(ids) :]

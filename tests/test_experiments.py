@@ -208,6 +208,8 @@ def test_the_command_refuses_what_cannot_work():
     bench.add_parser(parser.add_subparsers())
     with pytest.raises(InvalidArgument, match="at least 1"):
         bench.run(parser.parse_args(["bench", "--tokens", "0"]))
+    with pytest.raises(InvalidArgument, match="--threads must be at least 1, not 0"):
+        bench.run(parser.parse_args(["bench", "--threads", "0"]))
 
 
 def test_machine_can_be_written_down():
