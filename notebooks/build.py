@@ -53,7 +53,7 @@ CONTENTS = [
     Entry("04", "lossless", "Lossless", "How do we know that nothing was lost, and would we notice if it were?", 60, "03"),
     Entry("05", "speed_and_similarity", "Speed and similarity", "How much speed does a draft bring, as a function of how similar it is?", 45, "03"),
     Entry("06", "how_far_to_guess", "How far to guess", "How far ahead should one guess, and can a plan do better than a fixed number?", 40, "05"),
-    Entry("07", "smaller_earlier_parallel", "Smaller, earlier, parallel", "Can a compressed copy, the target's own first layers, or parallel heads be the oracle?", 45, "05"),
+    Entry("07", "smaller_earlier_parallel", "Smaller, earlier, parallel", "Can a compressed copy, the target's first layers, parallel heads, or a layer that reads its mind be the oracle?", 45, "05"),
     Entry("08", "the_search_engine", "The search engine as oracle", "Can a search replace the draft model, and on which text?", 45, "03"),
     Entry("09", "many_oracles", "Many oracles", "What if there are several guesses, or several guessers?", 45, "05"),
     Entry("10", "encoder_decoder", "Encoder-decoder", "What changes when the model reads one text and writes another?", 40, "03"),

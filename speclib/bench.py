@@ -16,9 +16,9 @@ import torch
 from . import embedded, experiments, growth, latency, leaderboard, published, theory
 from .decoding import generate
 from .distributions import Sampling
-from .drafters import EnsembleDrafter, LookupDrafter, ModelDrafter
+from .drafters import Drafter, EagleDrafter, EnsembleDrafter, LookupDrafter, ModelDrafter, load_eagle
 from .errors import InvalidArgument, UnsupportedModel
-from .models import BACKENDS, LanguageModel, Pair, load_pair
+from .models import BACKENDS, TARGET, LanguageModel, Pair, load_pair
 
 RESULTS = embedded.DATA / "results"
 TEMPERATURES = (1.0, 0.7, 0.0)
@@ -26,7 +26,7 @@ LENGTHS = (2, 3, 4, 6)  # draft lengths to choose from
 ASSISTANT_TOKENS = (3, 5, 8)  # the same for transformers' assisted generation, its default beside them
 LOOKUP_LENGTHS = (3, 8, 15)  # and for prompt lookup, ours and transformers'
 CONTEXT = 160  # cached tokens where costs are measured: the middle of a text of the bench
-PLAIN, MODEL, BLOCK, LOOKUP, BOTH = "plain", "speculative", "speculative, block rule", "prompt lookup", "lookup and draft model"
+PLAIN, MODEL, EAGLE, BLOCK, LOOKUP, BOTH = "plain", "speculative", "eagle", "speculative, block rule", "prompt lookup", "lookup and draft model"
 FEW = 8  # prompts on which settings are chosen by the clock
 HF_PLAIN, HF_BEST, HF_LOOKUP = "transformers generate", "transformers assisted, best", "transformers lookup, best"
 SHOWN = (
@@ -169,7 +169,7 @@ def run_growth(out: Path, quick: bool, dtype: str | None) -> int:
 
 def measure(args: argparse.Namespace, partial: Path) -> dict:
     """The whole measurement: {"machine", "settings", "tables", "rows"}; "tables" has one entry per dtype, domain and temperature:
-    {"dtype", "domain", "temperature", "gamma", "assistant_tokens", "backends", "methods"}, the last with one row per method.
+    {"dtype", "domain", "temperature", "assistant_tokens", "lookup_tokens", "guessers", "methods"}, the last with one row per method.
     Each finished table is kept in `partial`, with the settings it belongs to, and an interrupted run goes on behind it."""
     progress = sys.stderr.isatty()
     settings = {key: getattr(args, key) for key in ("target", "draft", "prompts", "tokens", "repeats", "draft_length", "backend")}
@@ -219,17 +219,28 @@ def one_table(
     """Every method on the same prompts in one interleaved run, its settings chosen on other prompts: (table, one row per trial)."""
     pair, greedy = next(iter(pairs.values())), sampling.temperature == 0
     chosen = choose(pairs, sampling, tuning, args.draft_length, args.tokens)
-    before = {backend: latency.round_costs(p.target, p.draft, chosen["gamma"][backend], CONTEXT) for backend, p in pairs.items()}
+    before = round_costs(pairs, chosen["gamma"])
     frame = experiments.interleaved(methods(pairs, sampling, chosen, args.tokens), measured, args.repeats, progress=progress)
-    costs = {}
-    for backend, p in pairs.items():  # before and after: the machine may have drifted
-        after = latency.round_costs(p.target, p.draft, chosen["gamma"][backend], CONTEXT)
-        costs[backend] = {phase: (ms + after[phase]) / 2 for phase, ms in before[backend].items()}
+    after = round_costs(pairs, chosen["gamma"])  # before and after: the machine may have drifted
+    costs = {method: {b: {phase: (ms + after[method][b][phase]) / 2 for phase, ms in own.items()} for b, own in found.items()} for method, found in before.items()}
     lines = tabulate(frame, chosen, costs)
     if greedy:
         lines = lines.join(identity(pair.target, frame, measured), on="method")
-    backends = {backend: {"gamma": chosen["gamma"][backend], "costs_ms": own} for backend, own in costs.items()}
-    return {"assistant_tokens": chosen["assistant"], "lookup_tokens": chosen["lookup"], "backends": backends, "methods": _plain(lines)}, frame
+    about = {method: {b: {"gamma": chosen["gamma"][method][b], "costs_ms": own} for b, own in found.items()} for method, found in costs.items()}
+    return {"assistant_tokens": chosen["assistant"], "lookup_tokens": chosen["lookup"], "guessers": about, "methods": _plain(lines)}, frame
+
+
+def guessers(pair: Pair) -> dict[str, Drafter]:
+    """The guessers whose draft lengths are chosen by what their rounds yield and cost: the draft model, and for the embedded target what reads its states."""
+    return {MODEL: ModelDrafter(pair.draft)} | ({EAGLE: EagleDrafter(load_eagle())} if pair.target.name == TARGET else {})
+
+
+def round_costs(pairs: dict[str, Pair], gamma: dict[str, dict[str, int]]) -> dict[str, dict[str, dict[str, float]]]:
+    """By guesser and backend, what `latency.round_costs` says for the draft length chosen for them."""
+    return {
+        method: {backend: latency.round_costs(pair.target, guessers(pair)[method], lengths[backend], CONTEXT) for backend, pair in pairs.items()}
+        for method, lengths in gamma.items()
+    }
 
 
 def flat(record: dict) -> pd.DataFrame:
@@ -258,11 +269,12 @@ def methods(pairs: dict[str, Pair], sampling: Sampling, chosen: dict, tokens: in
     """Everything that is compared, by name; `chosen` as `choose` returns it."""
     ours, theirs, found = experiments.ours, experiments.theirs, {}
     for backend, pair in pairs.items():
-        drafter, gamma = ModelDrafter(pair.draft), chosen["gamma"][backend]
         found[on(PLAIN, backend)] = ours(pair.target, None, sampling, 0, tokens)
-        found[on(MODEL, backend)] = ours(pair.target, drafter, sampling, gamma, tokens)
+        drafters = guessers(pair)
+        for method, drafter in drafters.items():
+            found[on(method, backend)] = ours(pair.target, drafter, sampling, chosen["gamma"][method][backend], tokens)
         if backend == other_backend(pairs):
-            found[on(BLOCK, backend)] = ours(pair.target, drafter, sampling, gamma, tokens, rule="block")
+            found[on(BLOCK, backend)] = ours(pair.target, drafters[MODEL], sampling, chosen["gamma"][MODEL][backend], tokens, rule="block")
             found[on(LOOKUP, backend)] = ours(pair.target, LookupDrafter(), sampling, chosen["lookup"], tokens)
             found[on(BOTH, backend)] = ours(pair.target, combined(pair), sampling, chosen["both"], tokens)
     pair = next(iter(pairs.values()))
@@ -274,7 +286,7 @@ def methods(pairs: dict[str, Pair], sampling: Sampling, chosen: dict, tokens: in
 
 
 def choose(pairs: dict[str, Pair], sampling: Sampling, tuning: list[str], lengths: list[int], tokens: int) -> dict:
-    """{"gamma": draft length by backend, "assistant": transformers' number of assistant tokens, "lookup", "both", "hf_lookup"}, each the fastest on the tuning prompts."""
+    """{"gamma": draft length by guesser and backend, "assistant": transformers' number of assistant tokens, "lookup", "both", "hf_lookup"}, each the fastest on the tuning prompts."""
     few = tuning[:FEW]
 
     def fastest(candidates: dict[str, experiments.Method]) -> str:
@@ -290,20 +302,20 @@ def choose(pairs: dict[str, Pair], sampling: Sampling, tuning: list[str], length
     return {"gamma": gamma, "assistant": assistant if assistant == "default" else int(assistant), "lookup": lookup, "both": both, "hf_lookup": int(hf_lookup)}
 
 
-def advised(pairs: dict[str, Pair], sampling: Sampling, tuning: list[str], lengths: list[int], tokens: int) -> dict[str, int]:
-    """The draft length of most tokens per second by backend, from the tokens that rounds yield on the tuning prompts and what rounds cost.
+def advised(pairs: dict[str, Pair], sampling: Sampling, tuning: list[str], lengths: list[int], tokens: int) -> dict[str, dict[str, int]]:
+    """The draft length of most tokens per second by guesser and backend, from the tokens that rounds yield on the tuning prompts and what rounds cost.
 
     The yield is the same on every backend, so it is counted once; to time every length on so few texts would be to choose by chance.
     """
-    counted, yields = pairs[other_backend(pairs)], {}
-    for n in lengths:
-        outs = [
-            generate(counted.target, prompt, ModelDrafter(counted.draft), sampling, n, max_new_tokens=tokens, stop=[], seed=k)
-            for k, prompt in enumerate(tuning)
-        ]
-        yields[n] = sum(len(out.tokens[0]) for out in outs) / sum(len(out.trace.rounds) for out in outs)
-    costs = {b: {n: latency.round_costs(p.target, p.draft, n, CONTEXT) for n in lengths} for b, p in pairs.items()}
-    return {b: max(lengths, key=lambda n: yields[n] / (own[n]["draft"] + own[n]["check"])) for b, own in costs.items()}
+    counted, best = pairs[other_backend(pairs)], {}
+    for method, drafter in guessers(counted).items():
+        yields = {}
+        for n in lengths:
+            outs = [generate(counted.target, prompt, drafter, sampling, n, max_new_tokens=tokens, stop=[], seed=k) for k, prompt in enumerate(tuning)]
+            yields[n] = sum(len(out.tokens[0]) for out in outs) / sum(len(out.trace.rounds) for out in outs)
+        costs = {b: {n: latency.round_costs(p.target, guessers(p)[method], n, CONTEXT) for n in lengths} for b, p in pairs.items()}
+        best[method] = {b: max(lengths, key=lambda n: yields[n] / (own[n]["draft"] + own[n]["check"])) for b, own in costs.items()}
+    return best
 
 
 def other_backend(pairs: dict[str, Pair]) -> str:
@@ -316,39 +328,41 @@ def combined(pair: Pair) -> EnsembleDrafter:
     return EnsembleDrafter([LookupDrafter(), ModelDrafter(pair.draft)])
 
 
-def tabulate(frame: pd.DataFrame, chosen: dict, costs: dict[str, dict[str, float]]) -> pd.DataFrame:
+def tabulate(frame: pd.DataFrame, chosen: dict, costs: dict[str, dict[str, dict[str, float]]]) -> pd.DataFrame:
     """One line per method: speed, speed-up over plain decoding on its backend with interval, acceptance, prediction, where the time went, repeats.
 
-    costs: by backend, as `latency.round_costs` returns them. predicted: what theory allows for alpha and these costs, for whole texts: reading the
+    costs: by guesser and backend, as `round_costs` returns them. predicted: what theory allows for alpha and these costs, for whole texts: reading the
     prompt is not made faster. transformers' methods are compared with plain eager decoding, which runs the same forwards.
     """
-    backends, lines = list(costs), []
+    backends, lines = list(costs[MODEL]), []
     sums = frame.groupby("method")[["draft_seconds", "target_seconds", "prefill_seconds", "other_seconds", "seconds"]].sum(min_count=1)
     for backend in backends:
         own = frame[frame["method"].str.endswith(f"({backend})") | (frame["method"].str.startswith("transformers") & (backend == backends[0]))]
         table = experiments.speedups(own, on(PLAIN, backend)).join(experiments.acceptance(own))
         table["backend"] = [backend if name.endswith(")") else "transformers" for name in table.index]
-        gamma, ms, plain = chosen["gamma"][backend], costs[backend], sums.loc[on(PLAIN, backend)]
-        c, width = ms["draft"] / gamma / ms["plain"], ms["check"] / ms["plain"]
-        for method, length in ((MODEL, gamma), (BLOCK, gamma), (LOOKUP, chosen["lookup"]), (BOTH, chosen["both"])):
+        plain = sums.loc[on(PLAIN, backend)]
+        for method, guesser in ((MODEL, MODEL), (BLOCK, MODEL), (EAGLE, EAGLE)):
             name = on(method, backend)
-            if name in table.index:
-                table.loc[name, "draft_length"] = length
-            if name in table.index and method in (MODEL, BLOCK):  # a lookup often proposes less than gamma, or nothing
-                reading = sums.loc[name, "prefill_seconds"]
-                for column, decoding in (
-                    ("predicted", theory.speedup(table.loc[name, "alpha"], gamma, c, width)),
-                    ("predicted_from_rounds", table.loc[name, "tokens_per_round"] / (gamma * c + width)),
-                ):
-                    table.loc[name, column] = plain["seconds"] / (reading + (plain["seconds"] - plain["prefill_seconds"]) / decoding)
-                table.loc[name, "c"] = c
+            if name not in table.index:
+                continue
+            gamma, ms, reading = chosen["gamma"][guesser][backend], costs[guesser][backend], sums.loc[name, "prefill_seconds"]
+            c, width = ms["draft"] / gamma / ms["plain"], ms["check"] / ms["plain"]
+            for column, decoding in (
+                ("predicted", theory.speedup(table.loc[name, "alpha"], gamma, c, width)),
+                ("predicted_from_rounds", table.loc[name, "tokens_per_round"] / (gamma * c + width)),
+            ):
+                table.loc[name, column] = plain["seconds"] / (reading + (plain["seconds"] - plain["prefill_seconds"]) / decoding)
+            table.loc[name, ["draft_length", "c"]] = gamma, c
+        for method, length in ((LOOKUP, chosen["lookup"]), (BOTH, chosen["both"])):  # they often propose less than that, or nothing: no formula says what they bring
+            if on(method, backend) in table.index:
+                table.loc[on(method, backend), "draft_length"] = length
         table["share_of_predicted"] = table["speedup"] / table["predicted"]
         lines.append(table)
     table = pd.concat(lines)
     for phase in ("draft", "target", "prefill", "other"):
         table[f"{phase}_share"] = sums[f"{phase}_seconds"] / sums["seconds"]
     table["repeated_4_grams"] = frame["text"].map(experiments.repeated_share).groupby(frame["method"]).mean()
-    best = on(MODEL, backends[-1])
+    best = on(list(costs)[-1], backends[-1])
     for other in (HF_PLAIN, HF_BEST, HF_LOOKUP):
         over = experiments.speedups(frame, other).loc[best]
         table.loc[other, ["ours_over_this", "ours_low", "ours_high"]] = over["speedup"], over["low"], over["high"]
@@ -383,10 +397,10 @@ def findings(record: dict) -> list[str]:
         best = max((HF_PLAIN, HF_BEST, HF_LOOKUP), key=lambda name: rows.loc[name, "tokens_per_second"])
         setting = f"T = {table['temperature']:g}" if table["temperature"] else "greedy"
         said = []
-        for backend in table["backends"]:
-            own, plain = rows.loc[on(MODEL, backend)], rows.loc[on(PLAIN, backend)]
+        for method, backend in [(method, backend) for method, found in table["guessers"].items() for backend in found]:
+            own, plain = rows.loc[on(method, backend)], rows.loc[on(PLAIN, backend)]
             said.append(
-                f"{backend}: {own['speedup']:.2f}x [{own['low']:.2f}, {own['high']:.2f}] plain decoding ({own['tokens_per_second']:.0f} against {plain['tokens_per_second']:.0f} tokens/s), "
+                f"{on(method, backend)}: {own['speedup']:.2f}x [{own['low']:.2f}, {own['high']:.2f}] plain decoding ({own['tokens_per_second']:.0f} against {plain['tokens_per_second']:.0f} tokens/s), "
                 f"{own['share_of_predicted']:.0%} of the {own['predicted']:.2f}x predicted, {own['tokens_per_second'] / rows.loc[HF_BEST, 'tokens_per_second']:.2f}x transformers' "
                 f"assisted generation at its best, {own['tokens_per_second'] / rows.loc[best, 'tokens_per_second']:.2f}x its best of all ({best.removeprefix('transformers ')})"
             )
@@ -394,7 +408,7 @@ def findings(record: dict) -> list[str]:
             f"{table['dtype']}, {table['domain']}, {setting}. " + ". ".join(said) + f". Repeated 4-grams in plain text: {rows.iloc[0]['repeated_4_grams']:.0%}."
         )
         if table["temperature"] == 0:
-            spec = rows[rows.index.str.startswith(MODEL)]
+            spec = rows[rows.index.str.startswith((MODEL, EAGLE))]
             lines.append(
                 f"  greedy texts equal to plain decoding's: {spec['same_text'].min():.0%}; where they part, the two tokens' logits differ by at most {spec['largest_gap'].max():.1e}"
             )

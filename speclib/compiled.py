@@ -47,35 +47,36 @@ class Programs:
         """Says which numbers of tokens will be read often."""
         self.widths.update(width for width in widths if 1 <= width <= MOST)
 
-    def forward(self, tokens: Tensor, length: int, slots: Tensor, cache: Cache) -> Tensor | None:
-        """The logits [k, V] after tokens [k] behind `length` cached ones, or None if there is no program for so many."""
+    def forward(self, tokens: Tensor, length: int, slots: Tensor, cache: Cache) -> tuple[Tensor, Tensor] | None:
+        """The states [k, d] and logits [k, V] after tokens [k] behind `length` cached ones, or None if there is no program for so many."""
         k = tokens.shape[0]
         if k not in self.widths:
             return None
         title = f"{k} token{'s' * (k > 1)}"
-        made = self._run("forward", (k,), title, lambda: forward_of(self.decoder), (tokens, self._number(length)), slots, cache)
-        return made and made[0]
+        return self.run("forward", (k,), title, lambda: forward_of(self.decoder), (tokens, self.number(length)), slots, cache)
 
     def guesses(self, tokens: Tensor, length: int, slots: Tensor, cache: Cache, uniform: Tensor, law: Law, settings: Hashable) -> tuple[Tensor, Tensor] | None:
         """Reads tokens [k] and then draws as many as there are `uniform` numbers [n, 1]: (tokens [n], what each was drawn from [n, V]), or None."""
         k, n = tokens.shape[0], uniform.shape[0]
         title = f"{n} guess{'es' * (n > 1)} after {k} token{'s' * (k > 1)}"
-        return self._run(
+        return self.run(
             "guesses",
             (k, n, settings),
             title,
             lambda: guesses_of(self.decoder, self.vocabulary, law, k, n),
-            (tokens, self._number(length), uniform),
+            (tokens, self.number(length), uniform),
             slots,
             cache,
         )
 
-    def _number(self, value: int) -> Tensor:
+    def number(self, value: int) -> Tensor:
+        """A number as a program takes it: data, and no part of the program."""
         return torch.tensor(value, device=self.decoder.device)
 
-    def _run(
+    def run(
         self, kind: str, shape: tuple, title: str, make: Callable[[], Program], inputs: tuple[Tensor, ...], slots: Tensor, cache: Cache
     ) -> tuple[Tensor, ...] | None:
+        """What the program of this kind and shape, made by `make` at its first use, gives for `inputs`; None where none can be made."""
         if kind in self.broken:
             return None
         on_gpu = self.decoder.device.type == "cuda"
@@ -97,10 +98,10 @@ class Programs:
 def forward_of(d: Decoder) -> Program:
     """The decoder's forward with nothing in it that changes from token to token but its arguments."""
 
-    def forward(tokens: Tensor, start: Tensor, slots: Tensor, cache: Cache) -> tuple[Tensor]:
+    def forward(tokens: Tensor, start: Tensor, slots: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
         own = start + torch.arange(tokens.shape[0], device=d.device)
         sees = slots <= own[:, None]  # [k, S]
-        return (d.head(through(d, d.blocks, tokens, own, own, slots.shape[0], cache, sees))[1],)
+        return d.head(through(d, d.blocks, tokens, own, own, slots.shape[0], cache, sees))
 
     return forward
 
@@ -112,7 +113,7 @@ def guesses_of(d: Decoder, vocabulary: int, law: Law, k: int, n: int) -> Program
     def guesses(tokens: Tensor, start: Tensor, uniform: Tensor, slots: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
         drawn, laws = [], []
         for i in range(n):
-            logits = forward(tokens, start + (k + i - 1 if i else 0), slots, cache)[0]
+            logits = forward(tokens, start + (k + i - 1 if i else 0), slots, cache)[1]
             laws.append(law(logits[-1:, :vocabulary]))
             tokens = invert(laws[-1], uniform[i : i + 1])
             drawn.append(tokens)
@@ -157,13 +158,17 @@ def captured(program: Program, inputs: tuple[Tensor, ...], slots: Tensor, cache:
 class CompiledContext(FastContext):
     """A `FastContext` whose forwards over announced numbers of tokens are programs, and whose guesses are one."""
 
+    def __init__(self, language_model, prompt: Sequence[int] = ()):
+        self.programs: Programs = language_model.programs
+        super().__init__(language_model, prompt)
+
     def _empty_cache(self) -> Cache:
         self.capacity = min(ROOM, self.language_model.context_length or ROOM)
         return self._allocate()
 
     @torch.inference_mode()  # as in every forward: a program looks at how its tensors were made
     def _allocate(self) -> Cache:
-        d, free = self.decoder, self.language_model.programs.stores.setdefault(self.capacity, [])
+        d, free = self.decoder, self.programs.stores.setdefault(self.capacity, [])
         # zeros, for masked slots are multiplied too and 0 * NaN is NaN; room to spare, so that what is looked at is always a part, of which one program can be made
         store = free.pop() if free else torch.zeros(len(d.blocks), 2, d.heads, self.capacity + 2 * STEP, d.size, dtype=d.dtype, device=d.device)
         weakref.finalize(self, free.append, store)
@@ -179,17 +184,19 @@ class CompiledContext(FastContext):
         return slots
 
     def _forward(self, tokens: Tensor, keep: int, parents: Sequence[int] | None) -> Tensor:
-        programs = self.language_model.programs
-        if parents is None and not self.wants_hidden and tokens.shape[1] in programs.widths:
+        if parents is None and tokens.shape[1] in self.programs.widths:
             slots = self._looked_at(self.length + tokens.shape[1])
-            logits = programs.forward(tokens[0], self.length, slots, self._cache)
-            if logits is not None:
+            made = self.programs.forward(tokens[0], self.length, slots, self._cache)
+            if made is not None:
+                states, logits = made
+                if self.wants_hidden:
+                    self.hidden = states[None]
                 return logits[-keep:][None]
         return super()._forward(tokens, keep, parents)
 
     @torch.inference_mode()
     def guess(self, tokens: Tensor, n: int, uniform: Callable[[int, int], Tensor], law: Law, settings: Hashable) -> tuple[Tensor, Tensor] | None:
-        programs, end = self.language_model.programs, self.length + tokens.shape[1] + n - 1
+        programs, end = self.programs, self.length + tokens.shape[1] + n - 1
         on_gpu, layers = self.decoder.device.type == "cuda", len(self.decoder.blocks)
         if tokens.shape[1] > 2 or self.wants_hidden or "guesses" in programs.broken or not (on_gpu or layers * n <= DEEPEST):
             return None

@@ -109,7 +109,13 @@ def through(
     d: Decoder, blocks: Sequence[Block], tokens: Tensor, positions: Tensor, slots: slice | Tensor, seen: int, cache: Sequence[tuple[Tensor, Tensor]], mask: Tensor | None
 ) -> Tensor:  # fmt: skip
     """Tokens [k] through `blocks`, entered into `slots` of the cache, each seeing what `mask` [k, seen] shows it of the first `seen` slots. -> [k, d]"""
-    x = d.embed(tokens, positions)
+    return layers(d, blocks, d.embed(tokens, positions), positions, slots, seen, cache, mask)
+
+
+def layers(
+    d: Decoder, blocks: Sequence[Block], x: Tensor, positions: Tensor, slots: slice | Tensor, seen: int, cache: Sequence[tuple[Tensor, Tensor]], mask: Tensor | None
+) -> Tensor:  # fmt: skip
+    """The same for tokens that are embedded already, x [k, d] -> [k, d]"""
     cos, sin = (None, None) if d.rotary is None else (table[positions] for table in d.rotary)
     for block, (keys, values) in zip(blocks, cache, strict=False):
         x = block(x, cos, sin, keys, values, slots, seen, mask)
@@ -122,49 +128,59 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, groupe
     return out[0].transpose(0, 1).reshape(q.shape[0], -1)
 
 
+def llama_block(module, config) -> Block:
+    """One layer of a Llama-shaped model."""
+    attn, mlp = module.self_attn, module.mlp
+    H, G, D, eps = config.num_attention_heads, config.num_key_value_heads, attn.head_dim, config.rms_norm_eps
+    width, half = (config.hidden_size,), D // 2
+    projections = (attn.q_proj, attn.k_proj, attn.v_proj)
+    qkv = torch.cat([m.weight for m in projections])
+    qkv_bias = torch.cat([m.bias for m in projections]) if attn.q_proj.bias is not None else None
+    out, out_bias = attn.o_proj.weight, attn.o_proj.bias
+    gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
+    gate_up_bias = torch.cat([mlp.gate_proj.bias, mlp.up_proj.bias]) if mlp.gate_proj.bias is not None else None
+    down, down_bias = mlp.down_proj.weight, mlp.down_proj.bias
+    norm1, norm2 = module.input_layernorm.weight, module.post_attention_layernorm.weight
+
+    def block(x, cos, sin, keys, values, slots, seen, mask):
+        heads = linear(rms_norm(x, width, norm1, eps), qkv, qkv_bias).view(-1, H + 2 * G, D)  # [k, H + 2G, D]
+        turned = heads[:, : H + G]
+        turned = turned * cos + torch.cat([-turned[..., half:], turned[..., :half]], -1) * sin
+        keys[:, slots] = turned[:, H:].transpose(0, 1)
+        values[:, slots] = heads[:, H + G :].transpose(0, 1)
+        x = x + linear(_attend(turned[:, :H], keys[:, :seen], values[:, :seen], mask, H != G, D**-0.5), out, out_bias)
+        gate, up = linear(rms_norm(x, width, norm2, eps), gate_up, gate_up_bias).chunk(2, -1)
+        return x + linear(silu(gate) * up, down, down_bias)
+
+    return block
+
+
+def rotary_tables(embedding, context: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of a rotary embedding by position [context, 1, D]."""
+    cos, sin = embedding(torch.zeros(1, dtype=dtype, device=device), torch.arange(context, device=device)[None])  # [1, context, D]
+    return cos[0][:, None], sin[0][:, None]
+
+
 def _llama(model) -> Decoder:
     config, inner = model.config, model.model
     if getattr(config, "rope_parameters", {}).get("rope_type", "default") in ("dynamic", "longrope"):
         raise UnsupportedModel("the fast backend has rotary tables that do not change with the length of the text; use backend='eager'")
-    attention = inner.layers[0].self_attn
-    H, G, D, eps = config.num_attention_heads, config.num_key_value_heads, attention.head_dim, config.rms_norm_eps
-    width = (config.hidden_size,)
-
-    def layer(module) -> Block:
-        attn, mlp = module.self_attn, module.mlp
-        projections = (attn.q_proj, attn.k_proj, attn.v_proj)
-        qkv = torch.cat([m.weight for m in projections])
-        qkv_bias = torch.cat([m.bias for m in projections]) if attn.q_proj.bias is not None else None
-        out, out_bias = attn.o_proj.weight, attn.o_proj.bias
-        gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
-        gate_up_bias = torch.cat([mlp.gate_proj.bias, mlp.up_proj.bias]) if mlp.gate_proj.bias is not None else None
-        down, down_bias = mlp.down_proj.weight, mlp.down_proj.bias
-        norm1, norm2 = module.input_layernorm.weight, module.post_attention_layernorm.weight
-        half = D // 2
-
-        def block(x, cos, sin, keys, values, slots, seen, mask):
-            heads = linear(rms_norm(x, width, norm1, eps), qkv, qkv_bias).view(-1, H + 2 * G, D)  # [k, H + 2G, D]
-            turned = heads[:, : H + G]
-            turned = turned * cos + torch.cat([-turned[..., half:], turned[..., :half]], -1) * sin
-            keys[:, slots] = turned[:, H:].transpose(0, 1)
-            values[:, slots] = heads[:, H + G :].transpose(0, 1)
-            x = x + linear(_attend(turned[:, :H], keys[:, :seen], values[:, :seen], mask, H != G, D**-0.5), out, out_bias)
-            gate, up = linear(rms_norm(x, width, norm2, eps), gate_up, gate_up_bias).chunk(2, -1)
-            return x + linear(silu(gate) * up, down, down_bias)
-
-        return block
-
-    positions = torch.arange(config.max_position_embeddings, device=model.device)[None]
-    cos, sin = inner.rotary_emb(torch.zeros(1, dtype=model.dtype, device=model.device), positions)  # [1, context, D]
-    table, norm, head = inner.embed_tokens.weight, inner.norm.weight, model.lm_head.weight
+    table, norm, head, eps = inner.embed_tokens.weight, inner.norm.weight, model.lm_head.weight, config.rms_norm_eps
 
     def logits(x):
-        normed = rms_norm(x, width, norm, eps)
+        normed = rms_norm(x, norm.shape, norm, eps)
         return normed, linear(normed, head)
 
     return Decoder(
-        lambda tokens, _: embedding(tokens, table), tuple(layer(m) for m in inner.layers), logits, (cos[0][:, None], sin[0][:, None]), G, D, model.dtype, model.device
-    )  # fmt: skip
+        lambda tokens, _: embedding(tokens, table),
+        tuple(llama_block(module, config) for module in inner.layers),
+        logits,
+        rotary_tables(inner.rotary_emb, config.max_position_embeddings, model.dtype, model.device),
+        config.num_key_value_heads,
+        inner.layers[0].self_attn.head_dim,
+        model.dtype,
+        model.device,
+    )
 
 
 def _gpt2(model) -> Decoder:

@@ -5,20 +5,21 @@ Timed with torch.utils.benchmark, which warms up and waits for a GPU to finish. 
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from statistics import median
+from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from .distributions import Sampling, seeded
-from .drafters import ModelDrafter
+from .drafters import Drafter
 from .errors import ContextOverflow, InvalidArgument
 from .models import LanguageModel
 
 WIDTHS = tuple(range(1, 10))
+TURN = 8  # forwards of one kind behind each other, where kinds take turns
 
 
 def width_curve(language_model: LanguageModel, widths: Iterable[int] = WIDTHS, context: int = 128, passes: int = 5, min_seconds: float = 0.04) -> pd.DataFrame:
@@ -72,39 +73,40 @@ def cost_ratio(target: LanguageModel, draft: LanguageModel, context: int = 128, 
     return theirs / ours
 
 
-def round_costs(target: LanguageModel, draft: LanguageModel, gamma: int, context: int = 128, rounds: int = 40) -> dict[str, float]:
+@torch.inference_mode()
+def round_costs(target: LanguageModel, drafter: Drafter, gamma: int, context: int = 128, rounds: int = 40) -> dict[str, float]:
     """{"plain", "draft", "check"} in ms: a forward of plain decoding, the gamma guesses of a round with their drawing, and the forward that checks them.
 
     Measured in the order of decoding, plain forwards behind each other and rounds behind each other, medians over `rounds` of each: a
     forward over gamma + 1 tokens costs more behind a draft, whose weights have swept the target's out of the processor's cache, than
-    behind its like (the width curve). Raises ContextOverflow if a model has no room.
+    behind its like (the width curve). Each round keeps its first guess. Raises ContextOverflow if the target has no room.
     """
-    for model in (target, draft):
-        _check_room(model, context, gamma + 1)
-    device = target.device
-    text = (torch.arange(context) % target.vocabulary).tolist()
-    reading = target.context(text)
+    _check_room(target, context, 2 * TURN + gamma)
+    device, times = target.device, {"plain": [], "draft": [], "check": []}
     target.announce((1, gamma + 1))
-    reading.extend(torch.tensor([text[:-1]], device=device), keep=1)
-    guesser = ModelDrafter(draft).start(reading, Sampling(), seeded(0, device))
-    guesser.prepare(text)
-    last, times = torch.tensor(text[-1:], device=device), {"plain": [], "draft": [], "check": []}
 
-    def forward(tokens: Tensor, phase: str) -> None:
+    def timed(phase: str, work: Callable, *arguments) -> Any:
         began = _now(device)
-        reading.extend(tokens[None])
+        done = work(*arguments)
         times[phase].append(_now(device) - began)
-        reading.rollback(context - 1)
+        return done
 
-    for _ in range(2 + rounds // 8):
-        for _ in range(8):
-            forward(last, "plain")
-        for _ in range(8):
-            began = _now(device)
-            guesses = guesser.propose(text, gamma).tokens
-            times["draft"].append(_now(device) - began)
-            forward(torch.cat([last, guesses]), "check")
-    return {phase: 1e3 * median(seen[16:]) for phase, seen in times.items()}  # the first ones warm up
+    for _ in range(2 + rounds // TURN):
+        text = (torch.arange(context) % target.vocabulary).tolist()
+        alone, guessed = target.context(text), target.context(text)
+        guesser = drafter.start(guessed, Sampling(), seeded(0, device))
+        for reading in (alone, guessed):
+            reading.extend(torch.tensor([text[:-1]], device=device), keep=1)
+        guesser.prepare(text)
+        for _ in range(TURN):
+            timed("plain", alone.extend, torch.tensor([text[-1:]], device=device))
+            alone.rollback(context - 1)
+        for _ in range(TURN):
+            guesses = timed("draft", guesser.propose, text, gamma).tokens
+            timed("check", guessed.extend, torch.cat([torch.tensor(text[-1:], device=device), guesses])[None])
+            guessed.retain([0, 1])
+            text = text + [int(guesses[0]), text[-1]]
+    return {phase: 1e3 * median(seen[2 * TURN :]) for phase, seen in times.items()}  # the first ones warm up
 
 
 def _check_room(language_model: LanguageModel, context: int, new: int) -> None:

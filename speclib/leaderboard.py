@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
 from . import embedded, experiments, models
 from .distributions import Sampling
 from .drafters import (
     Drafter,
+    EagleDrafter,
     EnsembleDrafter,
     HeadsDrafter,
     LayerSkipDrafter,
@@ -23,6 +25,7 @@ from .drafters import (
     NgramDrafter,
     RetrievalDrafter,
     TreeDrafter,
+    load_eagle,
     load_exits,
     load_heads,
     load_index,
@@ -51,6 +54,11 @@ def size(model: LanguageModel) -> float:
     return weight_bytes(model) / 1e6
 
 
+def parameter_bytes(module: nn.Module, like: LanguageModel) -> int:
+    """The memory of a module's parameters in the precision of a model."""
+    return sum(p.numel() for p in module.parameters()) * like.dtype.itemsize
+
+
 def oracles(pair: Pair, costs: tuple[float, dict[int, float]]) -> dict[str, Oracle]:
     """Every oracle of the workbook by name. costs: (c of the pair's draft, T(n)/T(1) by n). What is not there to be loaded is left out, and said."""
     c, prices = costs
@@ -72,8 +80,11 @@ def oracles(pair: Pair, costs: tuple[float, dict[int, float]]) -> dict[str, Orac
         "lookup and draft model": Oracle(EnsembleDrafter([LookupDrafter(), model]), (3, 5, 10), size(draft)),
     }
     optional = {
-        "parallel heads": lambda: Oracle(HeadsDrafter(load_heads()), (2, 4), sum(p.numel() * p.element_size() for p in load_heads().parameters()) / 1e6),
-        "parallel heads, tree": lambda: Oracle(HeadsDrafter(load_heads(), width=3, choices="top"), (3, 4), sum(p.numel() * p.element_size() for p in load_heads().parameters()) / 1e6),
+        "eagle": lambda: Oracle(EagleDrafter(load_eagle()), (2, 3, 4, 6), parameter_bytes(load_eagle(), draft) / 1e6),
+        "eagle, block rule": lambda: Oracle(EagleDrafter(load_eagle()), (3, 4, 6), parameter_bytes(load_eagle(), draft) / 1e6, "block"),
+        "lookup and eagle": lambda: Oracle(EnsembleDrafter([LookupDrafter(), EagleDrafter(load_eagle())]), (3, 5, 10), parameter_bytes(load_eagle(), draft) / 1e6),
+        "parallel heads": lambda: Oracle(HeadsDrafter(load_heads()), (2, 4), parameter_bytes(load_heads(), draft) / 1e6),
+        "parallel heads, tree": lambda: Oracle(HeadsDrafter(load_heads(), width=3, choices="top"), (3, 4), parameter_bytes(load_heads(), draft) / 1e6),
         "first 4 layers, trained exit": lambda: Oracle(LayerSkipDrafter(4, load_exits()), (1, 2, 3)),
         "retrieval": lambda: retrieval(),
     }

@@ -30,11 +30,10 @@ def headline(result: dict) -> plt.Figure:
             speed, base = r["tokens_per_second"], r["tokens_per_second"] / r["speedup"]
             axis.barh(r["method"], speed, color=colour, edgecolor="black", linewidth=0.5, hatch="" if ours else "//")
             axis.plot([base * r["low"], base * r["high"]], [k, k], color="black", linewidth=1.5)
-            axis.text(base * r["high"], k, f" {r['speedup']:.2f}x", va="center", fontsize=9)
-        lengths = ", ".join(f"{backend['gamma']} {name}" for name, backend in table["backends"].items())
-        label = f"T = {table['temperature']:g}" if table["temperature"] else "greedy"
-        axis.set(title=f"{label}, gamma {lengths}", xlabel="tokens per second")
-        axis.set_xlim(0, 1.2 * max(r["tokens_per_second"] / r["speedup"] * r["high"] for r in rows))
+            length = f", $\\gamma$ {r['draft_length']:g}" if r["draft_length"] else ""
+            axis.text(base * r["high"], k, f" {r['speedup']:.2f}x{length}", va="center", fontsize=9)
+        axis.set(title=f"T = {table['temperature']:g}" if table["temperature"] else "greedy", xlabel="tokens per second")
+        axis.set_xlim(0, 1.35 * max(r["tokens_per_second"] / r["speedup"] * r["high"] for r in rows))
     axes[0][0].invert_yaxis()
     where = result["machine"]["gpu"] or f"{result['machine']['cpu']}, {result['machine']['threads']} threads"
     figure.suptitle(f"One pair, many ways to decode it; times over plain decoding on the same backend ({where}, {first['dtype']})", fontsize=12)
@@ -522,6 +521,18 @@ def fan(laws: list[dict[str, float]], truth: list[str]) -> plt.Figure:
         axis.set_title(f"head {k}; {came} came", fontsize=10)
         axis.tick_params(axis="y", labelsize=8)
         axis.set(xlabel="probability", xlim=(0, 1))
+    figure.tight_layout()
+    return figure
+
+
+def by_distance(curves: dict[str, list[float]]) -> plt.Figure:
+    """Overlap with the target of the first, second, third ... guess of a round, a line a guesser."""
+    figure, axis = plt.subplots(figsize=(8, 3.6))
+    for k, (name, overlaps) in enumerate(curves.items()):
+        axis.plot(range(1, len(overlaps) + 1), overlaps, "-" + MARKERS[k % len(MARKERS)], color=f"C{k}", label=name)
+        axis.annotate(f"{overlaps[-1]:.2f}", (len(overlaps), overlaps[-1]), textcoords="offset points", xytext=(8, -4), fontsize=9)
+    axis.set(xlabel="guess of the round", ylabel="overlap with the target, 1 - TV", ylim=(0, 1.02), xticks=range(1, 1 + max(map(len, curves.values()))))
+    axis.legend(fontsize=9)
     figure.tight_layout()
     return figure
 

@@ -32,6 +32,7 @@ LAW = ["test_exact.py::test_generate_keeps_the_law"]
 STOPS = ["test_stops.py"]
 TRACE = ["test_trace.py"]
 TRAINING = ["test_training.py"]
+EAGLE = ["test_eagle.py"]
 GUESSERS = ["test_every_guesser.py", "-k", "sums_to"]
 
 TOKEN = "torch.cat([residual(p[:, :n], q), p[:, n:]], 1))"
@@ -97,6 +98,11 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("retrieval: the likeliest token, said to be drawn", "drafters/retrieval.py", "int(q.argmax()) if self.drafter.point else int(self.draw(q))", "int(q.argmax())", GUESSERS),
     ("heads: another head's q", "drafters/heads.py", "return Draft(self.draw(q[:n]), q[:n])", "return Draft(self.draw(q[:n]), q[:n].flip(0))", GUESSERS),
     ("heads: siblings said to be drawn with replacement", "drafters/heads.py", "            probs.append(q)\n", "            probs.append(probs[0] if probs else q)\n", GUESSERS),
+    ("eagle: guesses stay in what it has read", "drafters/eagle.py", "self.own.rollback(self.known)", "pass", EAGLE),
+    ("eagle: the state of another token", "drafters/eagle.py", "self.context.hidden[0, start - first : end - first]", "self.context.hidden[0, start - first : end - first].roll(1, 0)", EAGLE),
+    ("eagle: it is trained on what it will not see", "training/readers.py", ".tril(-s)", ".tril(0)", EAGLE),
+    ("eagle: padded entries are seen", "drafters/eagle.py", "x.index_select(0, (k - 1).reshape(1))", "x[-1:]", EAGLE),
+    ("eagle: says another q than it drew from", "drafters/eagle.py", "probs.append(q)", "probs.append(q.sqrt() / q.sqrt().sum())", EAGLE),
     ("a model's text is markup", "trace.py", "html.escape(text, quote=True)", "text", TRACE),
     ("a model's text may start a formula", "trace.py", '.replace("$", "&#36;")', "", TRACE),
     ("control characters reach the page", "trace.py", 'c if c.isprintable() or c == "\\n" else "\\N{REPLACEMENT CHARACTER}"', "c", TRACE),

@@ -10,11 +10,14 @@ from functools import cache
 
 import pytest
 import torch
+from test_eagle import config_of
 from test_trained_pair import PROMPT, VOCABULARY, corpus, trained
 
 from speclib import LanguageModel, drafters, generate, lengths
 from speclib.distributions import Sampling
 from speclib.drafters import (
+    Eagle,
+    EagleDrafter,
     EnsembleDrafter,
     Exits,
     Heads,
@@ -88,6 +91,7 @@ CHAINS = {  # name -> dtype -> drafter
     "retrieval, likeliest": lambda dtype: RetrievalDrafter(index()),
     "heads, drawn": lambda dtype: HeadsDrafter(some(Heads(2, 16))),
     "heads, likeliest": lambda dtype: HeadsDrafter(some(Heads(2, 16)), choices="top"),
+    "eagle": lambda dtype: EagleDrafter(some(Eagle(config_of(16)))),
     "layer skip": lambda dtype: LayerSkipDrafter(1),
     "layer skip with an exit": lambda dtype: LayerSkipDrafter(1, some(Exits((1,), 16))),
 }

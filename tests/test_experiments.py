@@ -154,7 +154,7 @@ def test_everybody_writes_exactly_as_many_tokens_and_configs_are_left_as_found(p
     before = [model.model.generation_config for model in (pair.target, pair.draft)]
     copies = [config.to_dict() for config in before]
     quick = speclib.Pair(*(LanguageModel(model.model, model.tokenizer, backend="fast") for model in (pair.target, pair.draft)))
-    pairs, chosen = {"eager": pair, "fast": quick}, {"gamma": {"eager": 2, "fast": 3}, "assistant": 3, "lookup": 3, "both": 3, "hf_lookup": 3}
+    pairs, chosen = {"eager": pair, "fast": quick}, {"gamma": {bench.MODEL: {"eager": 2, "fast": 3}}, "assistant": 3, "lookup": 3, "both": 3, "hf_lookup": 3}
     found = bench.methods(pairs, Sampling(temperature), chosen, 20)
     frame = experiments.interleaved(found, ["some text", "other words"], progress=False)
     assert set(frame["tokens"]) == {20} and set(frame["text"].map(len)) == {20}
@@ -164,7 +164,7 @@ def test_everybody_writes_exactly_as_many_tokens_and_configs_are_left_as_found(p
     if temperature == 0:
         same = bench.identity(pair.target, frame, ["some text", "other words"])
         assert (same["same_text"] == 1).all() and (same["largest_gap"] == 0).all()
-    table = bench.tabulate(frame, chosen, {"eager": {"plain": 2.0, "draft": 0.4, "check": 2.5}, "fast": {"plain": 1.0, "draft": 0.6, "check": 1.2}}).set_index(
+    table = bench.tabulate(frame, chosen, {bench.MODEL: {"eager": {"plain": 2.0, "draft": 0.4, "check": 2.5}, "fast": {"plain": 1.0, "draft": 0.6, "check": 1.2}}}).set_index(
         "method"
     )
     assert set(table.index) == set(found) and len(table) == len(found)
@@ -187,7 +187,7 @@ def test_the_advised_length_weighs_the_yield_of_rounds_against_their_price(pair,
     prices = {"free": lambda n: 0.0, "dear": lambda n: 10.0 * n}
     for kind, best in (("free", 4), ("dear", 1)):
         monkeypatch.setattr(bench.latency, "round_costs", lambda target, draft, n, context, kind=kind: {"plain": 1.0, "draft": prices[kind](n), "check": 1.0})
-        assert bench.advised({"eager": speclib.Pair(pair.target, pair.target)}, Sampling(0), ["some text", "other words"], [1, 4], 24) == {"eager": best}
+        assert bench.advised({"eager": speclib.Pair(pair.target, pair.target)}, Sampling(0), ["some text", "other words"], [1, 4], 24) == {bench.MODEL: {"eager": best}}
 
 
 def test_a_tie_is_the_gap_between_the_two_tokens(pair):

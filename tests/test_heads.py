@@ -9,11 +9,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import speclib
 from speclib.distributions import Sampling, seeded
 from speclib.drafters import Heads, HeadsDrafter
+from speclib.drafters.eagle import read_eagle
 from speclib.drafters.heads import branches, read_heads
 from speclib.drafters.layer_skip import read_exits
 from speclib.errors import IncompatibleModels, InvalidArgument, TrainingError
 from speclib.exact import TableModel, max_difference, outcomes, plain_law
-from speclib.training import heads as training
+from speclib.training import readers as training
 
 
 def some_heads(count=3, width=8):
@@ -94,7 +95,7 @@ def test_refusals_are_one_line():
         speclib.generate(tiny(), [[0, 1]], HeadsDrafter(some_heads(), 2), rule="block", max_new_tokens=4)
 
 
-@pytest.mark.parametrize(("name", "read"), [("heads", read_heads), ("exits", read_exits)])
+@pytest.mark.parametrize(("name", "read"), [("heads", read_heads), ("exits", read_exits), ("eagle", read_eagle)])
 def test_training_raises_the_overlap_and_goes_on_after_a_kill(name, read, tmp_path, monkeypatch):
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, max_position_embeddings=64, initializer_range=0.3, tie_word_embeddings=True)
@@ -103,7 +104,7 @@ def test_training_raises_the_overlap_and_goes_on_after_a_kill(name, read, tmp_pa
     with pytest.raises(TrainingError, match="finished target"):
         training.train(name, tokens, tokens[-2000:], tmp_path / "target", tmp_path, 1000)
     (tmp_path / "target/card.json").write_text("{}")
-    options = {"amount": 60 * 4 * 32, "width": 32}
+    options = {"amount": 60 * 4 * 32, "width": 32, "rows": 4, "samples": tokens[::-1]}
     whole = training.train(name, tokens, tokens[-2000:], tmp_path / "target", tmp_path / "whole", **options)
     reader, target = training.READERS[name], LlamaForCausalLM.from_pretrained(tmp_path / "target").eval()
     before = training.held_out_overlap(reader, reader.make(target), target, tokens[-2000:])

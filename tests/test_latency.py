@@ -5,6 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from speclib import LanguageModel, latency
+from speclib.drafters import ModelDrafter
 from speclib.errors import ContextOverflow, InvalidArgument
 
 
@@ -46,11 +47,11 @@ def test_the_cost_ratio_is_draft_over_target():
 def test_what_a_round_costs():
     """A shallow draft before a deep target, every phase timed, and five guesses longer than one."""
     deep, shallow = tiny(12, "fast"), tiny(1, "fast")
-    one, five = (latency.round_costs(deep, shallow, gamma, context=16) for gamma in (1, 5))
+    one, five = (latency.round_costs(deep, ModelDrafter(shallow), gamma, context=16) for gamma in (1, 5))
     assert set(five) == {"plain", "draft", "check"} and min(five.values()) > 0
     assert one["draft"] < five["draft"] and one["draft"] < one["check"]
     with pytest.raises(ContextOverflow):
-        latency.round_costs(deep, shallow, 5, context=60)
+        latency.round_costs(deep, ModelDrafter(shallow), 5, context=60)
 
 
 def test_bytes_and_operations_by_hand():

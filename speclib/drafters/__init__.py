@@ -1,6 +1,7 @@
 """Who guesses. Each module is one kind of oracle; `base` says what all have in common."""
 
 from .base import Draft, Drafter, Guesser
+from .eagle import Eagle, EagleDrafter, load_eagle
 from .ensemble import EnsembleDrafter
 from .heads import Heads, HeadsDrafter, load_heads
 from .layer_skip import Exits, LayerSkipDrafter, load_exits
@@ -14,6 +15,8 @@ from .tree import TreeDrafter
 __all__ = [
     "Draft",
     "Drafter",
+    "Eagle",
+    "EagleDrafter",
     "EnsembleDrafter",
     "Exits",
     "Guesser",
@@ -28,6 +31,7 @@ __all__ = [
     "SyntheticDrafter",
     "TreeDrafter",
     "build_index",
+    "load_eagle",
     "load_exits",
     "load_heads",
     "load_index",

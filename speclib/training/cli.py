@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from .. import embedded
 from ..errors import TrainingError
 from ..models import EDITOR
-from . import corpus, editor, heads, prompts, seq2seq
+from . import corpus, editor, prompts, readers, seq2seq
 from .recipes import LADDER, SHALLOW, TARGET, UNSHIPPED, Recipe
 from .tokenizer import train_tokenizer
 from .train import sample_text, train
@@ -32,7 +32,7 @@ def add_parser(subparsers) -> None:
         epilog="On Linux CPUs, MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=1000000000 saves about a tenth of the time.",
     )
     names = [r.name for r in (SHALLOW, TARGET, *LADDER)]
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"which to train: {', '.join(names)}; all of them if none is named; or heads, exits: what reads the finished target; or editor: an adapter that teaches it to copy with changes; or t5: the encoder-decoder pair")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"which to train: {', '.join(names)}; all of them if none is named; or heads, exits, eagle: what reads the finished target; or editor: an adapter that teaches it to copy with changes; or t5: the encoder-decoder pair")
     parser.add_argument("--corpus", metavar="FILE", help="a UTF-8 text to learn from instead of the installed Python source")
     parser.add_argument("--out", default="runs/models", metavar="DIR", help="where models and checkpoints go (default: %(default)s)")
     parser.add_argument("--tokens", type=int, metavar="N", help="tokens to see, for every model trained; default: each recipe's own number")
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Trains what `args` asks for, skipping what is finished. Returns the exit code."""
     transformers_logging.disable_progress_bar()
     chosen = {r.name: r for r in (SHALLOW, TARGET, *LADDER)}
-    others = (*heads.READERS, "editor", "t5")
+    others = (*readers.READERS, "editor", "t5")
     unknown = set(args.models) - {*chosen, *others}
     if unknown:
         raise TrainingError(f"no recipe is called {', '.join(sorted(unknown))}; choose from {', '.join([*chosen, *others])}")
@@ -67,11 +67,12 @@ def run(args: argparse.Namespace) -> int:
         path = train(recipe, tokens, held, manifest["held_out_bytes"], tokenizer, out, teacher, samples, args.seed, not args.no_compile)
         card = json.loads((path / "card.json").read_text())
         print(f"{name}: {card['held_out_bits_per_byte']} bits per byte of held-out text after {card['tokens_seen']:,} tokens, in {path}")
-    for name in [name for name in heads.READERS if name in args.models]:
+    for name in [name for name in readers.READERS if name in args.models]:
         if (out / name / "card.json").exists():
             print(f"{name}: finished already, in {out / name}")
             continue
-        path = heads.train(name, tokens, held, out / TARGET.name, out, args.tokens, args.seed)
+        samples = _samples(out, TARGET.name, tokens) if readers.READERS[name].samples else None
+        path = readers.train(name, tokens, held, out / TARGET.name, out, args.tokens, args.seed, samples=samples, compile=not args.no_compile)
         card = json.loads((path / "card.json").read_text())
         print(f"{name}: overlap with the target on held-out text {card['held_out_overlap']} at {card['guesses']}, in {path}")
     if "editor" in args.models and (out / EDITOR / "card.json").exists():
@@ -115,10 +116,22 @@ def _teacher(recipe: Recipe, out: Path, tokens: np.ndarray) -> tuple[LlamaForCau
             raise TrainingError(f"{recipe.name} needs {needed}, which is not in {out}; train it first")
     if recipe.teacher is None:
         return None, None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    teacher = LlamaForCausalLM.from_pretrained(out / recipe.teacher, dtype=torch.bfloat16).to(device).eval()
-    path = out / "cache" / f"samples-{recipe.teacher}.npy"
+    samples = _samples(out, recipe.teacher, tokens)
+    teacher = _load(out / recipe.teacher)
+    teacher.set_attn_implementation("eager" if teacher.device.type == "cpu" else "sdpa")
+    return teacher, samples
+
+
+def _samples(out: Path, name: str, tokens: np.ndarray) -> np.ndarray:
+    """Text that a finished model wrote, kept in `out` between runs. Raises TrainingError if there is no such model."""
+    path = out / "cache" / f"samples-{name}.npy"
+    if not (out / name / "card.json").exists():
+        raise TrainingError(f"text written by {name} is needed, which is not in {out}; train it first")
     if not path.exists():
-        np.save(path, sample_text(teacher, tokens, SAMPLE_TOKENS))
-    teacher.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")
-    return teacher, np.load(path)
+        np.save(path, sample_text(_load(out / name), tokens, SAMPLE_TOKENS))
+    return np.load(path)
+
+
+def _load(folder: Path) -> LlamaForCausalLM:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()

@@ -1,6 +1,6 @@
-"""Parallel heads and early exits: small readers of a frozen target, taught by its own distributions.
+"""Parallel heads, early exits and eagle: small readers of a frozen target, taught by its own distributions.
 
-Both learn from one forward of the target per batch, and lose what the drafts lose: total variation, which is what acceptance is, and some
+All learn from one forward of the target per batch, and lose what the drafts lose: total variation, which is what acceptance is, and some
 divergence (see `train.loss_of`). Training is resumable in the same way.
 """
 
@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import linear, log_softmax
+from torch.nn.functional import linear, log_softmax, pad
 from tqdm.auto import tqdm
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from ..drafters.eagle import Eagle
 from ..drafters.heads import Heads
 from ..drafters.layer_skip import Exits
 from ..errors import TrainingError
@@ -28,6 +30,7 @@ from .train import SAVE_EVERY_SECONDS, batch, schedule
 
 EXIT_LAYERS = (1, 2, 3, 4, 6, 8, 12, 16, 20)  # of the target's; those it has not are left out
 HEADS = 4
+STEPS = 4  # guesses in a row that eagle is trained for
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,11 @@ class Reader:
     make: Callable[[LlamaForCausalLM], nn.Module]
     guesses: Callable[[nn.Module, LlamaForCausalLM, Tensor, object], tuple[Tensor, Tensor]]
     tokens: int
-    learning_rate: float = 2e-3
+    learning_rate: float = 2e-3  # of AdamW
+    muon_rate: float | None = None  # of Muon for the matrices, or None: AdamW learns them too
+    rows: int = 4  # windows in a batch
+    samples: float = 0.0  # share of the batches that are the target's own text
+    discount: float = 1.0  # what each further guess weighs in the loss, which the check reaches less often
 
 
 def _head_guesses(heads: Heads, target: LlamaForCausalLM, inputs: Tensor, out) -> tuple[Tensor, Tensor]:
@@ -60,11 +67,62 @@ def _exits(target: LlamaForCausalLM) -> Exits:
     return Exits(tuple(layer for layer in EXIT_LAYERS if layer < config.num_hidden_layers), config.hidden_size)
 
 
+def _eagle(target: LlamaForCausalLM) -> Eagle:
+    config = target.config
+    return Eagle(
+        LlamaConfig(
+            vocab_size=config.vocab_size, hidden_size=config.hidden_size, intermediate_size=4 * config.hidden_size, num_hidden_layers=1,
+            num_attention_heads=config.num_attention_heads, num_key_value_heads=config.num_attention_heads, max_position_embeddings=config.max_position_embeddings,
+        )
+    )  # fmt: skip
+
+
+def _eagle_guesses(eagle: Eagle, target: LlamaForCausalLM, inputs: Tensor, out) -> tuple[Tensor, Tensor]:
+    """With the state at t, or what eagle takes for it after so many guesses, and token t + 1 it is to say what the target says at t + 1."""
+    states = unrolled(eagle, out.hidden_states[-1][:, :-1], target.model.embed_tokens(inputs[:, 1:]), STEPS)[:, STEPS - 1 :]
+    return linear(states, target.lm_head.weight), out.logits[:, STEPS:].unsqueeze(2).expand(-1, -1, STEPS, -1)
+
+
+def unrolled(eagle: Eagle, states: Tensor, embeddings: Tensor, steps: int) -> Tensor:
+    """The states that eagle reaches at each place when its last 0, 1, 2 ... guesses stood on states of its own: [B, N, d], [B, N, d] -> [B, N, steps, d].
+
+    All places at once (the training-time test of EAGLE-3, 2503.01840, section 3.2): at step s a place sees, of the text up to s places back, what was made of the
+    target's states, and of each later place what was made at the step at which a guess would have stood there. The first `steps` - 1 places mean nothing.
+    """
+    layer, attn = eagle.layer, eagle.layer.self_attn
+    cos, sin = eagle.rotary(states, torch.arange(states.shape[1], device=states.device)[None])
+    keys, values, reached = [], [], []
+    for s in range(steps):
+        x = eagle.joined(states, embeddings)
+        q, k, v = (
+            project(layer.input_layernorm(x)).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2) for project in (attn.q_proj, attn.k_proj, attn.v_proj)
+        )  # fmt: skip  [B, H, N, D]
+        q, k = apply_rotary_pos_emb(q, k, cos, sin)
+        keys.append(k)
+        values.append(v)
+        far = (q @ keys[0].mT).float()  # [B, H, N, N]
+        far = far.masked_fill(~torch.ones_like(far[0, 0], dtype=torch.bool).tril(-s), -torch.inf)
+        near = [(q * _later(keys[i], s - i)).sum(-1, keepdim=True).float() for i in range(1, s + 1)]  # [B, H, N, 1] each
+        weights = torch.softmax(torch.cat([far, *near], -1) * attn.scaling, -1).to(v.dtype)
+        seen = weights[..., : far.shape[-1]] @ values[0] + sum(weights[..., i - 1 - s, None] * _later(values[i], s - i) for i in range(1, s + 1))
+        x = x + attn.o_proj(seen.transpose(1, 2).flatten(-2))
+        x = eagle.norm(x + layer.mlp(layer.post_attention_layernorm(x)))
+        reached.append(x)
+        states = _later(x, 1)
+    return torch.stack(reached, 2)
+
+
+def _later(x: Tensor, places: int) -> Tensor:
+    """x [..., N, D] moved so many places on, zeros before it."""
+    return pad(x, (0, 0, places, 0))[..., : x.shape[-2], :]
+
+
 READERS = {
     reader.name: reader
     for reader in (
         Reader("heads", lambda target: Heads(HEADS, target.config.hidden_size), _head_guesses, tokens=600_000),
         Reader("exits", _exits, _exit_guesses, tokens=400_000),
+        Reader("eagle", _eagle, _eagle_guesses, tokens=6_000_000, muon_rate=0.02, rows=8, samples=0.25, discount=0.8),
     )
 }
 
@@ -79,7 +137,8 @@ def loss_of(reader: Reader, module: nn.Module, target: LlamaForCausalLM, inputs:
     p = wanted.exp()
     variation = 0.5 * (p - student.exp()).abs().sum(-1)  # [B, T', count]
     divergence = (p * (wanted - student)).sum(-1)
-    return variation.mean() + 0.3 * divergence.mean(), 1 - variation.detach().mean((0, 1))
+    weights = reader.discount ** torch.arange(variation.shape[-1], device=variation.device)
+    return ((variation + 0.3 * divergence).mean((0, 1)) * weights).sum() / weights.sum(), 1 - variation.detach().mean((0, 1))
 
 
 @torch.no_grad()
@@ -91,51 +150,68 @@ def held_out_overlap(reader: Reader, module: nn.Module, target: LlamaForCausalLM
     return torch.stack(rows).mean(0).tolist()
 
 
-def train(
-    name: str, tokens: np.ndarray, held_out: np.ndarray, target_folder: Path, folder: Path, amount: int | None = None, seed: int = 0, rows: int = 4, width: int = 256
-) -> Path:
-    """Trains "heads" or "exits" for the target in `target_folder`; writes safetensors and a card to `folder`/name.
+def optimizers(reader: Reader, module: nn.Module) -> list[tuple[torch.optim.Optimizer, float]]:
+    """The optimisers of a reader, each with its learning rate."""
+    matrices = [p for p in module.parameters() if p.ndim == 2] if reader.muon_rate else []
+    others = [p for p in module.parameters() if p.ndim != 2 or not reader.muon_rate]
+    found = [(torch.optim.AdamW(others, lr=reader.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True), reader.learning_rate)]
+    return found + ([(torch.optim.Muon(matrices, lr=reader.muon_rate, momentum=0.95, weight_decay=0.01), reader.muon_rate)] if matrices else [])
 
-    amount: tokens to see, else the reader's own number. Resumes from `folder`/name.state. Raises TrainingError without a target, for a state of another
-    training, or when the loss stops being finite.
+
+def train(
+    name: str, tokens: np.ndarray, held_out: np.ndarray, target_folder: Path, folder: Path, amount: int | None = None, seed: int = 0, rows: int | None = None, width: int = 256,
+    samples: np.ndarray | None = None, compile: bool = False,
+) -> Path:  # fmt: skip
+    """Trains "heads", "exits" or "eagle" for the target in `target_folder`; writes safetensors and a card to `folder`/name.
+
+    amount: tokens to see, and rows: windows in a batch, else the reader's own numbers; samples: the target's own text, for a reader that asks for it.
+    Resumes from `folder`/name.state. Raises TrainingError without a target, for a state of another training, or when the loss stops being finite.
     """
     if not (target_folder / "card.json").exists():
         raise TrainingError(f"{name} needs a finished target, which is not in {target_folder}; train it first")
     reader, device = READERS[name], torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows, share = rows or reader.rows, reader.samples if samples is not None else 0.0
     digest = hashlib.sha256((target_folder / "model.safetensors").read_bytes()).hexdigest()
     target = LlamaForCausalLM.from_pretrained(target_folder, dtype=torch.bfloat16).to(device).eval().requires_grad_(False)
+    if device.type == "cpu":
+        target.set_attn_implementation("eager")  # faster than sdpa there
     torch.manual_seed(seed)
     module = reader.make(target).to(device)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=reader.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optims = optimizers(reader, module)
     amount, state_path = amount or reader.tokens, folder / f"{name}.state"
-    fingerprint = {"name": name, "amount": amount, "seed": seed, "target": digest, "rows": rows, "width": width}
+    fingerprint = {"name": name, "amount": amount, "seed": seed, "target": digest, "rows": rows, "width": width, "samples": share}
     step, seconds, curve = 0, 0.0, []
     if state_path.exists():
         state = torch.load(state_path, weights_only=True, map_location=device)
         if state["fingerprint"] != fingerprint:
             raise TrainingError(f"{state_path} belongs to another training; delete it to start afresh")
         module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
+        for (optim, _), saved in zip(optims, state["optims"], strict=True):
+            optim.load_state_dict(saved)
         step, seconds, curve = state["step"], state["seconds"], state["curve"]
 
     def save_state() -> None:
-        state = {"fingerprint": fingerprint, "module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds, "curve": curve}
+        state = {"fingerprint": fingerprint, "module": module.state_dict(), "optims": [optim.state_dict() for optim, _ in optims], "step": step, "seconds": seconds, "curve": curve}
         torch.save(state, state_path.with_suffix(".partial"))
         os.replace(state_path.with_suffix(".partial"), state_path)
 
     folder.mkdir(parents=True, exist_ok=True)
+    loss_function = torch.compile(loss_of, dynamic=False) if compile else loss_of
     steps, saved_at, last = max(1, amount // (rows * width)), time.perf_counter(), time.perf_counter()
     smooth = None
     with tqdm(total=steps, initial=step, desc=name, unit="step", mininterval=5) as bar:
         while step < steps:
-            optimizer.param_groups[0]["lr"] = reader.learning_rate * schedule(step / steps)
-            loss, overlaps = loss_of(reader, module, target, batch(tokens, step, rows, width, seed).to(device)[:, :-1])
+            for optim, rate in optims:
+                optim.param_groups[0]["lr"] = rate * schedule(step / steps)
+            inputs = batch(samples if (step * share) % 1 >= 1 - share else tokens, step, rows, width, seed)
+            loss, overlaps = loss_function(reader, module, target, inputs.to(device)[:, :-1])
             if not torch.isfinite(loss):
                 raise TrainingError(f"the loss of {name} is {loss.item()} at step {step}; try a lower learning rate")
             loss.backward()
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optim, _ in optims:
+                optim.step()
+                optim.zero_grad(set_to_none=True)
             step += 1
             now = time.perf_counter()
             seconds, last = seconds + now - last, now
@@ -157,13 +233,15 @@ def _save(reader: Reader, module: nn.Module, target, held_out: np.ndarray, path:
     tensors = {key: value.detach().to("cpu", torch.bfloat16).contiguous() for key, value in module.state_dict().items()}
     if isinstance(module, Exits):
         tensors["layers"] = torch.tensor(module.layers)
+    if isinstance(module, Eagle):
+        module.config.save_pretrained(path)
     save_file(tensors, path / "model.safetensors")
     card = {
         "name": path.name,
         "parameters": sum(p.numel() for p in module.parameters()),
         "target_sha256": digest,
         "tokens_seen": seen,
-        "guesses": list(getattr(module, "layers", range(1, getattr(module, "count", 0) + 1))),
+        "guesses": list(getattr(module, "layers", range(1, getattr(module, "count", STEPS) + 1))),
         "held_out_overlap": [round(value, 4) for value in held_out_overlap(reader, module, target, held_out)],
         "seconds": round(seconds),
         "machine": f"{torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + ' CPU'}, {torch.get_num_threads()} threads",

@@ -1,0 +1,209 @@
+"""A draft that reads the target's mind: one layer over what the target thought of each token, and over the token that then came.
+
+A draft model has to understand the text by itself. Here every token of the text comes with the target's last hidden state at the token
+before, so that one layer goes on from where all of the target's left off. For its second guess the target's state is not known yet; its own
+takes the place. Embedding and output matrix are the target's.
+Sources: EAGLE (2401.15077); training on its own states is from EAGLE-3 (2503.01840).
+"""
+
+from collections.abc import Callable, Hashable
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import embedding, linear, pad, rms_norm
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
+
+from .. import embedded, fast
+from ..compiled import Cache, CompiledContext, Law, Program, Programs
+from ..context import Context
+from ..distributions import Draw, Sampling, invert
+from ..errors import IncompatibleModels
+from ..fast import Decoder, FastContext
+from .base import Draft, always
+
+
+class Eagle(nn.Module):
+    """x = M [state before, embedding], one layer of a Llama over it, and a norm: a state like the target's, one token further on.
+
+    config: the layer's shape; its `hidden_size` is the target's.
+    """
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+        self.mix = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)  # M
+        self.layer = LlamaDecoderLayer(config, 0)
+        self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = LlamaRotaryEmbedding(config)
+
+    def joined(self, states: Tensor, embeddings: Tensor) -> Tensor:
+        """The state at each token [..., d] and the embedding of the token behind it [..., d] -> [..., d]."""
+        width = states.shape[-1:]
+        return self.mix(torch.cat([rms_norm(states, width), rms_norm(embeddings, width)], -1))
+
+
+def load_eagle(name: str = "eagle") -> Eagle:
+    """The one that was trained for the embedded target. Raises ModelLoadError if it is missing or not what was registered."""
+    return read_eagle(embedded.fetch(f"models/{name}"))
+
+
+def read_eagle(folder: Path) -> Eagle:
+    """One from a folder that `python -m speclib train eagle` wrote."""
+    eagle = Eagle(LlamaConfig.from_pretrained(folder))
+    eagle.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    return eagle.eval().requires_grad_(False)
+
+
+class EagleDrafter:
+    """Guesses a chain with `eagle`. Raises IncompatibleModels at start if it was trained for a target of another width."""
+
+    def __init__(self, eagle: Eagle):
+        self.eagle = eagle
+        self._made: tuple[object, Eagle, Decoder, Programs | None] | None = None  # the target last met, and what was made for it: weights are fused once
+
+    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "EagleGuesser":
+        target = context.language_model
+        context.wants_hidden = True
+        if self._made is None or self._made[0] is not target:
+            own = deepcopy(self.eagle).to(target.device, target.dtype)
+            made = decoder(own, target)
+            self._made = (target, own, made, Programs(made, "eagle", target.vocabulary) if target.programs else None)
+        _, own, made, programs = self._made
+        reading = EagleContext(target, made, own) if programs is None else CompiledEagleContext(target, made, own, programs)
+        return EagleGuesser(context, reading, sampling, draw)
+
+
+def decoder(eagle: Eagle, target) -> Decoder:
+    """Eagle's layer between the target's embedding and output matrices."""
+    table, output = target.model.get_input_embeddings().weight.detach(), target.model.get_output_embeddings().weight.detach()
+    config = eagle.config
+    if not config.hidden_size == table.shape[1] == output.shape[1]:
+        raise IncompatibleModels(f"this eagle was trained for a target of width {config.hidden_size}, but {target.name} has {output.shape[1]}")
+    rotary = fast.rotary_tables(eagle.rotary, target.context_length or config.max_position_embeddings, target.dtype, target.device)
+    norm, eps, output = eagle.norm.weight, config.rms_norm_eps, output[: target.vocabulary]
+
+    def head(x: Tensor) -> tuple[Tensor, Tensor]:
+        state = rms_norm(x, norm.shape, norm, eps)
+        return state, linear(state, output)
+
+    heads, size = config.num_key_value_heads, eagle.layer.self_attn.head_dim
+    return Decoder(lambda tokens, _: embedding(tokens, table), (fast.llama_block(eagle.layer, config),), head, rotary, heads, size, target.dtype, target.device)
+
+
+class EagleContext(FastContext):
+    """What eagle has read: entry i is the target's state at token i, or its own, with token i + 1."""
+
+    def __init__(self, language_model, decoder: Decoder, eagle: Eagle):
+        self.decoder, self.eagle = decoder, eagle
+        Context.__init__(self, language_model)
+
+    def read(self, states: Tensor, tokens: Tensor, position: int) -> tuple[Tensor, Tensor]:
+        """Enters states [k, d] with the tokens behind them [k], the first at `position`: (own state at the last [1, d], logits [1, V])."""
+        k, start, end = len(tokens), self.length, self.length + len(tokens)
+        if end > self.capacity:
+            self._grow(end)
+        positions = torch.arange(position, position + k, device=self.decoder.device)
+        mask = torch.ones(k, end, dtype=torch.bool, device=self.decoder.device).tril(start) if k > 1 else None
+        x = self.eagle.joined(states, self.decoder.embed(tokens, positions))
+        x = fast.layers(self.decoder, self.decoder.blocks, x, positions, slice(start, end), end, self._cache, mask)
+        self.length = end
+        return self.decoder.head(x[-1:])
+
+
+class CompiledEagleContext(EagleContext, CompiledContext):
+    """The same, on the compiled backend."""
+
+    def __init__(self, language_model, decoder: Decoder, eagle: Eagle, programs: Programs):
+        self.programs = programs
+        super().__init__(language_model, decoder, eagle)
+
+    def guesses(self, states: Tensor, tokens: Tensor, position: int, n: int, uniform: Callable[[int, int], Tensor], law: Law, settings: Hashable) -> tuple[Tensor, Tensor] | None:
+        """`read` and then n guesses, as one program: (tokens [n], what each was drawn from [n, V]), or None if there is no such program. See `Context.guess`."""
+        k = len(tokens)
+        rows = n + 1  # after a round of n guesses there is something new at n + 1 tokens at most: one program reads as many, whatever their number
+        if k > rows or "guesses" in self.programs.broken:
+            return None
+        padded = pad(states, (0, 0, 0, rows - k)), pad(tokens, (0, rows - k))
+        numbers = (self.programs.number(value) for value in (k, self.length, position))
+        slots = self._looked_at(self.length + k + rows)
+        made = self.programs.run(
+            "guesses", (n, settings), f"{n} guess{'es' * (n > 1)}", lambda: guesses_of(self.decoder, self.eagle, law, n), (*padded, *numbers, uniform(n, 1)), slots, self._cache
+        )  # fmt: skip
+        if made is not None:
+            self.length += k + n - 1
+        return made
+
+
+def guesses_of(d: Decoder, eagle: Eagle, law: Law, n: int) -> Program:
+    """n guesses in a row, over up to n + 1 new entries of which the first `k` count."""
+
+    def guesses(states: Tensor, tokens: Tensor, k: Tensor, start: Tensor, position: Tensor, uniform: Tensor, slots: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+        drawn, laws = [], []
+        for i in range(n):
+            own = start + torch.arange(len(tokens), device=d.device)  # what stands behind the k-th is seen by nobody and overwritten
+            x = eagle.joined(states, d.embed(tokens, own))
+            x = fast.layers(d, d.blocks, x, own - start + position, own, slots.shape[0], cache, slots <= own[:, None])
+            states, logits = d.head(x.index_select(0, (k - 1).reshape(1)) if i == 0 else x)
+            laws.append(law(logits))
+            tokens = invert(laws[-1], uniform[i : i + 1])
+            drawn.append(tokens)
+            start, position = (start + k, position + k) if i == 0 else (start + 1, position + 1)
+        return torch.cat(drawn), torch.cat(laws)
+
+    return guesses
+
+
+class EagleGuesser:
+    def __init__(self, context: Context, own: EagleContext, sampling: Sampling, draw: Draw):
+        self.context, self.own, self.sampling, self.draw = context, own, sampling, draw
+        self.known = 0  # entries made of the target's states; what lies behind them was guessed
+        self.next = 0  # the token whose state is read next
+        self.usual = 0  # how many guesses a round makes; fewer only near the end
+
+    def prepare(self, text: list[int]) -> None:
+        if len(text) > 2:  # the last entry is read with the first guess
+            self.own.read(*self._new(text[:-1]))
+
+    def propose(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Draft:
+        if self.context.hidden is None:  # a text of one token: the target has read nothing yet
+            return Draft(torch.zeros(0, dtype=torch.long), torch.zeros(0, self.context.language_model.vocabulary))
+        new = self._new(text)
+        return Draft(*((self._at_once(new, n) if goes_on is always else None) or self._one_by_one(new, n, goes_on)))
+
+    def _at_once(self, new: tuple[Tensor, Tensor, int], n: int) -> tuple[Tensor, Tensor] | None:
+        """All guesses by one program, if the backend makes one and chance is a sequence of uniform numbers."""
+        self.usual = self.usual or n
+        uniform = getattr(self.draw, "uniform", None)
+        possible = uniform and n == self.usual and isinstance(self.own, CompiledEagleContext)
+        return self.own.guesses(*new, n, uniform, self._probabilities, self.sampling) if possible else None
+
+    def _one_by_one(self, new: tuple[Tensor, Tensor, int], n: int, goes_on: Callable[[Tensor], bool]) -> tuple[Tensor, Tensor]:
+        tokens, probs, position = [], [], self.next
+        state, logits = self.own.read(*new)
+        for i in range(n):
+            q = self._probabilities(logits)  # [1, V]
+            if i and not goes_on(q[0]):
+                break
+            tokens.append(self.draw(q))
+            probs.append(q)
+            if i + 1 < n:
+                state, logits = self.own.read(state, tokens[-1], position + i)
+        return torch.cat(tokens), torch.cat(probs)
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return self.sampling.probabilities(logits, check=False)
+
+    def _new(self, text: list[int]) -> tuple[Tensor, Tensor, int]:
+        """What the target has thought since, to be read in place of what was guessed: (states [k, d], the tokens behind them [k], the place of the first).
+
+        A round without guesses leaves a gap: the target's states of that round are gone. The draft then sees less, and the law stays what it is.
+        """
+        self.own.rollback(self.known)
+        first, end = self.context.length - self.context.hidden.shape[1], len(text) - 1
+        start = max(self.next, first)
+        self.known, self.next = self.known + end - start, end
+        return self.context.hidden[0, start - first : end - first], torch.tensor(text[start + 1 :], device=self.context.hidden.device), start

@@ -1,0 +1,122 @@
+"""Eagle: what it reads, the law of the text, and that training sees what decoding will see. By chance, and with a control: test_every_guesser.py."""
+
+import pytest
+import torch
+from test_heads import law_of, right_law
+from test_layer_skip import GREEDY, tiny
+from transformers import LlamaConfig
+
+import speclib
+from speclib.distributions import Sampling, seeded
+from speclib.drafters import Eagle, EagleDrafter
+from speclib.drafters.base import always
+from speclib.errors import IncompatibleModels
+from speclib.exact import max_difference
+from speclib.training.readers import unrolled
+
+
+def config_of(width):
+    return LlamaConfig(vocab_size=1, hidden_size=width, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=32)
+
+
+def some_eagle(width=8):
+    torch.manual_seed(3)
+    eagle = Eagle(config_of(width)).double().eval().requires_grad_(False)
+    for weights in eagle.parameters():
+        if weights.ndim == 2:
+            weights.mul_(15)
+    return eagle
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend", "vocabulary", "sampling", "length", "prompt"),
+    [
+        ("llama", "eager", 3, Sampling(), 3, [0, 1]),
+        ("llama", "fast", 2, Sampling(temperature=0.7), 5, [0]),  # a prompt of one token: no state in the first round
+        ("llama", "fast", 3, Sampling(top_k=2), 4, [0, 1, 2]),
+        ("gpt2", "fast", 2, Sampling(), 4, [0, 1]),
+    ],
+)
+def test_generate_keeps_the_law(kind, backend, vocabulary, sampling, length, prompt):
+    target = tiny(kind, backend, vocabulary)
+    law = law_of(target, EagleDrafter(some_eagle()), sampling, 2, length, prompt)
+    assert max_difference(law, right_law(target, sampling, length, prompt)) < 1e-12
+    assert sum(law.values()) == pytest.approx(1, abs=1e-12) and len(law) > 2
+
+
+@pytest.mark.parametrize("backend", ["eager", "fast"])
+def test_every_guess_stands_on_what_training_saw(backend):
+    """After rounds of all outcomes, the distributions are those of `unrolled` over the whole text, the guesses behind it."""
+    target, eagle, gamma = tiny(backend=backend, vocabulary=5, scale=3), some_eagle(), 3
+    drafter, seen = EagleDrafter(eagle), []
+
+    class Watched:
+        def start(self, *arguments):
+            guesser = drafter.start(*arguments)
+            real = guesser.propose
+
+            def propose(text, *more):
+                draft = real(text, *more)
+                seen.append((list(text), draft))
+                return draft
+
+            guesser.propose = propose
+            return guesser
+
+    out = speclib.generate(target, [[0, 1, 2, 3], [4], [2, 2]], Watched(), Sampling(), gamma, max_new_tokens=24, stop=[])
+    assert {r.accepted for r in out.trace.rounds} == {0, 1, 2, 3}, "rounds of several outcomes"
+    for text, draft in seen:
+        whole = torch.tensor([text + draft.tokens.tolist()])
+        with torch.inference_mode():
+            hidden = target.model(whole, output_hidden_states=True).hidden_states[-1]
+            states = unrolled(eagle, hidden[:, :-1], target.model.get_input_embeddings()(whole[:, 1:]), gamma)[0]  # [N, gamma, d]
+            for i, q in enumerate(draft.probs):
+                wanted = target.model.lm_head(states[len(text) - 2 + i, i]).softmax(-1)
+                assert torch.allclose(q, wanted, atol=1e-10), f"guess {i} after {text}"
+
+
+def test_greedy_identity_with_rounds_that_do_not_guess():
+    class Sometimes:
+        calls, goes_on = 0, staticmethod(always)
+
+        def start(self):
+            return self
+
+        def next_length(self):
+            self.calls += 1
+            return (3, 0, 0, 2)[self.calls % 4]
+
+        def observe(self, done):
+            pass
+
+    target = tiny(backend="fast", vocabulary=30, context=64, scale=3)
+    plain = speclib.generate(target, [[1, 2], [3]], None, GREEDY, max_new_tokens=40, stop=[])
+    ours = speclib.generate(target, [[1, 2], [3]], EagleDrafter(some_eagle()), GREEDY, Sometimes(), max_new_tokens=40, stop=[])
+    assert all(torch.equal(a, b) for a, b in zip(plain.tokens, ours.tokens, strict=True))
+    assert {len(r.drafted) for r in ours.trace.rounds} >= {0, 2, 3}
+
+
+def test_it_asks_before_each_further_guess():
+    target, text = tiny(backend="fast", vocabulary=5), [0, 1, 2, 3]
+    for goes_on, guesses in ((lambda probs: False, 1), (always, 3)):
+        context = target.context(text)
+        guesser = EagleDrafter(some_eagle()).start(context, Sampling(), seeded(0))
+        context.extend(torch.tensor([text[:-1]]))
+        assert guesser.propose(text, 3, goes_on).probs.shape == (guesses, 5)
+
+
+def test_another_width_is_refused():
+    with pytest.raises(IncompatibleModels, match="width 4"):
+        speclib.generate(tiny(), [[0, 1]], EagleDrafter(some_eagle(4)), max_new_tokens=4)
+
+
+def test_the_program_for_a_round_of_guesses_gives_the_same_text():
+    """Compiled and fast: the same uniform numbers, so the same tokens, whatever was accepted in between."""
+    texts = []
+    for backend in ("fast", "compiled"):
+        target = tiny(backend=backend, vocabulary=5, context=64, scale=3)
+        out = speclib.generate(target, [[0, 1, 2, 3], [4]], EagleDrafter(some_eagle()), Sampling(), 3, max_new_tokens=40, stop=[])
+        texts.append([row.tolist() for row in out.tokens])
+    assert {r.accepted for r in out.trace.rounds} >= {0, 1, 3}
+    assert texts[0] == texts[1]
+    assert not target.programs.broken
