@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         record = measure(args, out.with_suffix(".partial.json"))
         table = flat(record)
         table.to_csv(out.with_suffix(".csv"), index=False)
-    out.write_text(json.dumps(record, indent=1) + "\n")
+    out.write_text(json.dumps(record) + "\n")
     groups = [name for name in ("dtype", "domain", "temperature") if name in table]
     for key, part in table.groupby(groups, sort=False):
         print("\n" + ", ".join(f"{name} {value}" for name, value in zip(groups, key, strict=True)))
@@ -168,7 +168,7 @@ def run_growth(out: Path, quick: bool, dtype: str | None) -> int:
 
 
 def measure(args: argparse.Namespace, partial: Path) -> dict:
-    """The whole measurement: {"machine", "settings", "tables", "rows"}; "tables" has one entry per dtype, domain and temperature:
+    """The whole measurement: {"machine", "settings", "tables", "rows"}; "rows" has every text's figures, as {"columns", "data"}, "tables" has one entry per dtype, domain and temperature:
     {"dtype", "domain", "temperature", "assistant_tokens", "lookup_tokens", "guessers", "methods"}, the last with one row per method.
     Each finished table is kept in `partial`, with the settings it belongs to, and an interrupted run goes on behind it."""
     progress = sys.stderr.isatty()
@@ -196,7 +196,8 @@ def measure(args: argparse.Namespace, partial: Path) -> dict:
     return {
         "machine": {**experiments.machine(), "memory_gb": experiments.peak_memory()},
         "settings": {**settings, **about},
-        **{k: record[k] for k in ("tables", "rows")},
+        "tables": record["tables"],
+        "rows": json.loads(pd.DataFrame(record["rows"]).to_json(orient="split", index=False, double_precision=6)),
     }
 
 

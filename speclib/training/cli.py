@@ -96,7 +96,9 @@ def run(args: argparse.Namespace) -> int:
 def install(out: Path, held_documents: list[corpus.Document], tokenizer: PreTrainedTokenizerFast) -> None:
     """Copies every finished model to data/models, writes prompts and registry."""
     for card in sorted(card for card in out.glob("*/card.json") if card.parent.name not in UNSHIPPED):
-        shutil.copytree(card.parent, embedded.DATA / "models" / card.parent.name, dirs_exist_ok=True)
+        folder = shutil.copytree(card.parent, embedded.DATA / "models" / card.parent.name, dirs_exist_ok=True)
+        for file in folder.glob("tokenizer.json"):  # written for reading, at twice the size
+            file.write_text(json.dumps(json.loads(file.read_text("utf-8")), ensure_ascii=False, separators=(",", ":")), "utf-8")
     shutil.copy(out / "corpus.json", embedded.DATA / "models" / "corpus.json")
     prompts.write_prompts(held_documents, tokenizer, embedded.DATA / "prompts" / "held_out.json")
     print(f"installed to {embedded.DATA}; {embedded.write_registry()} files registered")
