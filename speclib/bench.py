@@ -22,7 +22,7 @@ from .models import BACKENDS, TARGET, LanguageModel, Pair, load_pair
 
 RESULTS = embedded.DATA / "results"
 TEMPERATURES = (1.0, 0.7, 0.0)
-LENGTHS = (2, 3, 4, 6)  # draft lengths to choose from
+LENGTHS = (2, 3, 4, 6, 8)  # draft lengths to choose from
 ASSISTANT_TOKENS = (3, 5, 8)  # the same for transformers' assisted generation, its default beside them
 LOOKUP_LENGTHS = (3, 8, 15)  # and for prompt lookup, ours and transformers'
 CONTEXT = 160  # cached tokens where costs are measured: the middle of a text of the bench

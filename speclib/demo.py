@@ -10,7 +10,7 @@ import torch
 from . import embedded, experiments, models, plotting, statistics
 from .decoding import generate
 from .distributions import Sampling, seeded
-from .drafters import ModelDrafter
+from .drafters import EagleDrafter, ModelDrafter, load_eagle
 from .errors import InvalidArgument
 from .rules import RULES
 
@@ -22,7 +22,7 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "demo",
         help="one prompt, plain and speculative: text, target passes, speed, and a check that nothing was lost",
-        description="Decodes a held-out prompt plainly (with a cache) and by speculative sampling, several times in turn; shows which guesses passed, compares "
+        description="Decodes a held-out prompt plainly (with a cache) and by speculative sampling with two guessers, several times in turn; shows which guesses passed, compares "
         "the measured speed-up with the predicted one, tests that the text's law is unchanged, and saves a figure. Works offline.",
     )
     parser.add_argument("--prompt", help="your own text (default: a held-out function head)")
@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     methods = {
         "plain": experiments.ours(pair.target, None, sampling, 0, args.tokens),
         "speculative": experiments.ours(pair.target, drafter, sampling, gamma, args.tokens),
+        "eagle": experiments.ours(pair.target, EagleDrafter(load_eagle()), sampling, gamma, args.tokens),
     }
     shown = generate(pair.target, prompt, drafter, sampling, gamma, max_new_tokens=args.tokens, stop=[], seed=args.seed)
     frame = experiments.interleaved(methods, [prompt], args.repeats, seed=args.seed)
@@ -63,12 +64,13 @@ def run(args: argparse.Namespace) -> int:
         low, high = speed.loc[name, 0.25], speed.loc[name, 0.75]
         print(f"{name:12} {forwards[name]:6.1f} target forwards  {speed.loc[name, 0.5]:7.1f} tokens/s (middle half {low:.1f} to {high:.1f}, {args.repeats} runs)")
     seen = experiments.acceptance(frame)
-    measured = experiments.speedups(frame, "plain").loc["speculative", "speedup"]
+    measured = experiments.speedups(frame, "plain")["speedup"]
     if gamma and len(seen):
         alpha, per_round, share = seen.loc["speculative", ["alpha", "tokens_per_round", "accepted_share"]]
         predicted = experiments.predict(alpha, per_round, gamma, c, widths)["width"]
         print(f"\nalpha {alpha:.2f}, accepted share {share:.2f}, tokens per round {per_round:.2f}, cost ratio c {c:.3f}")
-        print(f"speed-up: {measured:.2f}x measured, {predicted:.2f}x predicted from alpha, c and the width curve")
+        print(f"speed-up: {measured['speculative']:.2f}x measured, {predicted:.2f}x predicted from alpha, c and the width curve")
+        print(f"with a draft that reads the target's states (eagle, notebook 07): alpha {seen['alpha'].get('eagle', float('nan')):.2f}, speed-up {measured['eagle']:.2f}x measured")
     print(f"lossless? {lossless_check(pair, prompt, sampling, gamma, args.seed)}")
     plotting.race([shown.trace, generate(pair.target, prompt, None, sampling, max_new_tokens=args.tokens, stop=[], seed=args.seed).trace]).savefig(args.out)
     print(f"\nfigure: {args.out}\nnext: `make lab` opens the workbook at notebook 00; `python -m speclib bench` measures thoroughly")

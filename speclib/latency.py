@@ -19,7 +19,7 @@ from .errors import ContextOverflow, InvalidArgument
 from .models import LanguageModel
 
 WIDTHS = tuple(range(1, 10))
-TURN = 8  # forwards of one kind behind each other, where kinds take turns
+TURN = 16  # forwards of one kind behind each other, where kinds take turns
 
 
 def width_curve(language_model: LanguageModel, widths: Iterable[int] = WIDTHS, context: int = 128, passes: int = 5, min_seconds: float = 0.04) -> pd.DataFrame:
@@ -74,16 +74,23 @@ def cost_ratio(target: LanguageModel, draft: LanguageModel, context: int = 128, 
 
 
 @torch.inference_mode()
-def round_costs(target: LanguageModel, drafter: Drafter, gamma: int, context: int = 128, rounds: int = 40) -> dict[str, float]:
+def round_costs(target: LanguageModel, drafter: Drafter, gamma: int, context: int = 128, turns: int = 3) -> dict[str, float]:
     """{"plain", "draft", "check"} in ms: a forward of plain decoding, the gamma guesses of a round with their drawing, and the forward that checks them.
 
-    Measured in the order of decoding, plain forwards behind each other and rounds behind each other, medians over `rounds` of each: a
-    forward over gamma + 1 tokens costs more behind a draft, whose weights have swept the target's out of the processor's cache, than
-    behind its like (the width curve). Each round keeps its first guess. Raises ContextOverflow if the target has no room.
+    Measured in the order of decoding, TURN plain forwards behind each other and then as many rounds, medians over `turns` of each: a forward over
+    gamma + 1 tokens costs more behind a draft, whose weights have swept the target's out of the processor's cache, than behind its like (the width
+    curve). Each round keeps its first guess, so that the text grows by two tokens; half-way it has `context`. Raises ContextOverflow if the target has no room.
     """
-    _check_room(target, context, 2 * TURN + gamma)
+    rounds = (turns + 1) * TURN
+    _check_room(target, context, rounds + gamma)
     device, times = target.device, {"plain": [], "draft": [], "check": []}
     target.announce((1, gamma + 1))
+    text = (torch.arange(max(2, context - rounds)) % target.vocabulary).tolist()
+    alone, guessed = target.context(text), target.context(text)
+    guesser = drafter.start(guessed, Sampling(), seeded(0, device))
+    for reading in (alone, guessed):
+        reading.extend(torch.tensor([text[:-1]], device=device), keep=1)
+    guesser.prepare(text)
 
     def timed(phase: str, work: Callable, *arguments) -> Any:
         began = _now(device)
@@ -91,22 +98,15 @@ def round_costs(target: LanguageModel, drafter: Drafter, gamma: int, context: in
         times[phase].append(_now(device) - began)
         return done
 
-    for _ in range(2 + rounds // TURN):
-        text = (torch.arange(context) % target.vocabulary).tolist()
-        alone, guessed = target.context(text), target.context(text)
-        guesser = drafter.start(guessed, Sampling(), seeded(0, device))
-        for reading in (alone, guessed):
-            reading.extend(torch.tensor([text[:-1]], device=device), keep=1)
-        guesser.prepare(text)
-        for _ in range(TURN):
-            timed("plain", alone.extend, torch.tensor([text[-1:]], device=device))
-            alone.rollback(context - 1)
+    for _ in range(turns + 1):
+        for k in range(TURN):
+            timed("plain", alone.extend, torch.tensor([[k]], device=device))
         for _ in range(TURN):
             guesses = timed("draft", guesser.propose, text, gamma).tokens
             timed("check", guessed.extend, torch.cat([torch.tensor(text[-1:], device=device), guesses])[None])
             guessed.retain([0, 1])
             text = text + [int(guesses[0]), text[-1]]
-    return {phase: 1e3 * median(seen[2 * TURN :]) for phase, seen in times.items()}  # the first ones warm up
+    return {phase: 1e3 * median(seen[TURN:]) for phase, seen in times.items()}  # the first turn warms up
 
 
 def _check_room(language_model: LanguageModel, context: int, new: int) -> None:

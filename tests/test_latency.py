@@ -9,9 +9,9 @@ from speclib.drafters import ModelDrafter
 from speclib.errors import ContextOverflow, InvalidArgument
 
 
-def tiny(layers, backend="eager"):
+def tiny(layers, backend="eager", context=64):
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=layers, num_attention_heads=2, max_position_embeddings=64,
+    config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=layers, num_attention_heads=2, max_position_embeddings=context,
                          tie_word_embeddings=True, bos_token_id=None, eos_token_id=None)  # fmt: skip
     return LanguageModel(LlamaForCausalLM(config).eval(), name="tiny", backend=backend)
 
@@ -46,12 +46,12 @@ def test_the_cost_ratio_is_draft_over_target():
 
 def test_what_a_round_costs():
     """A shallow draft before a deep target, every phase timed, and five guesses longer than one."""
-    deep, shallow = tiny(12, "fast"), tiny(1, "fast")
-    one, five = (latency.round_costs(deep, ModelDrafter(shallow), gamma, context=16) for gamma in (1, 5))
+    deep, shallow = tiny(12, "fast", 256), tiny(1, "fast", 256)
+    one, five = (latency.round_costs(deep, ModelDrafter(shallow), gamma, context=64) for gamma in (1, 5))
     assert set(five) == {"plain", "draft", "check"} and min(five.values()) > 0
     assert one["draft"] < five["draft"] and one["draft"] < one["check"]
     with pytest.raises(ContextOverflow):
-        latency.round_costs(deep, ModelDrafter(shallow), 5, context=60)
+        latency.round_costs(deep, ModelDrafter(shallow), 5, context=200)
 
 
 def test_bytes_and_operations_by_hand():
