@@ -130,7 +130,7 @@ def run_leaderboard(out: Path, args: argparse.Namespace) -> int:
     pair = load_pair(args.target, args.draft, dtype=args.dtype[0], backend=(args.backend or ["fast"])[-1])
     few = {"prompts": 1, "tuning": 1, "tokens": args.tokens, "settings": leaderboard.SETTINGS[:1]} if args.quick else {}
     record = leaderboard.measure(pair, **few, progress=sys.stderr.isatty())
-    out.write_text(json.dumps(record, indent=1) + "\n")
+    out.write_text(json.dumps(record) + "\n")
     for (domain, temperature), part in pd.DataFrame(record["rows"]).groupby(["domain", "temperature"], sort=False):
         columns = [
             "method",
@@ -419,4 +419,4 @@ def findings(record: dict) -> list[str]:
 
 def _plain(frame: pd.DataFrame) -> list[dict]:
     """Rows for JSON: NaN becomes null."""
-    return json.loads(frame.to_json(orient="records"))
+    return json.loads(frame.to_json(orient="records", double_precision=6))
