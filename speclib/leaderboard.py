@@ -5,7 +5,7 @@ that was taught to (`models.EDITOR`): what guesses for it was trained for the pl
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,11 +54,6 @@ def size(model: LanguageModel) -> float:
     return weight_bytes(model) / 1e6
 
 
-def parameter_bytes(module: nn.Module, like: LanguageModel) -> int:
-    """The memory of a module's parameters in the precision of a model."""
-    return sum(p.numel() for p in module.parameters()) * like.dtype.itemsize
-
-
 def oracles(pair: Pair, costs: tuple[float, dict[int, float]]) -> dict[str, Oracle]:
     """Every oracle of the workbook by name. costs: (c of the pair's draft, T(n)/T(1) by n). What is not there to be loaded is left out, and said."""
     c, prices = costs
@@ -79,12 +74,18 @@ def oracles(pair: Pair, costs: tuple[float, dict[int, float]]) -> dict[str, Orac
         "tree, best first": Oracle(TreeDrafter(draft, (4, 2, 1, 1), sampled=False, budget=8), (3, 4), size(draft)),
         "lookup and draft model": Oracle(EnsembleDrafter([LookupDrafter(), model]), (3, 5, 10), size(draft)),
     }
+
+    def reading(load: Callable[[], nn.Module], make: Callable[[nn.Module], Drafter], lengths: Sequence[int], rule: str = "token") -> Oracle:
+        """A small module that reads the target's states, kept in the draft's precision."""
+        module = load()
+        return Oracle(make(module), lengths, sum(p.numel() for p in module.parameters()) * draft.dtype.itemsize / 1e6, rule)
+
     optional = {
-        "eagle": lambda: Oracle(EagleDrafter(load_eagle()), (2, 3, 4, 6), parameter_bytes(load_eagle(), draft) / 1e6),
-        "eagle, block rule": lambda: Oracle(EagleDrafter(load_eagle()), (3, 4, 6), parameter_bytes(load_eagle(), draft) / 1e6, "block"),
-        "lookup and eagle": lambda: Oracle(EnsembleDrafter([LookupDrafter(), EagleDrafter(load_eagle())]), (3, 5, 10), parameter_bytes(load_eagle(), draft) / 1e6),
-        "parallel heads": lambda: Oracle(HeadsDrafter(load_heads()), (2, 4), parameter_bytes(load_heads(), draft) / 1e6),
-        "parallel heads, tree": lambda: Oracle(HeadsDrafter(load_heads(), width=3, choices="top"), (3, 4), parameter_bytes(load_heads(), draft) / 1e6),
+        "eagle": lambda: reading(load_eagle, EagleDrafter, (2, 3, 4, 6)),
+        "eagle, block rule": lambda: reading(load_eagle, EagleDrafter, (3, 4, 6), "block"),
+        "lookup and eagle": lambda: reading(load_eagle, lambda eagle: EnsembleDrafter([LookupDrafter(), EagleDrafter(eagle)]), (3, 5, 10)),
+        "parallel heads": lambda: reading(load_heads, HeadsDrafter, (2, 4)),
+        "parallel heads, tree": lambda: reading(load_heads, lambda heads: HeadsDrafter(heads, width=3, choices="top"), (3, 4)),
         "first 4 layers, trained exit": lambda: Oracle(LayerSkipDrafter(4, load_exits()), (1, 2, 3)),
         "retrieval": lambda: retrieval(),
     }

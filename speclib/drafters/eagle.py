@@ -113,6 +113,10 @@ class EagleContext(FastContext):
         self.length = end
         return self.decoder.head(x[-1:])
 
+    def guesses(self, states: Tensor, tokens: Tensor, position: int, n: int, uniform: Callable[[int, int], Tensor], law: Law, settings: Hashable) -> tuple[Tensor, Tensor] | None:
+        """`read` and then n guesses, as one program: (tokens [n], what each was drawn from [n, V]), or None where the backend has no such program. See `Context.guess`."""
+        return None
+
 
 class CompiledEagleContext(EagleContext, CompiledContext):
     """The same, on the compiled backend."""
@@ -122,7 +126,6 @@ class CompiledEagleContext(EagleContext, CompiledContext):
         super().__init__(language_model, decoder, eagle)
 
     def guesses(self, states: Tensor, tokens: Tensor, position: int, n: int, uniform: Callable[[int, int], Tensor], law: Law, settings: Hashable) -> tuple[Tensor, Tensor] | None:
-        """`read` and then n guesses, as one program: (tokens [n], what each was drawn from [n, V]), or None if there is no such program. See `Context.guess`."""
         k = len(tokens)
         rows = n + 1  # after a round of n guesses there is something new at n + 1 tokens at most: one program reads as many, whatever their number
         if k > rows or "guesses" in self.programs.broken:
@@ -178,8 +181,7 @@ class EagleGuesser:
         """All guesses by one program, if the backend makes one and chance is a sequence of uniform numbers."""
         self.usual = self.usual or n
         uniform = getattr(self.draw, "uniform", None)
-        possible = uniform and n == self.usual and isinstance(self.own, CompiledEagleContext)
-        return self.own.guesses(*new, n, uniform, self._probabilities, self.sampling) if possible else None
+        return self.own.guesses(*new, n, uniform, self._probabilities, self.sampling) if uniform and n == self.usual else None
 
     def _one_by_one(self, new: tuple[Tensor, Tensor, int], n: int, goes_on: Callable[[Tensor], bool]) -> tuple[Tensor, Tensor]:
         tokens, probs, position = [], [], self.next
