@@ -124,13 +124,17 @@ def guesses_of(d: Decoder, vocabulary: int, law: Law, k: int, n: int) -> Program
 
 # In bfloat16 the matrix products gain from kernels chosen by trial, and from weights laid out for them; in float32 neither was seen to.
 TRIED = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
+# A program is kept by everything that it depends on, so nothing need be asked again at each call: a tenth of the time of a one-token forward.
+UNASKED = {"size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
+if hasattr(torch.compiler, "skip_guard_on_globals_unsafe"):  # the releases that let guards be left out
+    UNASKED["guard_filter_fn"] = lambda guards: [False] * len(guards)
 
 
 def fused(program: Program, dtype: torch.dtype) -> Program:
     """The program through torch.compile, whose work is kept on disk for the next process."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(pooch.os_cache("speclib")) / "programs"))
     own = FunctionType(program.__code__.replace(), program.__globals__, closure=program.__closure__)  # of one function torch makes eight programs, and no more
-    return torch.compile(own, dynamic=False, fullgraph=True, options=TRIED if dtype == torch.bfloat16 else {})
+    return torch.compile(own, dynamic=False, fullgraph=True, options=UNASKED | (TRIED if dtype == torch.bfloat16 else {}))
 
 
 def captured(program: Program, inputs: tuple[Tensor, ...], slots: Tensor, cache: Cache) -> Program:

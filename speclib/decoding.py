@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from . import rules
 from .distributions import Draw, Sampling, check_finite, overlap, seeded
 from .drafters import Drafter
-from .drafters.base import always
+from .drafters.base import always, usual_lengths
 from .errors import ContextOverflow, InvalidArgument
 from .lengths import FixedLength, Length, Plan
 from .models import LanguageModel
@@ -64,7 +64,7 @@ def generate(
     texts = _encode(target, prompts)
     _check(target, drafter, sampling, rule, texts, max_new_tokens, seed)
     stops = Stops.of(target, stop)
-    target.announce({1, length.gamma + 1 if drafter and isinstance(length, FixedLength) else 1})
+    target.announce({1, *(n + 1 for n in usual_lengths(drafter, length.gamma))} if drafter and isinstance(length, FixedLength) else {1})
 
     tokenizer = target.tokenizer
     trace = Trace(tokenizer.decode if tokenizer else None)

@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 
 import speclib
 from speclib.distributions import Sampling, seeded
-from speclib.drafters import Eagle, EagleDrafter
+from speclib.drafters import Eagle, EagleDrafter, FallbackDrafter, LookupDrafter
 from speclib.drafters.base import always
 from speclib.errors import IncompatibleModels
 from speclib.exact import max_difference
@@ -44,9 +44,10 @@ def test_generate_keeps_the_law(kind, backend, vocabulary, sampling, length, pro
     assert sum(law.values()) == pytest.approx(1, abs=1e-12) and len(law) > 2
 
 
+@pytest.mark.parametrize("copies_first", [False, True])
 @pytest.mark.parametrize("backend", ["eager", "fast"])
-def test_every_guess_stands_on_what_training_saw(backend):
-    """After rounds of all outcomes, the distributions are those of `unrolled` over the whole text, the guesses behind it."""
+def test_every_guess_stands_on_what_training_saw(backend, copies_first):
+    """After rounds of all outcomes, and after rounds in which a lookup was asked, the distributions are those of `unrolled` over the whole text, the guesses behind it."""
     target, eagle, gamma = tiny(backend=backend, vocabulary=5, scale=3), some_eagle(), 3
     drafter, seen = EagleDrafter(eagle), []
 
@@ -63,8 +64,10 @@ def test_every_guess_stands_on_what_training_saw(backend):
             guesser.propose = propose
             return guesser
 
-    out = speclib.generate(target, [[0, 1, 2, 3], [4], [2, 2]], Watched(), Sampling(), gamma, max_new_tokens=24, stop=[])
+    watched = FallbackDrafter(LookupDrafter(3, 2), Watched()) if copies_first else Watched()
+    out = speclib.generate(target, [[0, 1, 2, 3], [4], [2, 2]], watched, Sampling(), gamma, max_new_tokens=28, stop=[])
     assert {r.accepted for r in out.trace.rounds} == {0, 1, 2, 3}, "rounds of several outcomes"
+    assert 5 < len(seen) < 0.8 * len(out.trace.rounds) if copies_first else len(seen) > 20
     for text, draft in seen:
         whole = torch.tensor([text + draft.tokens.tolist()])
         with torch.inference_mode():
@@ -110,13 +113,17 @@ def test_another_width_is_refused():
         speclib.generate(tiny(), [[0, 1]], EagleDrafter(some_eagle(4)), max_new_tokens=4)
 
 
-def test_the_program_for_a_round_of_guesses_gives_the_same_text():
-    """Compiled and fast: the same uniform numbers, so the same tokens, whatever was accepted in between."""
-    texts = []
+@pytest.mark.parametrize("copies_first", [False, True])
+def test_the_program_for_a_round_of_guesses_gives_the_same_text(copies_first):
+    """Compiled and fast: the same uniform numbers, so the same tokens, whatever was accepted in between, and though more is new to it than a program reads."""
+    texts, n = [], 5 if copies_first else 3
     for backend in ("fast", "compiled"):
         target = tiny(backend=backend, vocabulary=5, context=64, scale=3)
-        out = speclib.generate(target, [[0, 1, 2, 3], [4]], EagleDrafter(some_eagle()), Sampling(), 3, max_new_tokens=40, stop=[])
+        drafter = EagleDrafter(some_eagle())
+        if copies_first:
+            drafter = FallbackDrafter(LookupDrafter(3, 2), drafter, most=2)
+        out = speclib.generate(target, [[0, 1, 2, 3], [4]], drafter, Sampling(), n, max_new_tokens=40, stop=[])
         texts.append([row.tolist() for row in out.tokens])
     assert {r.accepted for r in out.trace.rounds} >= {0, 1, 3}
     assert texts[0] == texts[1]
-    assert not target.programs.broken
+    assert not target.programs.broken and target.programs.widths == ({1, 3, 6} if copies_first else {1, 4})

@@ -94,7 +94,7 @@ def test_the_tiny_models_have_something_to_get_wrong():
 def test_the_source_can_be_copied():
     """The first guesses come from the source: there is nothing else yet."""
     out = generate(tiny(start=2), [[2, 1, 2, 0]], LookupDrafter(), GREEDY, 3, max_new_tokens=4, stop=[])
-    assert out.trace.rounds[0].drafted == [0, 2]  # after the start token 2: what followed the last 2 of the source, and the text's own beginning
+    assert out.trace.rounds[0].drafted == [0, 2, 0]  # after the start token 2: what followed the last 2 of the source, the text's own beginning, and round again
 
 
 class ForgetsTheStart(EncoderDecoderContext):

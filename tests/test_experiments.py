@@ -154,7 +154,7 @@ def test_everybody_writes_exactly_as_many_tokens_and_configs_are_left_as_found(p
     before = [model.model.generation_config for model in (pair.target, pair.draft)]
     copies = [config.to_dict() for config in before]
     quick = speclib.Pair(*(LanguageModel(model.model, model.tokenizer, backend="fast") for model in (pair.target, pair.draft)))
-    pairs, chosen = {"eager": pair, "fast": quick}, {"gamma": {bench.MODEL: {"eager": 2, "fast": 3}}, "assistant": 3, "lookup": 3, "both": 3, "hf_lookup": 3}
+    pairs, chosen = {"eager": pair, "fast": quick}, {"gamma": {bench.MODEL: {"eager": 2, "fast": 3}}, "first": {"eager": 3, "fast": 3}, "assistant": 3, "lookup": 3, "both": 3, "hf_lookup": 3}
     found = bench.methods(pairs, Sampling(temperature), chosen, 20)
     frame = experiments.interleaved(found, ["some text", "other words"], progress=False)
     assert set(frame["tokens"]) == {20} and set(frame["text"].map(len)) == {20}
@@ -179,7 +179,7 @@ def test_everybody_writes_exactly_as_many_tokens_and_configs_are_left_as_found(p
         assert table.loc[model, "predicted"] == pytest.approx(whole / (again + (whole - reading) / decoding))
         shares = table.loc[model, ["draft_share", "target_share", "prefill_share", "other_share"]]
         assert shares.sum() == pytest.approx(1) and (shares > 0).all()
-    mirrored = experiments.speedups(frame, bench.HF_BEST).loc[bench.on(bench.MODEL, "fast"), "speedup"]
+    mirrored = experiments.speedups(frame, bench.HF_BEST).loc[bench.on(bench.FIRST, "fast"), "speedup"]
     assert table.loc[bench.HF_BEST, "ours_over_this"] == pytest.approx(mirrored)
 
 

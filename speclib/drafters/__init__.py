@@ -3,6 +3,7 @@
 from .base import Draft, Drafter, Guesser
 from .eagle import Eagle, EagleDrafter, load_eagle
 from .ensemble import EnsembleDrafter
+from .fallback import FallbackDrafter
 from .heads import Heads, HeadsDrafter, load_heads
 from .layer_skip import Exits, LayerSkipDrafter, load_exits
 from .lookup import LookupDrafter
@@ -19,6 +20,7 @@ __all__ = [
     "EagleDrafter",
     "EnsembleDrafter",
     "Exits",
+    "FallbackDrafter",
     "Guesser",
     "Heads",
     "HeadsDrafter",

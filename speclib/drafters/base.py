@@ -43,7 +43,8 @@ class Guesser(Protocol):
     def propose(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Draft:
         """At most n tokens in a row to follow `text`, the whole text so far. The text may have lost earlier guesses.
 
-        Before each guess but the first, `goes_on` is asked about the distribution [V] it would be drawn from.
+        Before each guess but the first, `goes_on` is asked about the distribution [V] it would be drawn from. A guesser that needs to know of
+        rounds in which another is asked has a method `follow(text)` for them.
         """
 
 
@@ -51,3 +52,8 @@ class Drafter(Protocol):
     """Settings of a guesser; `start` makes the guesser for one text, given the target's context of that text."""
 
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> Guesser: ...
+
+
+def usual_lengths(drafter: Drafter, n: int) -> set[int]:
+    """How many guesses `drafter` makes when it is asked for n: n, unless it says otherwise in a method `lengths(n)`. The compiled backend prepares for them."""
+    return drafter.lengths(n) if hasattr(drafter, "lengths") else {n}

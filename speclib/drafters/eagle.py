@@ -126,18 +126,20 @@ class CompiledEagleContext(EagleContext, CompiledContext):
         super().__init__(language_model, decoder, eagle)
 
     def guesses(self, states: Tensor, tokens: Tensor, position: int, n: int, uniform: Callable[[int, int], Tensor], law: Law, settings: Hashable) -> tuple[Tensor, Tensor] | None:
-        k = len(tokens)
-        rows = n + 1  # after a round of n guesses there is something new at n + 1 tokens at most: one program reads as many, whatever their number
-        if k > rows or "guesses" in self.programs.broken:
+        if "guesses" in self.programs.broken:
             return None
+        before, rows = self.length, n + 1  # after a round of n guesses there is something new at n + 1 tokens at most: one program reads as many, whatever their number
+        if len(tokens) > rows:  # after rounds of another guesser
+            self.read(states[:-rows], tokens[:-rows], position)
+            states, tokens, position = states[-rows:], tokens[-rows:], position + len(tokens) - rows
+        k = len(tokens)
         padded = pad(states, (0, 0, 0, rows - k)), pad(tokens, (0, rows - k))
         numbers = (self.programs.number(value) for value in (k, self.length, position))
         slots = self._looked_at(self.length + k + rows)
         made = self.programs.run(
             "guesses", (n, settings), f"{n} guess{'es' * (n > 1)}", lambda: guesses_of(self.decoder, self.eagle, law, n), (*padded, *numbers, uniform(n, 1)), slots, self._cache
         )  # fmt: skip
-        if made is not None:
-            self.length += k + n - 1
+        self.length = before if made is None else self.length + k + n - 1
         return made
 
 
@@ -164,7 +166,8 @@ class EagleGuesser:
     def __init__(self, context: Context, own: EagleContext, sampling: Sampling, draw: Draw):
         self.context, self.own, self.sampling, self.draw = context, own, sampling, draw
         self.known = 0  # entries made of the target's states; what lies behind them was guessed
-        self.next = 0  # the token whose state is read next
+        self.waiting: list[Tensor] = []  # the target's states [k, d] that are to be read next
+        self.next = self.end = 0  # where they begin and end in the text
         self.usual = 0  # how many guesses a round makes; fewer only near the end
 
     def prepare(self, text: list[int]) -> None:
@@ -199,13 +202,18 @@ class EagleGuesser:
     def _probabilities(self, logits: Tensor) -> Tensor:
         return self.sampling.probabilities(logits, check=False)
 
-    def _new(self, text: list[int]) -> tuple[Tensor, Tensor, int]:
-        """What the target has thought since, to be read in place of what was guessed: (states [k, d], the tokens behind them [k], the place of the first).
+    def follow(self, text: list[int]) -> None:
+        """Keeps what the target has thought since. A round without guesses leaves a gap: its states are gone. Eagle then sees less, and the law stays what it is."""
+        first = self.context.length - self.context.hidden.shape[1]
+        if first > self.end:
+            self.waiting, self.next = [], first
+        self.waiting.append(self.context.hidden[0, max(self.end - first, 0) : len(text) - 1 - first])
+        self.end = len(text) - 1
 
-        A round without guesses leaves a gap: the target's states of that round are gone. The draft then sees less, and the law stays what it is.
-        """
+    def _new(self, text: list[int]) -> tuple[Tensor, Tensor, int]:
+        """What the target has thought since eagle was last asked, to be read in place of what was guessed: (states [k, d], the tokens behind them [k], the place of the first)."""
         self.own.rollback(self.known)
-        first, end = self.context.length - self.context.hidden.shape[1], len(text) - 1
-        start = max(self.next, first)
-        self.known, self.next = self.known + end - start, end
-        return self.context.hidden[0, start - first : end - first], torch.tensor(text[start + 1 :], device=self.context.hidden.device), start
+        self.follow(text)
+        states, start = torch.cat(self.waiting) if len(self.waiting) > 1 else self.waiting[0], self.next
+        self.waiting, self.next, self.known = [], self.end, self.known + len(states)
+        return states, torch.tensor(text[start + 1 :], device=states.device), start

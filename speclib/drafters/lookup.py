@@ -15,7 +15,8 @@ from .base import Draft, always
 
 class LookupDrafter:
     """Finds the longest suffix of the text (at most `longest` tokens) that occurred before, most recent match first,
-    and proposes what followed it. Raises InvalidArgument unless 1 <= shortest <= longest."""
+    and proposes what followed it. Where that runs into the end of the text, the text is going round in a circle, and so does
+    the guess. Raises InvalidArgument unless 1 <= shortest <= longest."""
 
     def __init__(self, longest: int = 4, shortest: int = 1):
         if not 1 <= shortest <= longest:
@@ -42,7 +43,8 @@ class LookupGuesser:
         text = self.source + text
         self._index(text)
         end = next((self.ends[key] for size in self.sizes if (key := tuple(text[-size:])) in self.ends and len(key) == size), len(text))
-        tokens = torch.tensor(text[end : end + n], dtype=torch.long, device=self.device)
+        followed = text[end : end + n]
+        tokens = torch.tensor((followed * n)[:n], dtype=torch.long, device=self.device)  # fewer than n only where the text ends
         dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
         return Draft(tokens, point_mass(tokens, self.vocabulary, dtype))
 

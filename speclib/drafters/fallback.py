@@ -1,0 +1,51 @@
+"""The cheap oracle first, the dear one where it has nothing to say.
+
+Where a text repeats itself, a copy is free and often long; where it says something new, a model guesses better. Who is asked is settled by the
+text alone, before anything is drawn, so every guess is still drawn from the distribution that it comes with, which is all that any rule asks.
+Source: SuffixDecoding (2411.04975) falls back on EAGLE in this way.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..context import Context
+from ..distributions import Draw, Sampling
+from ..errors import InvalidArgument
+from .base import Draft, Drafter, Guesser, always, usual_lengths
+
+
+class FallbackDrafter:
+    """Asks `first`, and where it makes no guess `other`, for `most` guesses at most (None: for as many as `first`).
+
+    Copies cost nothing to make and may be long; a model's guesses cost a forward each. Raises InvalidArgument for most < 1.
+    """
+
+    def __init__(self, first: Drafter, other: Drafter, most: int | None = None):
+        if most is not None and most < 1:
+            raise InvalidArgument(f"most must be at least 1, or None for no limit, not {most}")
+        self.first, self.other, self.most = first, other, most
+        self.grows_trees = any(getattr(drafter, "grows_trees", False) for drafter in (first, other))
+
+    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "FallbackGuesser":
+        return FallbackGuesser(self.first.start(context, sampling, draw), self.other.start(context, sampling, draw), self.most)
+
+    def lengths(self, n: int) -> set[int]:
+        return usual_lengths(self.first, n) | usual_lengths(self.other, min(n, self.most or n))
+
+
+class FallbackGuesser:
+    def __init__(self, first: Guesser, other: Guesser, most: int | None):
+        self.first, self.other, self.most = first, other, most
+
+    def prepare(self, text: list[int]) -> None:
+        self.first.prepare(text)
+        self.other.prepare(text)
+
+    def propose(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Draft:
+        draft = self.first.propose(text, n, goes_on)
+        if not len(draft.tokens):
+            return self.other.propose(text, min(n, self.most or n), goes_on)
+        if hasattr(self.other, "follow"):
+            self.other.follow(text)
+        return draft
