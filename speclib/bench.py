@@ -276,7 +276,7 @@ def methods(pairs: dict[str, Pair], sampling: Sampling, chosen: dict, tokens: in
         drafters = guessers(pair)
         for method, drafter in drafters.items():
             found[on(method, backend)] = ours(pair.target, drafter, sampling, chosen["gamma"][method][backend], tokens)
-        found[on(FIRST, backend)] = ours(pair.target, lookup_first(drafters), sampling, chosen["first"][backend], tokens)
+        found[on(FIRST, backend)] = ours(pair.target, lookup_first(drafters, chosen["gamma"], backend), sampling, chosen["first"][backend], tokens)
         if backend == other_backend(pairs):
             found[on(BLOCK, backend)] = ours(pair.target, drafters[MODEL], sampling, chosen["gamma"][MODEL][backend], tokens, rule="block")
             found[on(LOOKUP, backend)] = ours(pair.target, LookupDrafter(), sampling, chosen["lookup"], tokens)
@@ -301,7 +301,7 @@ def choose(pairs: dict[str, Pair], sampling: Sampling, tuning: list[str], length
     gamma = advised(pairs, sampling, tuning, lengths, tokens)
     other = pairs[other_backend(pairs)]
     lookup, both = (experiments.best_draft_length(other, drafter, sampling, few, LOOKUP_LENGTHS, tokens) for drafter in (LookupDrafter(), combined(other)))
-    first = {b: experiments.best_draft_length(p, lookup_first(guessers(p)), sampling, few, LOOKUP_LENGTHS, tokens) for b, p in pairs.items()}
+    first = {b: experiments.best_draft_length(p, lookup_first(guessers(p), gamma, b), sampling, few, LOOKUP_LENGTHS, tokens) for b, p in pairs.items()}
     assistant = fastest({str(k): experiments.theirs(pair, sampling, tokens, k) for k in ("default", *ASSISTANT_TOKENS)})
     hf_lookup = fastest({str(k): experiments.theirs(pair, sampling, tokens, lookup_tokens=k) for k in LOOKUP_LENGTHS})
     return {"gamma": gamma, "first": first, "assistant": assistant if assistant == "default" else int(assistant), "lookup": lookup, "both": both, "hf_lookup": int(hf_lookup)}
@@ -334,9 +334,11 @@ def combined(pair: Pair) -> EnsembleDrafter:
     return EnsembleDrafter([LookupDrafter(), ModelDrafter(pair.draft)])
 
 
-def lookup_first(found: dict[str, Drafter]) -> FallbackDrafter:
-    """Copies where at least three tokens are repeated, however many; elsewhere the last of the guessers, at most four tokens, for where nothing repeats it is right less often."""
-    return FallbackDrafter(LookupDrafter(16, 3), list(found.values())[-1], most=4)
+def lookup_first(found: dict[str, Drafter], gamma: dict[str, dict[str, int]], backend: str) -> FallbackDrafter:
+    """Copies where at least three tokens are repeated, however many; elsewhere the last of the guessers, for as many as it is best asked alone, but
+    at most four: where nothing repeats it is right less often."""
+    method, drafter = list(found.items())[-1]
+    return FallbackDrafter(LookupDrafter(16, 3), drafter, most=min(4, gamma[method][backend]))
 
 
 def tabulate(frame: pd.DataFrame, chosen: dict, costs: dict[str, dict[str, dict[str, float]]]) -> pd.DataFrame:

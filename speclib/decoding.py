@@ -253,9 +253,7 @@ def _check(
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise InvalidArgument(f"seed must be a whole number >= 0, not {seed!r}")
     longest = max(len(text) for text in texts) + max_new_tokens
-    for model in (target, getattr(drafter, "language_model", None)):
-        if model is None:
-            continue
+    for model in (target, *_models(drafter)):
         if model.model.training:
             raise InvalidArgument(f"{model.name} is in training mode, where dropout changes its text; call model.eval() first")
         if model.context_length and longest > model.context_length:
@@ -263,6 +261,12 @@ def _check(
                 f"prompt and new tokens need {longest} places, but {model.name} has a context of {model.context_length}; "
                 f"shorten the prompt or ask for at most {max(0, max_new_tokens - (longest - model.context_length))} new tokens"
             )
+
+
+def _models(drafter: Drafter | None) -> list[LanguageModel]:
+    """The models that a guesser runs, or that the guessers run of which it is made."""
+    own = [drafter.language_model] if hasattr(drafter, "language_model") else []
+    return own + [model for part in getattr(drafter, "drafters", ()) for model in _models(part)]
 
 
 def _row_seed(seed: int, row: int) -> int:

@@ -10,7 +10,7 @@ import speclib
 from speclib import errors
 from speclib.context import Context
 from speclib.distributions import seeded
-from speclib.drafters import LookupDrafter, ModelDrafter, SyntheticDrafter
+from speclib.drafters import EnsembleDrafter, FallbackDrafter, LookupDrafter, ModelDrafter, SyntheticDrafter
 from speclib.fast import FastContext
 
 
@@ -175,6 +175,8 @@ def test_state_is_left_as_found_also_after_an_exception(pair, backend, monkeypat
         ({"drafter": "a model"}, errors.InvalidArgument),
         ({"drafter": ModelDrafter(tiny(2, vocabulary=30))}, errors.IncompatibleModels),
         ({"drafter": ModelDrafter(tiny(2, context=64))}, errors.ContextOverflow),
+        ({"drafter": EnsembleDrafter([LookupDrafter(), ModelDrafter(tiny(2, context=64))])}, errors.ContextOverflow),
+        ({"drafter": FallbackDrafter(LookupDrafter(), ModelDrafter(tiny(2, context=64)))}, errors.ContextOverflow),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(pair, options, error):

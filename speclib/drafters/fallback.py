@@ -24,14 +24,15 @@ class FallbackDrafter:
     def __init__(self, first: Drafter, other: Drafter, most: int | None = None):
         if most is not None and most < 1:
             raise InvalidArgument(f"most must be at least 1, or None for no limit, not {most}")
-        self.first, self.other, self.most = first, other, most
-        self.grows_trees = any(getattr(drafter, "grows_trees", False) for drafter in (first, other))
+        self.drafters, self.most = (first, other), most
+        self.grows_trees = any(getattr(drafter, "grows_trees", False) for drafter in self.drafters)
 
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> "FallbackGuesser":
-        return FallbackGuesser(self.first.start(context, sampling, draw), self.other.start(context, sampling, draw), self.most)
+        return FallbackGuesser(*(drafter.start(context, sampling, draw) for drafter in self.drafters), self.most)
 
     def lengths(self, n: int) -> set[int]:
-        return usual_lengths(self.first, n) | usual_lengths(self.other, min(n, self.most or n))
+        first, other = self.drafters
+        return usual_lengths(first, n) | usual_lengths(other, min(n, self.most or n))
 
 
 class FallbackGuesser:
