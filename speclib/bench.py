@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         print("\n" + "\n".join(findings(record)))
         from . import plotting  # matplotlib is slow to import, and the measurement is over
 
-        plotting.headline(record).savefig(out.with_name("headline.png"), bbox_inches="tight")
+        plotting.headline(record).savefig(out.with_name("headline.png"), bbox_inches="tight", dpi=90)  # data/ has a limit
     print(f"\nwritten: {out}")
     return 0
 
@@ -232,16 +233,16 @@ def one_table(
     return {"assistant_tokens": chosen["assistant"], "lookup_tokens": chosen["lookup"], "guessers": about, "methods": _plain(lines)}, frame
 
 
+@cache
 def guessers(pair: Pair) -> dict[str, Drafter]:
-    """The guessers whose draft lengths are chosen by what their rounds yield and cost: the draft model, and for the embedded target what reads its states."""
+    """The guessers whose draft lengths are chosen by what their rounds yield and cost: the draft model, and for the embedded target what reads its states. Made once: a program belongs to the guesser it was made for."""
     return {MODEL: ModelDrafter(pair.draft)} | ({EAGLE: EagleDrafter(load_eagle())} if pair.target.name == TARGET else {})
 
 
 def round_costs(pairs: dict[str, Pair], gamma: dict[str, dict[str, int]]) -> dict[str, dict[str, dict[str, float]]]:
     """By guesser and backend, what `latency.round_costs` says for the draft length chosen for them."""
-    found = {backend: guessers(pair) for backend, pair in pairs.items()}
     return {
-        method: {backend: latency.round_costs(pair.target, found[backend][method], lengths[backend], CONTEXT) for backend, pair in pairs.items()}
+        method: {backend: latency.round_costs(pair.target, guessers(pair)[method], lengths[backend], CONTEXT) for backend, pair in pairs.items()}
         for method, lengths in gamma.items()
     }
 
@@ -312,14 +313,13 @@ def advised(pairs: dict[str, Pair], sampling: Sampling, tuning: list[str], lengt
 
     The yield is the same on every backend, so it is counted once; to time every length on so few texts would be to choose by chance.
     """
-    found, best = {backend: guessers(pair) for backend, pair in pairs.items()}, {}  # made once: a program belongs to the guesser it was made for
-    counted = other_backend(pairs)
-    for method, drafter in found[counted].items():
+    counted, best = pairs[other_backend(pairs)], {}
+    for method, drafter in guessers(counted).items():
         yields = {}
         for n in lengths:
-            outs = [generate(pairs[counted].target, prompt, drafter, sampling, n, max_new_tokens=tokens, stop=[], seed=k) for k, prompt in enumerate(tuning)]
+            outs = [generate(counted.target, prompt, drafter, sampling, n, max_new_tokens=tokens, stop=[], seed=k) for k, prompt in enumerate(tuning)]
             yields[n] = sum(len(out.tokens[0]) for out in outs) / sum(len(out.trace.rounds) for out in outs)
-        costs = {b: {n: latency.round_costs(p.target, found[b][method], n, CONTEXT) for n in lengths} for b, p in pairs.items()}
+        costs = {b: {n: latency.round_costs(p.target, guessers(p)[method], n, CONTEXT) for n in lengths} for b, p in pairs.items()}
         best[method] = {b: max(lengths, key=lambda n: yields[n] / (own[n]["draft"] + own[n]["check"])) for b, own in costs.items()}
     return best
 

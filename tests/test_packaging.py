@@ -150,3 +150,7 @@ def test_the_set_up_cell_touches_nothing_but_this_package_on_colab_and_nothing_e
     assert clone[:2] == ["git", "clone"] and build.address() in clone
     assert install[1:4] == ["-m", "pip", "install"] and "--no-deps" in install and install[-1] == home
     assert enter == ["cd", home + "/notebooks"] and sys.path[0] == home
+
+
+def test_the_data_stays_small_enough_to_clone():
+    assert sum(path.stat().st_size for path in (ROOT / "data").rglob("*") if path.is_file()) < 90_000_000

@@ -43,8 +43,8 @@ class LookupGuesser:
         text = self.source + text
         self._index(text)
         end = next((self.ends[key] for size in self.sizes if (key := tuple(text[-size:])) in self.ends and len(key) == size), len(text))
-        followed = text[end : end + n]
-        tokens = torch.tensor((followed * n)[:n], dtype=torch.long, device=self.device)  # fewer than n only where the text ends
+        followed = text[end : end + n]  # fewer than n where the text ends
+        tokens = torch.tensor((followed * n)[:n], dtype=torch.long, device=self.device)
         dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
         return Draft(tokens, point_mass(tokens, self.vocabulary, dtype))
 
