@@ -101,7 +101,8 @@ def forward_of(d: Decoder) -> Program:
     def forward(tokens: Tensor, start: Tensor, slots: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
         own = start + torch.arange(tokens.shape[0], device=d.device)
         sees = slots <= own[:, None]  # [k, S]
-        return d.head(through(d, d.blocks, tokens, own, own, slots.shape[0], cache, sees))
+        states = d.norm(through(d, d.blocks, tokens, own, own, slots.shape[0], cache, sees))
+        return states, d.output(states)
 
     return forward
 

@@ -59,12 +59,12 @@ class Context:
             if self.hidden is not None:
                 self.hidden = self.hidden[:, : max(0, length - self._latest)]
 
-    @torch.inference_mode()
     def retain(self, path: Sequence[int]) -> None:
         """Of the tokens of the latest `extend`, forgets all but those at the places in `path`, which become consecutive."""
         start = self._latest
         if list(path) != list(range(len(path))):
-            self._move([start + place for place in path], start)
+            with torch.inference_mode():
+                self._move([start + place for place in path], start)
             if self.hidden is not None:
                 self.hidden = self.hidden[:, list(path)]
         self.rollback(start + len(path))

@@ -96,6 +96,7 @@ def _decode_row(
         context.extend(torch.tensor([text[:-1]], device=device), keep=1)  # all but the last: each round reads that itself
     if guesser:
         guesser.prepare(text)
+    last = torch.tensor(text[-1:], device=device)
     trace.prefill_seconds += _now(device) - began
 
     while len(new) < max_new_tokens:
@@ -105,22 +106,14 @@ def _decode_row(
         n = len(draft.tokens) if draft else 0
         t1 = _stamp(device)
         parents = draft.parents if n else None
-        last = torch.tensor(text[-1:], device=device)
         read = torch.cat([last, draft.tokens]) if n else last
         logits = context.extend(read[None], parents=None if parents is None else [-1, *(parent + 1 for parent in parents)])  # [1, n+1, V]
         t2 = _stamp(device)
-        p = sampling.probabilities(logits, check=False)
-        if not n:
-            seen = [draw(p[0, 0]), p.sum()]
-        else:
-            q, tokens = draft.probs.to(p.dtype).unsqueeze(0), draft.tokens.unsqueeze(0)  # [1, n, V], [1, n]
-            verdict = rule.law(p, q, tokens) if parents is None else rule.tree(p, q, tokens, parents)
-            stop = draw(verdict.stop_probs[0])
-            token = draw(verdict.next_probs[0].index_select(0, stop.reshape(1))[0])
-            seen = [token, p.sum() + q.sum(), stop, draft.tokens, verdict.stop_probs[0], overlap(p[0, :n], q[0]) if parents is None else p[0, 0, :0]]
-        # everything the host wants to know of the round, in one transfer: each would wait for the device
-        token, total, *told = torch.cat([value.reshape(-1).to(p.dtype) for value in seen]).tolist()
-        check_finite(total)
+        guesses = (draft.probs, draft.tokens) if n else ()
+        seen = judge(rule, sampling, draw, logits[0], *guesses, parents=parents)
+        last = seen[:1].long()
+        token, total, *told = seen.tolist()  # the one transfer of the round: each would wait for the device
+        check_finite(sum(told[2 * n + 2 :], total))
         if n:
             draft.ids[:] = drafted = [int(value) for value in told[1 : n + 1]]
             stop, stop_probs, overlaps = int(told[0]), told[n + 1 : 2 * n + 2], told[2 * n + 2 :]
@@ -152,6 +145,23 @@ def _decode_row(
         if ended:
             break
     return new
+
+
+def judge(rule: rules.Rule, sampling: Sampling, draw: Draw, logits: Tensor, q: Tensor | None = None, drafted: Tensor | None = None, parents: Sequence[int] | None = None) -> Tensor:
+    """All that the host wants to know of a round: the target's logits [n+1, V], and the guesses [n] with what each was drawn from [n, V], if any.
+
+    -> the next token, a total, and with guesses: where verification stops, the guesses [n], stop_probs [n+1], and of a chain the overlaps [n]. Total and
+    overlaps are finite if all of p and q is.
+    """
+    p = sampling.probabilities(logits[None], check=False)  # [1, n+1, V]
+    if q is None:
+        return torch.cat([draw(p[0, 0]).reshape(1), p.sum().reshape(1)])
+    q, drafted = q.to(p.dtype)[None], drafted[None]  # [1, n, V], [1, n]
+    verdict = rule.law(p, q, drafted) if parents is None else rule.tree(p, q, drafted, parents)
+    stop = draw(verdict.stop_probs[0])
+    token = draw(verdict.next_probs[0].index_select(0, stop.reshape(1))[0])
+    total, overlaps = (p[0, -1].sum(), overlap(p[0, :-1], q[0])) if parents is None else (p.sum() + q.sum(), p[0, 0, :0])
+    return torch.cat([value.reshape(-1) for value in (token, total, stop, drafted, verdict.stop_probs, overlaps)])
 
 
 def branch(parents: Sequence[int], node: int) -> list[int]:

@@ -79,11 +79,12 @@ class Sampling:
         """
         if logits.dtype != torch.float64:
             logits = logits.float()
-        top = logits.amax(-1, keepdim=True)  # NaN and +inf both survive a maximum, so one small tensor tells
+        if check or self.temperature == 0:
+            top, best = logits.max(-1, keepdim=True)  # NaN and +inf both survive a maximum, so one small tensor tells
         if check:
             check_finite(float(top.sum()))
         if self.temperature == 0:
-            return point_mass(logits.argmax(-1), logits.shape[-1], logits.dtype) + (0 * top)
+            return torch.zeros_like(logits).scatter_(-1, best, top.softmax(-1))  # of one number: 1, or NaN where it is none
         if self._warpers:
             logits = self._warpers(None, logits.reshape(-1, logits.shape[-1])).reshape(logits.shape)
         return logits.softmax(-1)
@@ -106,10 +107,9 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
 
     Where nothing of p lies above q the rejection has probability 0 (up to rounding) and the limit is p itself.
     """
-    excess = (p - q).clamp_(min=0)
+    excess = (p - q).clamp_(min=0)  # in place, because a vocabulary may hold 150,000 tokens
     mass = excess.sum(-1, keepdim=True)
-    nothing = (mass == 0).to(p.dtype)  # 1 where p itself is the limit; in place, because a vocabulary may hold 150,000 tokens
-    return excess.div_(mass + nothing).addcmul_(nothing, p)
+    return torch.where(mass == 0, p, excess.div_(mass))
 
 
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
     cumulative = probabilities.cumsum(-1, dtype=uniform.dtype)
     # the first token whose cumulative probability lies above: never one of probability 0, and u < 1 keeps u * total < total
     found = torch.searchsorted(cumulative, uniform * cumulative[..., -1:], right=True).squeeze(-1)
-    return found.clamp(max=probabilities.shape[-1] - 1)  # only where probabilities are NaN, which is found out later
+    return found.clamp_(max=probabilities.shape[-1] - 1)  # only where probabilities are NaN, which is found out later
 
 
 class Seeded:

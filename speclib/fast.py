@@ -27,7 +27,8 @@ class Decoder:
 
     embed: Callable[[Tensor, Tensor], Tensor]  # (tokens [k], positions [k]) -> [k, d]
     blocks: tuple[Block, ...]
-    head: Callable[[Tensor], tuple[Tensor, Tensor]]  # [k, d] -> (normed [k, d], logits [k, V])
+    norm: Callable[[Tensor], Tensor]  # [k, d] -> [k, d]: the state that the model is left with
+    output: Callable[[Tensor], Tensor]  # such states [k, d] -> logits [k, V]
     rotary: tuple[Tensor, Tensor] | None  # cosines and sines by position [context, 1, D]
     heads: int
     size: int
@@ -73,11 +74,10 @@ class FastContext(Context):
         start, end = self.length, self.length + tokens.shape[1]
         if end > self.capacity:
             self._grow(end)
-        x = run(self.decoder, self.decoder.blocks, tokens[0], self._cache, start, parents)
-        normed, logits = self.decoder.head(x if self.wants_hidden else x[-keep:])
+        states = self.decoder.norm(run(self.decoder, self.decoder.blocks, tokens[0], self._cache, start, parents))
         if self.wants_hidden:
-            self.hidden = normed[None]
-        return logits[-keep:][None]
+            self.hidden = states[None]
+        return self.decoder.output(states[-keep:])[None]
 
     def _remove(self, count: int) -> None:
         pass  # what lies behind `length` is overwritten before it is read
@@ -166,15 +166,11 @@ def _llama(model) -> Decoder:
     if getattr(config, "rope_parameters", {}).get("rope_type", "default") in ("dynamic", "longrope"):
         raise UnsupportedModel("the fast backend has rotary tables that do not change with the length of the text; use backend='eager'")
     table, norm, head, eps = inner.embed_tokens.weight, inner.norm.weight, model.lm_head.weight, config.rms_norm_eps
-
-    def logits(x):
-        normed = rms_norm(x, norm.shape, norm, eps)
-        return normed, linear(normed, head)
-
     return Decoder(
         lambda tokens, _: embedding(tokens, table),
         tuple(llama_block(module, config) for module in inner.layers),
-        logits,
+        lambda x: rms_norm(x, norm.shape, norm, eps),
+        lambda states: linear(states, head),
         rotary_tables(inner.rotary_emb, config.max_position_embeddings, model.dtype, model.device),
         config.num_key_value_heads,
         inner.layers[0].self_attn.head_dim,
@@ -209,11 +205,7 @@ def _gpt2(model) -> Decoder:
     tokens_table, positions_table, head = inner.wte.weight, inner.wpe.weight, model.lm_head.weight
     norm = (inner.ln_f.weight, inner.ln_f.bias)
 
-    def logits(x):
-        normed = layer_norm(x, (d,), *norm, eps)
-        return normed, linear(normed, head)
-
     return Decoder(
         lambda tokens, positions: embedding(tokens, tokens_table) + embedding(positions, positions_table),
-        tuple(layer(m) for m in inner.h), logits, None, H, D, model.dtype, model.device,
+        tuple(layer(m) for m in inner.h), lambda x: layer_norm(x, (d,), *norm, eps), lambda states: linear(states, head), None, H, D, model.dtype, model.device,
     )  # fmt: skip

@@ -49,7 +49,7 @@ def chain_stops(accept: Tensor) -> Tensor:
     """Acceptance probability of each draft, given that all before it passed [B, n] -> stop_probs [B, n+1]."""
     ones = torch.ones_like(accept[:, :1]) if accept.shape[1] else accept.new_ones(accept.shape[0], 1)
     reached = torch.cat([ones, accept.cumprod(-1)], -1)  # [B, n+1]: the first k drafts passed
-    rejected = torch.cat([1 - accept, ones], -1)  # [B, n+1]: the next one does not, or there is none
+    rejected = torch.cat([ones - accept, ones], -1)  # [B, n+1]: the next one does not, or there is none
     return reached * rejected
 
 

@@ -85,13 +85,11 @@ def decoder(eagle: Eagle, target) -> Decoder:
         raise IncompatibleModels(f"this eagle was trained for a target of width {config.hidden_size}, but {target.name} has {output.shape[1]}")
     rotary = fast.rotary_tables(eagle.rotary, target.context_length or config.max_position_embeddings, target.dtype, target.device)
     norm, eps, output = eagle.norm.weight, config.rms_norm_eps, output[: target.vocabulary]
-
-    def head(x: Tensor) -> tuple[Tensor, Tensor]:
-        state = rms_norm(x, norm.shape, norm, eps)
-        return state, linear(state, output)
-
     heads, size = config.num_key_value_heads, eagle.layer.self_attn.head_dim
-    return Decoder(lambda tokens, _: embedding(tokens, table), (fast.llama_block(eagle.layer, config),), head, rotary, heads, size, target.dtype, target.device)
+    return Decoder(
+        lambda tokens, _: embedding(tokens, table), (fast.llama_block(eagle.layer, config),), lambda x: rms_norm(x, norm.shape, norm, eps),
+        lambda states: linear(states, output), rotary, heads, size, target.dtype, target.device,
+    )  # fmt: skip
 
 
 class EagleContext(FastContext):
@@ -111,7 +109,8 @@ class EagleContext(FastContext):
         x = self.eagle.joined(states, self.decoder.embed(tokens, positions))
         x = fast.layers(self.decoder, self.decoder.blocks, x, positions, slice(start, end), end, self._cache, mask)
         self.length = end
-        return self.decoder.head(x[-1:])
+        state = self.decoder.norm(x[-1:])
+        return state, self.decoder.output(state)
 
     def guesses(self, states: Tensor, tokens: Tensor, position: int, n: int, uniform: Callable[[int, int], Tensor], law: Law, settings: Hashable) -> tuple[Tensor, Tensor] | None:
         """`read` and then n guesses, as one program: (tokens [n], what each was drawn from [n, V]), or None where the backend has no such program. See `Context.guess`."""
@@ -152,8 +151,8 @@ def guesses_of(d: Decoder, eagle: Eagle, law: Law, n: int) -> Program:
             own = start + torch.arange(len(tokens), device=d.device)  # what stands behind the k-th is seen by nobody and overwritten
             x = eagle.joined(states, d.embed(tokens, own))
             x = fast.layers(d, d.blocks, x, own - start + position, own, slots.shape[0], cache, slots <= own[:, None])
-            states, logits = d.head(x.index_select(0, (k - 1).reshape(1)) if i == 0 else x)
-            laws.append(law(logits))
+            states = d.norm(x.index_select(0, (k - 1).reshape(1)) if i == 0 else x)
+            laws.append(law(d.output(states)))
             tokens = invert(laws[-1], uniform[i : i + 1])
             drawn.append(tokens)
             start, position = (start + k, position + k) if i == 0 else (start + 1, position + 1)

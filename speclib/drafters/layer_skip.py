@@ -94,7 +94,7 @@ class LayerSkipDrafter:
         if self.exits.weight.shape[-1] != width:
             raise IncompatibleModels(f"the exits were trained for a model of width {self.exits.weight.shape[-1]}, but {target.name} has {width}")
         exits = self.exits.to(target.device, target.dtype)
-        return replace(whole, blocks=whole.blocks[: self.layers], head=lambda x: whole.head(exits(x, self.layers)))
+        return replace(whole, blocks=whole.blocks[: self.layers], norm=lambda x: whole.norm(exits(x, self.layers)))
 
 
 class ShortContext(FastContext):
