@@ -25,7 +25,7 @@ RESULTS = embedded.DATA / "results"
 TEMPERATURES = (1.0, 0.7, 0.0)
 LENGTHS = (2, 3, 4, 6, 8)  # draft lengths to choose from
 ASSISTANT_TOKENS = (3, 5, 8)  # the same for transformers' assisted generation, its default beside them
-LOOKUP_LENGTHS = (3, 8, 15)  # and for prompt lookup, ours and transformers', alone and in front of another guesser
+LOOKUP_LENGTHS = (3, 8, 15, 31)  # and for prompt lookup, ours and transformers', alone and in front of another guesser
 CONTEXT = 160  # cached tokens where costs are measured: the middle of a text of the bench
 PLAIN, MODEL, EAGLE, FIRST = "plain", "speculative", "eagle", "lookup first"
 BLOCK, LOOKUP, BOTH = "speculative, block rule", "prompt lookup", "lookup and draft model"
@@ -191,7 +191,7 @@ def measure(args: argparse.Namespace, partial: Path) -> dict:
                 if (name, domain, temperature) not in finished:
                     table, frame = one_table(pairs, Sampling(temperature), measured, tuning, args, progress)
                     where = {"dtype": name, "domain": domain, "temperature": temperature}
-                    record["tables"].append({**where, **table})
+                    record["tables"].append({**where, "date": experiments.machine()["date"], **table})
                     record["rows"] += _plain(frame.drop(columns="text").assign(**where))
                     partial.write_text(json.dumps(record))
     partial.unlink(missing_ok=True)

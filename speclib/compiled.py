@@ -81,7 +81,7 @@ class Programs:
             return None
         on_gpu = self.decoder.device.type == "cuda"
         key = (*shape, len(slots), cache[0][0].data_ptr()) if on_gpu else (*shape, cache[0][0].shape[1])
-        inputs = tuple(value.clone() for value in inputs)  # made here, in inference mode: a program looks at that
+        inputs = tuple(value.contiguous() if value.is_inference() else value.clone() for value in inputs)  # a program looks at how they lie and were made
         if key not in self._made:
             try:
                 with tqdm(total=1, desc=f"{self.name}: a program for {title}", unit="program", leave=False) as bar:

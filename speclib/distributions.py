@@ -23,6 +23,7 @@ from .errors import InvalidArgument, NonFiniteLogits
 # Draws an index from the last axis of a tensor of probabilities: [..., V] -> [...]. All chance in speclib passes
 # through one such function, so that `exact` can replace chance by enumeration.
 Draw = Callable[[Tensor], Tensor]
+AT_ONCE = 256  # uniform numbers that are made together
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,10 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
 
     Where nothing of p lies above q the rejection has probability 0 (up to rounding) and the limit is p itself.
     """
-    excess = (p - q).clamp_(min=0)  # in place, because a vocabulary may hold 150,000 tokens
+    excess = (p - q).clamp_(min=0)
     mass = excess.sum(-1, keepdim=True)
-    return torch.where(mass == 0, p, excess.div_(mass))
+    nothing = (mass == 0).to(p.dtype)  # 1 where p itself is the limit; in place, because a vocabulary may hold 150,000 tokens
+    return excess.div_(mass + nothing).addcmul_(nothing, p)
 
 
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
@@ -138,16 +140,23 @@ def invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
 class Seeded:
     """A `Draw` with a generator of its own: the same seed gives the same draws, and no global state is touched.
 
-    One uniform number a draw, where torch.multinomial takes one for every token of the vocabulary and ten times as long.
+    One uniform number a draw, where torch.multinomial takes one for every token of the vocabulary and ten times as long. They are made many at a
+    time: to wake the generator takes longer than the draw.
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu"):
         self.generator = torch.Generator(device=device).manual_seed(seed)
-        self.precision = torch.float32 if torch.device(device).type == "mps" else torch.float64  # Apple's GPUs have no double precision
+        precision = torch.float32 if torch.device(device).type == "mps" else torch.float64  # Apple's GPUs have no double precision
+        self.ahead = torch.empty(0, dtype=precision, device=device)  # numbers made and not used yet
 
     def uniform(self, *shape: int) -> Tensor:
         """The numbers that the next draws stand for."""
-        return torch.rand(shape, generator=self.generator, dtype=self.precision, device=self.generator.device)
+        count = math.prod(shape)
+        if count > len(self.ahead):
+            more = torch.rand(max(AT_ONCE, count), generator=self.generator, dtype=self.ahead.dtype, device=self.ahead.device)
+            self.ahead = torch.cat([self.ahead, more])
+        taken, self.ahead = self.ahead[:count], self.ahead[count:]
+        return taken.view(shape)
 
     def __call__(self, probabilities: Tensor) -> Tensor:
         return invert(probabilities, self.uniform(*probabilities.shape[:-1], 1))

@@ -154,6 +154,27 @@ def test_state_is_left_as_found_also_after_an_exception(pair, backend, monkeypat
     assert torch.equal(text().tokens[0], right.tokens[0])
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("row", [0, 1, 2, 3, "draft"])
+def test_one_bad_number_is_found_wherever_it_stands(pair, monkeypatch, row, value, temperature):
+    """In any row of a round of three guesses, reached or not, or in the draft's own logits."""
+    target, draft = pair
+    honest = Context._forward
+
+    def poisoned(self, tokens, keep, parents):
+        logits = honest(self, tokens, keep, parents).clone()
+        if row == "draft" and self.language_model is draft:
+            logits[0, -1, 5] = value
+        if row != "draft" and tokens.shape[1] == 4:
+            logits[0, row, 5] = value
+        return logits
+
+    monkeypatch.setattr(Context, "_forward", poisoned)
+    with pytest.raises(errors.NonFiniteLogits, match="check its weights"):
+        speclib.generate(target, [[1, 2, 3]], ModelDrafter(draft), speclib.Sampling(temperature), draft_length=3, max_new_tokens=12, stop=[])
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
