@@ -75,7 +75,7 @@ class Sampling:
     def probabilities(self, logits: Tensor, check: bool = True) -> Tensor:
         """logits [..., V] -> probabilities [..., V], in float32 (float64 stays float64).
 
-        Raises NonFiniteLogits when a row holds NaN or +inf, or nothing but -inf. With check=False such a row becomes NaN instead, for callers that
+        Raises NonFiniteLogits when a row holds NaN or +inf, or nothing but -inf. With check=False such a row holds NaN instead, for callers that
         look later: to look is to wait for the device.
         """
         if logits.dtype != torch.float64:
