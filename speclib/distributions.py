@@ -80,11 +80,10 @@ class Sampling:
         """
         if logits.dtype != torch.float64:
             logits = logits.float()
-        if check or self.temperature == 0:
-            top, best = logits.max(-1, keepdim=True)  # NaN and +inf both survive a maximum, so one small tensor tells
         if check:
-            check_finite(float(top.sum()))
+            check_finite(float(logits.amax(-1).sum()))  # NaN and +inf both survive a maximum, so a few numbers tell
         if self.temperature == 0:
+            top, best = logits.max(-1, keepdim=True)
             return torch.zeros_like(logits).scatter_(-1, best, top.softmax(-1))  # of one number: 1, or NaN where it is none
         if self._warpers:
             logits = self._warpers(None, logits.reshape(-1, logits.shape[-1])).reshape(logits.shape)
