@@ -5,7 +5,7 @@ how many pass and which token comes next.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,6 +90,7 @@ def _decode_row(
     began = _now(device)
     context = target.context(prompt)
     guesser = drafter.start(context, sampling, draw) if drafter else None
+    stamp = _clock(device)
     goes_on = always if isinstance(plan, FixedLength) else plan.goes_on  # a guesser that need not ask can make all its guesses at once
     text, new = list(context.begin), []
     if len(text) > 1:
@@ -100,17 +101,17 @@ def _decode_row(
     trace.prefill_seconds += _now(device) - began
 
     while len(new) < max_new_tokens:
-        began, t0 = time.perf_counter(), _stamp(device)
+        began, t0 = time.perf_counter(), stamp()
         n = min(plan.next_length(), max_new_tokens - len(new) - 1) if guesser else 0  # one token always comes from the target
         draft = guesser.propose(text, n, goes_on) if n > 0 else None
-        n = len(draft.tokens) if draft else 0
-        t1 = _stamp(device)
+        n = draft.tokens.shape[0] if draft else 0
+        t1 = stamp()
         parents = draft.parents if n else None
         read = torch.cat([last, draft.tokens]) if n else last
         logits = context.extend(read[None], parents=None if parents is None else [-1, *(parent + 1 for parent in parents)])  # [1, n+1, V]
-        t2 = _stamp(device)
+        t2 = stamp()
         guesses = (draft.probs, draft.tokens) if n else ()
-        seen = judge(rule, sampling, draw, logits[0], *guesses, parents=parents)
+        seen = judge(rule, sampling, draw, logits, *guesses, parents=parents)
         last = seen[:1].long()
         token, total, *told = seen.tolist()  # the one transfer of the round: each would wait for the device
         check_finite(sum(told[2 * n + 2 :], total))
@@ -148,20 +149,20 @@ def _decode_row(
 
 
 def judge(rule: rules.Rule, sampling: Sampling, draw: Draw, logits: Tensor, q: Tensor | None = None, drafted: Tensor | None = None, parents: Sequence[int] | None = None) -> Tensor:
-    """All that the host wants to know of a round: the target's logits [n+1, V], and the guesses [n] with what each was drawn from [n, V], if any.
+    """All that the host wants to know of a round: the target's logits [1, n+1, V], and the guesses [n] with what each was drawn from [n, V], if any.
 
     -> the next token, a total, and with guesses: where verification stops, the guesses [n], stop_probs [n+1], and of a chain the overlaps [n]. Total and
     overlaps are finite if all of p and q is.
     """
-    p = sampling.probabilities(logits[None], check=False)  # [1, n+1, V]
+    p = sampling.probabilities(logits, check=False)  # [1, n+1, V]
     if q is None:
-        return torch.cat([draw(p[0, 0]).reshape(1), p.sum().reshape(1)])
-    q, drafted = q.to(p.dtype)[None], drafted[None]  # [1, n, V], [1, n]
-    verdict = rule.law(p, q, drafted) if parents is None else rule.tree(p, q, drafted, parents)
-    stop = draw(verdict.stop_probs[0])
-    token = draw(verdict.next_probs[0].index_select(0, stop.reshape(1))[0])
-    total, overlaps = (p[0, -1].sum(), overlap(p[0, :-1], q[0])) if parents is None else (p.sum() + q.sum(), p[0, 0, :0])
-    return torch.cat([value.reshape(-1) for value in (token, total, stop, drafted, verdict.stop_probs, overlaps)])
+        return torch.cat([draw(p[0]), p[0].sum(-1)])
+    q = q.to(p.dtype)[None]  # [1, n, V]
+    verdict = rule.law(p, q, drafted[None]) if parents is None else rule.tree(p, q, drafted[None], parents)
+    stop = draw(verdict.stop_probs)  # [1]
+    token = draw(verdict.next_probs[0].index_select(0, stop))  # [1]
+    total, overlaps = (p[0, -1:].sum(-1), overlap(p[0, :-1], q[0])) if parents is None else ((p.sum() + q.sum())[None], p[0, 0, :0])
+    return torch.cat([token, total, stop, drafted, verdict.stop_probs[0], overlaps])
 
 
 def branch(parents: Sequence[int], node: int) -> list[int]:
@@ -291,13 +292,15 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _stamp(device: torch.device) -> "float | torch.cuda.Event":
-    """A moment of the device's own time: on a GPU the host runs ahead, and waiting for it at every phase would cost what it measures."""
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record(torch.cuda.current_stream(device))
-    return event
+def _clock(device: torch.device) -> "Callable[[], float | torch.cuda.Event]":
+    """Tells moments of the device's own time: on a GPU the host runs ahead, and waiting for it at every phase would cost what it measures."""
+
+    def stamp() -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(device))
+        return event
+
+    return stamp if device.type == "cuda" else time.perf_counter
 
 
 def _between(first: "float | torch.cuda.Event", second: "float | torch.cuda.Event") -> float:

@@ -58,7 +58,7 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
      "return (logits == logits.amax(-1, keepdim=True)).to(logits.dtype) / (logits == logits.amax(-1, keepdim=True)).sum(-1, keepdim=True)", SAMPLING),
     ("top-k forgotten", "distributions.py", "if self.top_k is not None:", "if False:", SAMPLING),
     ("NaN logits pass", "distributions.py", "if not math.isfinite(total):", "if False:", SAMPLING),
-    ("global random state", "distributions.py", "torch.rand(max(AT_ONCE, count), generator=self.generator, ", "torch.rand(max(AT_ONCE, count), ", SAMPLING),
+    ("global random state", "distributions.py", "self.options = {\"dtype\": precision, \"device\": device, \"generator\": self.generator}", "self.options = {\"dtype\": precision, \"device\": device}", SAMPLING),
     ("draws are one token late", "distributions.py", "uniform * cumulative[..., -1:], right=True).squeeze(-1)", "uniform * cumulative[..., -1:], right=True).squeeze(-1).add(1)", SAMPLING),
     ("rollback one too far", "context.py", "self._cache.crop(-count)", "self._cache.crop(-count - 1)", MODELS),
     ("rollback forgets nothing", "context.py", "self._cache.crop(-count)", "pass", MODELS),
