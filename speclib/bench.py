@@ -33,7 +33,7 @@ FEW = 8  # prompts on which settings are chosen by the clock
 HF_PLAIN, HF_BEST, HF_LOOKUP = "transformers generate", "transformers assisted, best", "transformers lookup, best"
 SHOWN = (
     *("method", "tokens_per_second", "speedup", "low", "high", "draft_length", "alpha", "accepted_share", "tokens_per_round", "c"),
-    *("predicted", "share_of_predicted", "draft_share", "target_share", "other_share", "repeated_4_grams", "same_text"),
+    *("predicted", "share_of_predicted", "predicted_from_rounds", "draft_share", "target_share", "other_share", "repeated_4_grams", "same_text"),
 )
 
 
@@ -345,7 +345,8 @@ def tabulate(frame: pd.DataFrame, chosen: dict, costs: dict[str, dict[str, dict[
     """One line per method: speed, speed-up over plain decoding on its backend with interval, acceptance, prediction, where the time went, repeats.
 
     costs: by guesser and backend, as `round_costs` returns them. predicted: what theory allows for alpha and these costs, for whole texts: reading the
-    prompt is not made faster. transformers' methods are compared with plain eager decoding, which runs the same forwards.
+    prompt is not made faster. predicted_from_rounds: the same for the tokens per round that came: theory takes guesses for independent, and right ones come in
+    runs. transformers' methods are compared with plain eager decoding, which runs the same forwards.
     """
     backends, lines = list(costs[MODEL]), []
     sums = frame.groupby("method")[["draft_seconds", "target_seconds", "prefill_seconds", "other_seconds", "seconds"]].sum(min_count=1)
@@ -413,7 +414,8 @@ def findings(record: dict) -> list[str]:
         backends = list(table["guessers"][MODEL])
         for method, backend in [(method, backend) for method in (*table["guessers"], FIRST) for backend in backends]:
             own, plain = rows.loc[on(method, backend)], rows.loc[on(PLAIN, backend)]
-            predicted = "" if method == FIRST else f"{own['share_of_predicted']:.0%} of the {own['predicted']:.2f}x predicted, "
+            rounds = own["predicted_from_rounds"]
+            predicted = "" if method == FIRST else f"{own['share_of_predicted']:.0%} of the {own['predicted']:.2f}x predicted, {own['speedup'] / rounds:.0%} of the {rounds:.2f}x that its rounds allow, "
             said.append(
                 f"{on(method, backend)}: {own['speedup']:.2f}x [{own['low']:.2f}, {own['high']:.2f}] plain decoding ({own['tokens_per_second']:.0f} against {plain['tokens_per_second']:.0f} tokens/s), "
                 f"{predicted}{own['tokens_per_second'] / rows.loc[HF_BEST, 'tokens_per_second']:.2f}x transformers' "

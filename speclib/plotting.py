@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.transforms import Bbox
 
 from . import statistics, theory
 
@@ -546,13 +547,26 @@ def oracles(table) -> plt.Figure:
     axis.clabel(lines, fmt=lambda value: f"{value:.3g}x", fontsize=8)
     for k, (kind, rows) in enumerate(table.groupby("kind", sort=False)):
         axis.scatter(rows["c"], rows["alpha"], color=f"C{k}", marker=MARKERS[k % len(MARKERS)], edgecolor="black", s=70, label=kind, zorder=3)
-        for row in rows.itertuples():
-            axis.annotate(row.Index, (row.c, row.alpha), textcoords="offset points", xytext=(7, 3), fontsize=8)
     axis.set(xlabel="cost c: time of a guess over that of a target forward", ylabel="alpha", xlim=(0, max(1.05, 1.1 * table["c"].max())), ylim=(0, 1.03))
     axis.set_title("Dotted: predicted speed-up at the best draft length, checks of all widths alike", fontsize=11)
     axis.legend(loc="lower right", fontsize=9)
     figure.tight_layout()
+    write_beside(axis, {row.Index: (row.c, row.alpha) for row in table.itertuples()})
     return figure
+
+
+def write_beside(axis: plt.Axes, points: dict[str, tuple[float, float]]) -> None:
+    """Names beside their points, each at the first of six places where it covers neither a mark nor a name."""
+    places = [(7, 3, "left"), (7, -9, "left"), (-7, 3, "right"), (-7, -9, "right"), (0, 9, "center"), (0, -16, "center")]
+    covered = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in axis.transData.transform(list(points.values()))]
+    for name, point in points.items():
+        written = [axis.annotate(name, point, textcoords="offset points", xytext=(x, y), ha=side, fontsize=8) for x, y, side in places]
+        boxes = [text.get_window_extent() for text in written]
+        free = next((k for k, box in enumerate(boxes) if not any(box.overlaps(other) for other in covered)), 0)
+        covered.append(boxes[free])
+        for k, text in enumerate(written):
+            if k != free:
+                text.remove()
 
 
 # --- notebook 08 --------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 
 import speclib
 from speclib.distributions import Sampling, seeded
-from speclib.drafters import Eagle, EagleDrafter, FallbackDrafter, LookupDrafter
+from speclib.drafters import Eagle, EagleDrafter, EnsembleDrafter, FallbackDrafter, LookupDrafter
 from speclib.drafters.base import always
 from speclib.errors import IncompatibleModels
 from speclib.exact import max_difference
@@ -44,9 +44,9 @@ def test_generate_keeps_the_law(kind, backend, vocabulary, sampling, length, pro
     assert sum(law.values()) == pytest.approx(1, abs=1e-12) and len(law) > 2
 
 
-@pytest.mark.parametrize("copies_first", [False, True])
+@pytest.mark.parametrize("within", ["nothing", "fallback", "a fallback's fallback", "a fallback's ensemble"])
 @pytest.mark.parametrize("backend", ["eager", "fast"])
-def test_every_guess_stands_on_what_training_saw(backend, copies_first):
+def test_every_guess_stands_on_what_training_saw(backend, within):
     """After rounds of all outcomes, and after rounds in which a lookup was asked, the distributions are those of `unrolled` over the whole text, the guesses behind it."""
     target, eagle, gamma = tiny(backend=backend, vocabulary=5, scale=3), some_eagle(), 3
     drafter, seen = EagleDrafter(eagle), []
@@ -64,10 +64,13 @@ def test_every_guess_stands_on_what_training_saw(backend, copies_first):
             guesser.propose = propose
             return guesser
 
-    watched = FallbackDrafter(LookupDrafter(3, 2), Watched()) if copies_first else Watched()
+    watched, copies = Watched(), LookupDrafter(3, 2)
+    if within != "nothing":
+        inner = {"fallback": watched, "a fallback's fallback": FallbackDrafter(copies, watched), "a fallback's ensemble": EnsembleDrafter([watched])}
+        watched = FallbackDrafter(copies, inner[within])
     out = speclib.generate(target, [[0, 1, 2, 3], [4], [2, 2]], watched, Sampling(), gamma, max_new_tokens=28, stop=[])
     assert {r.accepted for r in out.trace.rounds} == {0, 1, 2, 3}, "rounds of several outcomes"
-    assert 5 < len(seen) < 0.8 * len(out.trace.rounds) if copies_first else len(seen) > 20
+    assert 5 < len(seen) < 0.8 * len(out.trace.rounds) if within != "nothing" else len(seen) > 20
     for text, draft in seen:
         whole = torch.tensor([text + draft.tokens.tolist()])
         with torch.inference_mode():

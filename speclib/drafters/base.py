@@ -48,6 +48,12 @@ class Guesser(Protocol):
         """
 
 
+def tell(guesser: Guesser, text: list[int]) -> None:
+    """Lets a guesser know of a round in which another is asked, if it needs to."""
+    if hasattr(guesser, "follow"):
+        guesser.follow(text)
+
+
 class Drafter(Protocol):
     """Settings of a guesser; `start` makes the guesser for one text, given the target's context of that text."""
 

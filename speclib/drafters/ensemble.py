@@ -11,7 +11,7 @@ import torch
 from ..context import Context
 from ..distributions import Draw, Sampling
 from ..errors import InvalidArgument
-from .base import Draft, Drafter, Guesser, always
+from .base import Draft, Drafter, Guesser, always, tell
 
 
 class EnsembleDrafter:
@@ -46,3 +46,7 @@ class EnsembleGuesser:
             tokens.append(draft.tokens)
             probs.append(draft.probs)
         return Draft(torch.cat(tokens), torch.cat(probs), parents)
+
+    def follow(self, text: list[int]) -> None:
+        for guesser in self.guessers:
+            tell(guesser, text)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..context import Context
 from ..distributions import Draw, Sampling
 from ..errors import InvalidArgument
-from .base import Draft, Drafter, Guesser, always, usual_lengths
+from .base import Draft, Drafter, Guesser, always, tell, usual_lengths
 
 
 class FallbackDrafter:
@@ -47,6 +47,9 @@ class FallbackGuesser:
         draft = self.first.propose(text, n, goes_on)
         if not len(draft.tokens):
             return self.other.propose(text, min(n, self.most or n), goes_on)
-        if hasattr(self.other, "follow"):
-            self.other.follow(text)
+        tell(self.other, text)
         return draft
+
+    def follow(self, text: list[int]) -> None:
+        for guesser in (self.first, self.other):
+            tell(guesser, text)
