@@ -121,7 +121,7 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-WARM_UP = 4  # forwards before those that count
+WARM_UP = 2  # forwards before those that count
 KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "mkldnn_linear", "mkl_linear", "aten::matmul", "gemm", "gemv"),
     "attention": ("attention", "flash", "fmha"),
@@ -148,27 +148,31 @@ def profile(language_model: LanguageModel, width: int = 1, context: int = 128, f
     """Where the time of one forward goes, by torch.profiler: columns kind, ms, share.
 
     Kinds are those of KINDS, "other operations", and "between operations": the rest of the forward's time, which is Python, dispatch and the modules around
-    them. That time is taken without the profiler, which would inflate it. Each forward is recorded by itself and medians are taken, so that one that was
-    held up does not tell.
+    them. The profiler takes time itself, for every operation, so the whole is timed without it: forwards with it and without it take turns, so that
+    both see the same machine, and medians are taken, so that a forward that was held up does not tell.
     """
-    whole = width_curve(language_model, [width], context, passes=3)["ms"][0]
+    _check_room(language_model, context, width)
     text = language_model.context()
     fill = torch.arange(context + width, device=language_model.device)[None] % language_model.vocabulary
     text.extend(fill[:, :context], keep=1)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler announces itself on stderr
-    recorded = []
+    wholes, parts = [], []
     for _ in range(WARM_UP + forwards):
-        with torch.profiler.profile() as one:
+        start = _now(language_model.device)
+        text.extend(fill[:, :width])
+        wholes.append((_now(language_model.device) - start) * 1e3)
+        text.rollback(context)
+        with torch.profiler.profile() as recorded:
             text.extend(fill[:, :width])
         text.rollback(context)
         times = dict.fromkeys([*KINDS, "other operations"], 0.0)
-        for event in one.key_averages():
+        for event in recorded.key_averages():
             self_time = event.self_device_time_total if language_model.device.type == "cuda" else event.self_cpu_time_total
-            kind = next((kind for kind, parts in KINDS.items() if any(part in event.key for part in parts)), "other operations")
+            kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), "other operations")
             times[kind] += self_time / 1e3
-        recorded.append(times)
-    typical = {kind: median(times[kind] for times in recorded[WARM_UP:]) for kind in times}
-    typical["between operations"] = max(0.0, whole - sum(typical.values()))
+        parts.append(times)
+    typical = {kind: median(times[kind] for times in parts[WARM_UP:]) for kind in times}
+    typical["between operations"] = max(0.0, median(wholes[WARM_UP:]) - sum(typical.values()))
     frame = pd.DataFrame({"kind": list(typical), "ms": list(typical.values())})
     return frame.assign(share=frame["ms"] / frame["ms"].sum())
 
