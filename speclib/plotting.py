@@ -540,7 +540,7 @@ def by_distance(curves: dict[str, list[float]]) -> plt.Figure:
 
 def oracles(table) -> plt.Figure:
     """Every oracle by its cost and its similarity, over lines of equal predicted speed-up (columns kind, alpha, c; the index names them)."""
-    figure, axis = plt.subplots(figsize=(8.5, 4.8))
+    figure, axis = plt.subplots(figsize=(8.5, 5.6))
     costs, alphas = np.meshgrid(np.linspace(0.005, 1.05, 90), np.linspace(0.02, 0.995, 90))
     best = theory.speedup(alphas, theory.optimal_gamma(alphas, costs, 8), costs)
     lines = axis.contour(costs, alphas, best, levels=[1.001, 1.25, 1.5, 2, 3, 4], colors="black", linewidths=0.8, linestyles="dotted")
@@ -556,13 +556,15 @@ def oracles(table) -> plt.Figure:
 
 
 def write_beside(axis: plt.Axes, points: dict[str, tuple[float, float]]) -> None:
-    """Names beside their points, each at the first of six places where it covers neither a mark nor a name."""
-    places = [(7, 3, "left"), (7, -9, "left"), (-7, 3, "right"), (-7, -9, "right"), (0, 9, "center"), (0, -16, "center")]
+    """Names beside their points, each at the first of ten places where it stays inside and covers no mark, no name and no other text."""
+    heights = (3, -9, 12, -18, 21)  # points above the mark's middle
+    places = [(x, y, side) for y in heights for x, side in ((7, "left"), (-7, "right"))]
     covered = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in axis.transData.transform(list(points.values()))]
+    covered += [text.get_window_extent() for text in axis.texts]
     for name, point in points.items():
         written = [axis.annotate(name, point, textcoords="offset points", xytext=(x, y), ha=side, fontsize=8) for x, y, side in places]
         boxes = [text.get_window_extent() for text in written]
-        free = next((k for k, box in enumerate(boxes) if not any(box.overlaps(other) for other in covered)), 0)
+        free = next((k for k, box in enumerate(boxes) if axis.bbox.containsx(box.x0) and axis.bbox.containsx(box.x1) and not any(box.overlaps(other) for other in covered)), 0)
         covered.append(boxes[free])
         for k, text in enumerate(written):
             if k != free:
