@@ -11,8 +11,10 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 from torch.utils.benchmark import Timer
 
+from .context import Context
 from .distributions import Sampling, seeded
 from .drafters import Drafter
 from .errors import ContextOverflow, InvalidArgument
@@ -31,10 +33,7 @@ def width_curve(language_model: LanguageModel, widths: Iterable[int] = WIDTHS, c
     widths = list(widths)
     if not widths or min(widths) < 1 or passes < 1:
         raise InvalidArgument(f"widths must be whole numbers >= 1 and passes at least 1, not {widths!r} and {passes!r}")
-    _check_room(language_model, context, max(widths))
-    fill = torch.arange(context + max(widths), device=language_model.device)[None] % language_model.vocabulary
-    text = language_model.context(fill[0, :context].tolist() if language_model.encoder_decoder else ())  # an encoder needs something to read
-    text.extend(fill[:, :context], keep=1)
+    text, fill = _filled(language_model, context, max(widths))
     times: dict[int, list[float]] = {width: [] for width in widths}
 
     def forward(new):
@@ -55,13 +54,7 @@ def cost_ratio(target: LanguageModel, draft: LanguageModel, context: int = 128, 
     Measured as decoding runs them, `drafts` forwards of the draft behind each of the target, with medians over `rounds`: a draft timed
     on its own would find its weights still in the processor's cache, which the target's weights sweep out every time. Raises ContextOverflow if a model has no room.
     """
-    models, texts, times = (target, draft), [], ([], [])
-    for model in models:
-        _check_room(model, context, 1)
-        fill = torch.arange(context + 1, device=model.device)[None] % model.vocabulary
-        text = model.context(fill[0, :context].tolist() if model.encoder_decoder else ())
-        text.extend(fill[:, :context], keep=1)
-        texts.append((text, fill[:, :1]))
+    texts, times = [_filled(model, context, 1) for model in (target, draft)], ([], [])
     for _ in range(rounds):
         for (text, new), repeats, seen in zip(texts, (1, drafts), times, strict=True):
             began = _now(target.device)
@@ -109,6 +102,15 @@ def round_costs(target: LanguageModel, drafter: Drafter, gamma: int, context: in
     return {phase: 1e3 * median(seen[TURN:]) for phase, seen in times.items()}  # the first turn warms up
 
 
+def _filled(language_model: LanguageModel, context: int, new: int) -> tuple[Context, Tensor]:
+    """A text of which `context` tokens are cached, and `new` tokens to read next [1, new]. Which tokens they are does not matter."""
+    _check_room(language_model, context, new)
+    fill = torch.arange(context, device=language_model.device)[None] % language_model.vocabulary
+    text = language_model.context(fill[0].tolist() if language_model.encoder_decoder else ())  # an encoder needs something to read
+    text.extend(fill, keep=1)
+    return text, torch.arange(new, device=language_model.device)[None] % language_model.vocabulary
+
+
 def _check_room(language_model: LanguageModel, context: int, new: int) -> None:
     limit = language_model.context_length
     if limit and context + new > limit:
@@ -149,21 +151,21 @@ def profile(language_model: LanguageModel, width: int = 1, context: int = 128, f
 
     Kinds are those of KINDS, "other operations", and "between operations": the rest of the forward's time, which is Python, dispatch and the modules around
     them. The profiler takes time itself, for every operation, so the whole is timed without it: forwards with it and without it take turns, so that
-    both see the same machine, and medians are taken, so that a forward that was held up does not tell.
+    both see the same machine, and medians are taken, so that a forward that was held up does not tell. Raises ContextOverflow if the model has no room,
+    InvalidArgument for a width < 1 or no forwards.
     """
-    _check_room(language_model, context, width)
-    text = language_model.context()
-    fill = torch.arange(context + width, device=language_model.device)[None] % language_model.vocabulary
-    text.extend(fill[:, :context], keep=1)
+    if width < 1 or forwards < 1:
+        raise InvalidArgument(f"width and forwards must be whole numbers >= 1, not {width!r} and {forwards!r}")
+    text, new = _filled(language_model, context, width)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler announces itself on stderr
     wholes, parts = [], []
     for _ in range(WARM_UP + forwards):
         start = _now(language_model.device)
-        text.extend(fill[:, :width])
+        text.extend(new)
         wholes.append((_now(language_model.device) - start) * 1e3)
         text.rollback(context)
         with torch.profiler.profile() as recorded:
-            text.extend(fill[:, :width])
+            text.extend(new)
         text.rollback(context)
         times = dict.fromkeys([*KINDS, "other operations"], 0.0)
         for event in recorded.key_averages():

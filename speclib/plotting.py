@@ -562,13 +562,13 @@ def write_beside(axis: plt.Axes, points: dict[str, tuple[float, float]]) -> None
     covered = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in axis.transData.transform(list(points.values()))]
     covered += [text.get_window_extent() for text in axis.texts]
     for name, point in points.items():
-        written = [axis.annotate(name, point, textcoords="offset points", xytext=(x, y), ha=side, fontsize=8) for x, y, side in places]
-        boxes = [text.get_window_extent() for text in written]
-        free = next((k for k, box in enumerate(boxes) if axis.bbox.containsx(box.x0) and axis.bbox.containsx(box.x1) and not any(box.overlaps(other) for other in covered)), 0)
-        covered.append(boxes[free])
-        for k, text in enumerate(written):
-            if k != free:
-                text.remove()
+        text = axis.annotate(name, point, textcoords="offset points", xytext=(0, 0), fontsize=8)
+        for x, y, side in [*places, places[0]]:  # back to the first if none is free
+            text.set(position=(x, y), ha=side)
+            box = text.get_window_extent()
+            if axis.bbox.containsx(box.x0) and axis.bbox.containsx(box.x1) and not box.count_overlaps(covered):
+                break
+        covered.append(box)
 
 
 # --- notebook 08 --------------------------------------------------------------------------------------------------------

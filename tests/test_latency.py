@@ -69,3 +69,6 @@ def test_the_parts_of_a_forward_add_up():
     assert frame.columns.tolist() == ["kind", "ms", "share"] and {"matrix products", "between operations"} <= set(frame["kind"])
     assert (frame["ms"] >= 0).all() and frame["share"].sum() == pytest.approx(1)
     assert frame.set_index("kind")["ms"]["matrix products"] > 0
+    for wrong in ({"width": 0}, {"forwards": 0}):
+        with pytest.raises(InvalidArgument, match="width and forwards"):
+            latency.profile(tiny(2), context=16, **wrong)
