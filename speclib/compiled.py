@@ -38,6 +38,7 @@ class Programs:
 
     def __init__(self, decoder: Decoder, name: str, vocabulary: int):
         self.name, self.decoder, self.vocabulary = name, decoder, vocabulary
+        self.graphs = decoder.device.type == "cuda"  # CUDA graphs, or torch.compile
         self.widths: set[int] = set()
         self.stores: dict[int, list[Tensor]] = {}  # caches that no text uses any more, by capacity: a CUDA graph knows its cache by address
         self._made: dict[tuple, Program] = {}
@@ -79,13 +80,12 @@ class Programs:
         """What the program of this kind and shape, made by `make` at its first use, gives for `inputs`; None where none can be made."""
         if kind in self.broken:
             return None
-        on_gpu = self.decoder.device.type == "cuda"
-        key = (*shape, len(slots), cache[0][0].data_ptr()) if on_gpu else (*shape, cache[0][0].shape[1])
+        key = (*shape, len(slots), cache[0][0].data_ptr()) if self.graphs else (*shape, cache[0][0].shape[1])
         inputs = tuple(value.contiguous() if value.is_inference() else value.clone() for value in inputs)  # a program looks at how they lie and were made
         if key not in self._made:
             try:
                 with tqdm(total=1, desc=f"{self.name}: a program for {title}", unit="program", leave=False) as bar:
-                    self._made[key] = captured(make(), inputs, slots, cache) if on_gpu else fused(make(), self.decoder.dtype)
+                    self._made[key] = captured(make(), inputs, slots, cache) if self.graphs else fused(make(), self.decoder.dtype)
                     self._made[key](*inputs, slots, cache)  # torch.compile begins to work here
                     bar.update()
             except Exception as error:  # no compiler, or one that fails: the reasons are many and none is ours
@@ -202,8 +202,8 @@ class CompiledContext(FastContext):
     @torch.inference_mode()
     def guess(self, tokens: Tensor, n: int, uniform: Callable[[int, int], Tensor], law: Law, settings: Hashable) -> tuple[Tensor, Tensor] | None:
         programs, end = self.programs, self.length + tokens.shape[1] + n - 1
-        on_gpu, layers = self.decoder.device.type == "cuda", len(self.decoder.blocks)
-        if tokens.shape[1] > 2 or self.wants_hidden or "guesses" in programs.broken or not (on_gpu or layers * n <= DEEPEST):
+        short = programs.graphs or len(self.decoder.blocks) * n <= DEEPEST
+        if tokens.shape[1] > 2 or self.wants_hidden or "guesses" in programs.broken or not short:
             return None
         made = programs.guesses(tokens[0], self.length, self._looked_at(end), self._cache, uniform(n, 1), law, settings)
         if made is not None:

@@ -109,8 +109,7 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
     """
     excess = (p - q).clamp_(min=0)
     mass = excess.sum(-1, keepdim=True)
-    nothing = (mass == 0).to(p.dtype)  # 1 where p itself is the limit; in place, because a vocabulary may hold 150,000 tokens
-    return excess.div_(mass + nothing).addcmul_(nothing, p)
+    return torch.where(mass > 0, excess.div_(mass), p)
 
 
 def total_variation(p: Tensor, q: Tensor) -> Tensor:

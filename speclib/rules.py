@@ -47,7 +47,7 @@ class Rule:
 
 def chain_stops(accept: Tensor) -> Tensor:
     """Acceptance probability of each draft, given that all before it passed [B, n] -> stop_probs [B, n+1]."""
-    ones = torch.ones_like(accept[:, :1]) if accept.shape[1] else accept.new_ones(accept.shape[0], 1)
+    ones = accept.new_ones(accept.shape[0], 1)
     reached = torch.cat([ones, accept.cumprod(-1)], -1)  # [B, n+1]: the first k drafts passed
     rejected = torch.cat([ones - accept, ones], -1)  # [B, n+1]: the next one does not, or there is none
     return reached * rejected
@@ -108,11 +108,10 @@ def block_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
     mass = excess.sum(-1)  # [B, n]
     room = mass + (1 - w[:, :n])  # in this order: (mass + 1) - w rounds below mass, and mass / room above 1
     # room is 0 only where w = 1 and p = q: stopping there or going on gives the same text; go on
-    passes = torch.where(room > 0, mass / room.where(room > 0, torch.ones_like(room)), torch.zeros_like(room))
-    passes = torch.cat([passes, w[:, n:]], 1)  # h_i, and h_n = w_n
+    passes = torch.cat([torch.where(room > 0, mass / room, 0.0), w[:, n:]], 1)  # h_i, and h_n = w_n
     passes = torch.cat([torch.ones_like(passes[:, :1]), passes[:, 1:]], 1)  # keeping nothing always passes
     none_after = torch.cat([(1 - passes[:, 1:]).flip(1).cumprod(1).flip(1), torch.ones_like(passes[:, :1])], 1)
-    law = torch.where(mass[..., None] > 0, excess / mass[..., None].where(mass[..., None] > 0, torch.ones_like(mass[..., None])), p[:, :n])
+    law = torch.where(mass[..., None] > 0, excess / mass[..., None], p[:, :n])
     return Verdict(passes * none_after, torch.cat([law, p[:, n:]], 1))
 
 

@@ -52,7 +52,7 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("tree: a sibling is tried though one before it was taken", "rules.py", "reached[node] * missed[node] * accept", "reached[node] * accept", TREES),
     ("residual not clipped", "distributions.py", "excess = (p - q).clamp_(min=0)", "excess = (p - q).abs_()", SAMPLING),
     ("residual the wrong way round", "distributions.py", "excess = (p - q).clamp_(min=0)", "excess = (q - p).clamp_(min=0)", SAMPLING),
-    ("empty residual is NaN", "distributions.py", "return excess.div_(mass + nothing).addcmul_(nothing, p)", "return excess.div_(mass)", SAMPLING),
+    ("empty residual is NaN", "distributions.py", "return torch.where(mass > 0, excess.div_(mass), p)", "return excess.div_(mass)", SAMPLING),
     ("temperature applied twice", "distributions.py", "TemperatureLogitsWarper(float(self.temperature))", "TemperatureLogitsWarper(float(self.temperature) ** 2)", SAMPLING),
     ("ties at temperature 0 shared", "distributions.py", "return torch.zeros_like(logits).scatter_(-1, best, top.softmax(-1))",
      "return (logits == logits.amax(-1, keepdim=True)).to(logits.dtype) / (logits == logits.amax(-1, keepdim=True)).sum(-1, keepdim=True)", SAMPLING),
