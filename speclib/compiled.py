@@ -2,8 +2,8 @@
 
 A program has its shapes fixed in advance: so many new tokens, the cache in blocks of 64 slots. Where the text ends is
 data, so nothing is made again as it grows. The guesses of a round are one program too, with the drawing inside. On a CPU torch.compile fuses the
-small operations between the matrix products; on a GPU the program is captured as a CUDA graph, and the host launches it as a whole. Everything else - prompts, trees, numbers of tokens
-that nobody announced - takes the fast forward, with the same logits up to rounding.
+small operations between the matrix products; on a GPU the program is captured as a CUDA graph, and the host launches it as a whole, and so it does the verdict of a round.
+Everything else - prompts, trees, numbers of tokens that nobody announced - takes the fast forward, with the same logits up to rounding.
 """
 
 import os
@@ -17,6 +17,7 @@ import pooch
 import torch
 import torch._dynamo
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
 from .distributions import invert
@@ -29,7 +30,7 @@ MOST = 32  # a forward over more tokens than this is no round of decoding
 DEEPEST = 32  # layers that a program for several guesses may hold: torch.compile writes each of them out
 
 Cache = list[tuple[Tensor, Tensor]]  # keys and values of each layer [G, S, D]
-Program = Callable[..., tuple[Tensor, ...]]  # (small tensors, 0..S-1 [S], cache) -> tensors; only so many slots of the cache are looked at
+Program = Callable[..., tuple[Tensor, ...] | Tensor]  # (small tensors, and for a text 0..S-1 [S] and its cache) -> tensors; only so many slots of the cache are looked at
 Law = Callable[[Tensor], Tensor]  # logits [1, V] -> probabilities
 
 
@@ -75,24 +76,29 @@ class Programs:
         return torch.tensor(value, device=self.decoder.device)
 
     def run(
-        self, kind: str, shape: tuple, title: str, make: Callable[[], Program], inputs: tuple[Tensor, ...], slots: Tensor, cache: Cache
-    ) -> tuple[Tensor, ...] | None:
-        """What the program of this kind and shape, made by `make` at its first use, gives for `inputs`; None where none can be made."""
+        self, kind: str, shape: tuple, title: str, make: Callable[[], Program], inputs: tuple[Tensor, ...], *place: Tensor | Cache
+    ) -> tuple[Tensor, ...] | Tensor | None:
+        """What the program of this kind and shape, made by `make` at its first use, gives for `inputs`; None where none can be made.
+
+        place: slots and cache, of a program that works on a text.
+        """
         if kind in self.broken:
             return None
-        key = (*shape, len(slots), cache[0][0].data_ptr()) if self.graphs else (*shape, cache[0][0].shape[1])
+        slots, cache = place or ((), ())
+        where = () if not place else (len(slots), cache[0][0].data_ptr()) if self.graphs else (cache[0][0].shape[1],)
+        key = (*shape, *where)
         inputs = tuple(value.contiguous() if value.is_inference() else value.clone() for value in inputs)  # a program looks at how they lie and were made
         if key not in self._made:
             try:
                 with tqdm(total=1, desc=f"{self.name}: a program for {title}", unit="program", leave=False) as bar:
-                    self._made[key] = captured(make(), inputs, slots, cache) if self.graphs else fused(make(), self.decoder.dtype)
-                    self._made[key](*inputs, slots, cache)  # torch.compile begins to work here
+                    self._made[key] = captured(make(), inputs, *place) if self.graphs else fused(make(), self.decoder.dtype)
+                    self._made[key](*inputs, *place)  # torch.compile begins to work here
                     bar.update()
             except Exception as error:  # no compiler, or one that fails: the reasons are many and none is ours
                 self.broken.add(kind)
                 warnings.warn(f"{self.name} cannot be compiled here ({str(error).strip().splitlines()[0]}); going on with backend='fast'", stacklevel=2)
                 return None
-        return self._made[key](*inputs, slots, cache)
+        return self._made[key](*inputs, *place)
 
 
 def forward_of(d: Decoder) -> Program:
@@ -138,24 +144,24 @@ def fused(program: Program, dtype: torch.dtype) -> Program:
     return torch.compile(own, dynamic=False, fullgraph=True, options=UNASKED | (TRIED if dtype == torch.bfloat16 else {}))
 
 
-def captured(program: Program, inputs: tuple[Tensor, ...], slots: Tensor, cache: Cache) -> Program:
+def captured(program: Program, inputs: tuple[Tensor, ...], *place: Tensor | Cache) -> Program:
     """The program as a CUDA graph over this very cache: torch's recipe, three runs on a side stream first."""
-    inputs, slots = tuple(value.clone() for value in inputs), slots.clone()  # the graph reads these very places, so they must stay
+    own, cache = tuple(value.clone() for value in (*inputs, *place[:1])), place[1:]  # the graph reads these very places, so they must stay
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
-            program(*inputs, slots, cache)
+            program(*own, *cache)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        outputs = program(*inputs, slots, cache)
+        outputs = program(*own, *cache)
 
-    def replay(*arguments) -> tuple[Tensor, ...]:
-        for place, value in zip((*inputs, slots), arguments, strict=False):
-            place.copy_(value)
+    def replay(*arguments) -> tuple[Tensor, ...] | Tensor:
+        for kept, value in zip(own, arguments, strict=False):
+            kept.copy_(value)
         graph.replay()
-        return tuple(value.clone() for value in outputs)  # the next replay writes into the same place
+        return tree_map(torch.clone, outputs)  # the next replay writes into the same place
 
     return replay
 
@@ -209,3 +215,12 @@ class CompiledContext(FastContext):
         if made is not None:
             self._latest, self.length = self.length, end
         return made
+
+    @torch.inference_mode()
+    def judge(
+        self, judged: Callable[..., Tensor], uniform: Callable[[int, int], Tensor], count: int, inputs: tuple[Tensor, ...], settings: Hashable
+    ) -> Tensor | None:
+        width = inputs[0].shape[1]
+        if not self.programs.graphs or "verdicts" in self.programs.broken or width not in self.programs.widths:
+            return None  # torch.compile was seen to save nothing here: its program starts as slowly as these few small operations
+        return self.programs.run("verdicts", ("verdict", width, settings), f"the verdict on {width - 1} guesses", lambda: judged, (uniform(count, 1), *inputs))

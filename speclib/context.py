@@ -41,11 +41,22 @@ class Context:
         self.length += tokens.shape[1]
         return logits[..., : self.language_model.vocabulary]
 
-    def guess(self, tokens: Tensor, n: int, uniform: Callable[[int, int], Tensor], law: Callable[[Tensor], Tensor], settings: Hashable) -> tuple[Tensor, Tensor] | None:
+    def guess(
+        self, tokens: Tensor, n: int, uniform: Callable[[int, int], Tensor], law: Callable[[Tensor], Tensor], settings: Hashable
+    ) -> tuple[Tensor, Tensor] | None:
         """Reads tokens [1, k] and then n tokens of this model's own, all but the last of which it reads too, as one program: (drawn [n], from what [n, V]).
 
         None where the backend has no such program; then `extend` and draw. uniform: makes as many uniform numbers as it is asked for;
         law: logits [1, V] -> probabilities, and settings: whatever it depends on.
+        """
+        return None
+
+    def judge(
+        self, judged: Callable[..., Tensor], uniform: Callable[[int, int], Tensor], count: int, inputs: tuple[Tensor, ...], settings: Hashable
+    ) -> Tensor | None:
+        """judged(`count` uniform numbers, *inputs) as one program, or None where the backend has none; the first of `inputs` are this model's logits [1, k, V].
+
+        settings: whatever `judged` depends on beside its arguments.
         """
         return None
 

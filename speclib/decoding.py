@@ -13,7 +13,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import rules
-from .distributions import Draw, Sampling, check_finite, overlap, seeded
+from .context import Context
+from .distributions import Draw, Sampling, check_finite, invert, overlap, seeded
 from .drafters import Drafter
 from .drafters.base import always, usual_lengths
 from .errors import ContextOverflow, InvalidArgument
@@ -111,7 +112,9 @@ def _decode_row(
         logits = context.extend(read[None], parents=None if parents is None else [-1, *(parent + 1 for parent in parents)])  # [1, n+1, V]
         t2 = stamp()
         guesses = (draft.probs, draft.tokens) if n else ()
-        seen = judge(rule, sampling, draw, logits, *guesses, parents=parents)
+        seen = judge_at_once(context, rule, sampling, draw, logits, *guesses) if parents is None else None
+        if seen is None:
+            seen = judge(rule, sampling, draw, logits, *guesses, parents=parents)
         last = seen[:1].long()
         token, total, *told = seen.tolist()  # the one transfer of the round: each would wait for the device
         check_finite(sum(told[2 * n + 2 :], total))
@@ -163,6 +166,17 @@ def judge(rule: rules.Rule, sampling: Sampling, draw: Draw, logits: Tensor, q: T
     token = draw(verdict.next_probs[0].index_select(0, stop))  # [1]
     total, overlaps = (p[0, -1:].sum(-1), overlap(p[0, :-1], q[0])) if parents is None else ((p.sum() + q.sum())[None], p[0, 0, :0])
     return torch.cat([token, total, stop, drafted, verdict.stop_probs[0], overlaps])
+
+
+def judge_at_once(context: Context, rule: rules.Rule, sampling: Sampling, draw: Draw, logits: Tensor, *guesses: Tensor) -> Tensor | None:
+    """`judge` as one program, if the backend makes one and chance is a sequence of uniform numbers."""
+
+    def judged(uniform: Tensor, logits: Tensor, *guesses: Tensor) -> Tensor:
+        numbers = list(uniform.split(1))
+        return judge(rule, sampling, lambda probs: invert(probs, numbers.pop(0)), logits, *guesses)
+
+    uniform, draws = getattr(draw, "uniform", None), 2 if guesses else 1
+    return context.judge(judged, uniform, draws, (logits, *guesses), (rule, sampling)) if uniform else None
 
 
 def branch(parents: Sequence[int], node: int) -> list[int]:

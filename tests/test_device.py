@@ -160,7 +160,9 @@ def test_graphs_give_the_text_of_the_fast_backend(graphs, guesser, sampling):
         texts.append([tokens.tolist() for tokens in out.tokens])
     assert texts[0] == texts[1]
     assert len(graphs) == {"nobody": 2, "model": 2}.get(guesser, 3) and not any(programs.broken for programs in graphs)
-    assert len(graphs[0]._made) >= 3, "one for each number of slots that the text came to"
+    verdicts = {key[1] for key in graphs[0]._made if key[0] == "verdict"}
+    assert verdicts == ({1} if guesser == "nobody" else {1, 4}), "and a verdict for each number of guesses, whatever the slots"
+    assert len(graphs[0]._made) - len(verdicts) >= 3, "one for each number of slots that the text came to"
 
 
 def test_a_graph_that_holds_on_to_a_length_would_be_noticed(graphs, monkeypatch):
