@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidArgument(f"--repeats must be at least 1, not {args.repeats}")
     sampling = Sampling(temperature=args.temperature)
     pair = models.load_pair(draft=args.draft)
-    prompt = args.prompt if args.prompt is not None else embedded.prompts("code")[9]
+    prompt = args.prompt if args.prompt is not None else embedded.prompts("code")[16]
     drafter, gamma = ModelDrafter(pair.draft), args.draft_length
     print(f"{pair.target}\n{pair.draft}\n")
 
