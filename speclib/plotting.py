@@ -272,6 +272,7 @@ def priced_oracle(times, quality: float, prices: tuple[float, ...]) -> plt.Figur
         axis.plot(lengths[best], speed[best], marker=MARKERS[k], markersize=11, color=f"C{k}", markeredgecolor="black")
     axis.axhline(1, color="black", linestyle=":", linewidth=1)
     axis.set(xlabel="guesses a round", ylabel="predicted speed-up", title=f"Guesses right with probability {quality:g}")
+    axis.margins(y=0.08)  # the best is marked by a large dot
     axis.set_ylim(bottom=0)
     axis.legend(fontsize=9)
     figure.tight_layout()
@@ -349,7 +350,7 @@ def width_curve(table, mark: int | None = None) -> plt.Figure:
     if mark is not None:
         row = table[table["width"] == mark].iloc[0]
         axis.plot(mark, row["ms"], "D", color=REJECTED, markersize=11)
-        axis.set_title(f"{mark} tokens: {row['ms']:.1f} ms, {row['ms'] / one:.2f} times one, {row['ms'] / mark:.2f} ms a token")
+        axis.set_title(f"{mark} token{'s' * (mark > 1)}: {row['ms']:.1f} ms, {row['ms'] / one:.2f} times one, {row['ms'] / mark:.2f} ms a token")
     axis.set_xscale("log", base=2)
     axis.set(xlabel="tokens in one forward, n", ylabel="ms", ylim=(0, 1.4 * table["high"].max()))
     axis.legend()
