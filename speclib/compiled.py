@@ -30,7 +30,9 @@ MOST = 32  # a forward over more tokens than this is no round of decoding
 DEEPEST = 32  # layers that a program for several guesses may hold: torch.compile writes each of them out
 
 Cache = list[tuple[Tensor, Tensor]]  # keys and values of each layer [G, S, D]
-Program = Callable[..., tuple[Tensor, ...] | Tensor]  # (small tensors, and for a text 0..S-1 [S] and its cache) -> tensors; only so many slots of the cache are looked at
+Program = Callable[
+    ..., tuple[Tensor, ...] | Tensor
+]  # (small tensors, and for a text 0..S-1 [S] and its cache) -> tensors; only so many slots of the cache are looked at
 Law = Callable[[Tensor], Tensor]  # logits [1, V] -> probabilities
 
 
@@ -217,10 +219,8 @@ class CompiledContext(FastContext):
         return made
 
     @torch.inference_mode()
-    def judge(
-        self, judged: Callable[..., Tensor], uniform: Callable[[int, int], Tensor], count: int, inputs: tuple[Tensor, ...], settings: Hashable
-    ) -> Tensor | None:
+    def judge(self, program: Program, uniform: Callable[[int, int], Tensor], count: int, inputs: tuple[Tensor, ...], settings: Hashable) -> Tensor | None:
         width = inputs[0].shape[1]
         if not self.programs.graphs or "verdicts" in self.programs.broken or width not in self.programs.widths:
             return None  # torch.compile was seen to save nothing here: its program starts as slowly as these few small operations
-        return self.programs.run("verdicts", ("verdict", width, settings), f"the verdict on {width - 1} guesses", lambda: judged, (uniform(count, 1), *inputs))
+        return self.programs.run("verdicts", ("verdict", width, settings), f"the verdict on {width - 1} guesses", lambda: program, (uniform(count, 1), *inputs))

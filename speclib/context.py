@@ -52,11 +52,11 @@ class Context:
         return None
 
     def judge(
-        self, judged: Callable[..., Tensor], uniform: Callable[[int, int], Tensor], count: int, inputs: tuple[Tensor, ...], settings: Hashable
+        self, program: Callable[..., Tensor], uniform: Callable[[int, int], Tensor], count: int, inputs: tuple[Tensor, ...], settings: Hashable
     ) -> Tensor | None:
-        """judged(`count` uniform numbers, *inputs) as one program, or None where the backend has none; the first of `inputs` are this model's logits [1, k, V].
+        """program(`count` uniform numbers, *inputs), made into one, or None where the backend has none; the first of `inputs` are this model's logits [1, k, V].
 
-        settings: whatever `judged` depends on beside its arguments.
+        settings: whatever `program` depends on beside its arguments.
         """
         return None
 

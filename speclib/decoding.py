@@ -112,9 +112,7 @@ def _decode_row(
         logits = context.extend(read[None], parents=None if parents is None else [-1, *(parent + 1 for parent in parents)])  # [1, n+1, V]
         t2 = stamp()
         guesses = (draft.probs, draft.tokens) if n else ()
-        seen = judge_at_once(context, rule, sampling, draw, logits, *guesses) if parents is None else None
-        if seen is None:
-            seen = judge(rule, sampling, draw, logits, *guesses, parents=parents)
+        seen = judged(context, rule, sampling, draw, logits, *guesses, parents=parents)
         last = seen[:1].long()
         token, total, *told = seen.tolist()  # the one transfer of the round: each would wait for the device
         check_finite(sum(told[2 * n + 2 :], total))
@@ -168,15 +166,19 @@ def judge(rule: rules.Rule, sampling: Sampling, draw: Draw, logits: Tensor, q: T
     return torch.cat([token, total, stop, drafted, verdict.stop_probs[0], overlaps])
 
 
-def judge_at_once(context: Context, rule: rules.Rule, sampling: Sampling, draw: Draw, logits: Tensor, *guesses: Tensor) -> Tensor | None:
-    """`judge` as one program, if the backend makes one and chance is a sequence of uniform numbers."""
+def judged(context: Context, rule: rules.Rule, sampling: Sampling, draw: Draw, logits: Tensor, *guesses: Tensor, parents: Sequence[int] | None = None) -> Tensor:
+    """`judge`, as one program where the backend makes one and chance is a sequence of uniform numbers."""
+    uniform = getattr(draw, "uniform", None)
+    if uniform and parents is None:
 
-    def judged(uniform: Tensor, logits: Tensor, *guesses: Tensor) -> Tensor:
-        numbers = list(uniform.split(1))
-        return judge(rule, sampling, lambda probs: invert(probs, numbers.pop(0)), logits, *guesses)
+        def program(numbers: Tensor, logits: Tensor, *guesses: Tensor) -> Tensor:
+            left = list(numbers.split(1))
+            return judge(rule, sampling, lambda probs: invert(probs, left.pop(0)), logits, *guesses)
 
-    uniform, draws = getattr(draw, "uniform", None), 2 if guesses else 1
-    return context.judge(judged, uniform, draws, (logits, *guesses), (rule, sampling)) if uniform else None
+        seen = context.judge(program, uniform, 2 if guesses else 1, (logits, *guesses), (rule, sampling))
+        if seen is not None:
+            return seen
+    return judge(rule, sampling, draw, logits, *guesses, parents=parents)
 
 
 def branch(parents: Sequence[int], node: int) -> list[int]:

@@ -81,7 +81,7 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("the host looks twice a round", "decoding.py", "        token, total, *told = seen.tolist()", "        int(seen[0])\n        token, total, *told = seen.tolist()", ["test_device.py", "-k", "once"]),
     ("graphs: what is new does not reach them", "compiled.py", "kept.copy_(value)", "pass", ["test_device.py", "-k", "graphs"]),
     ("graphs: the next replay writes over a result", "compiled.py", "return tree_map(torch.clone, outputs)", "return outputs", ["test_device.py", "-k", "graphs"]),
-    ("graphs: one number draws where a round stops and what comes then", "decoding.py", "numbers.pop(0)", "numbers[0]", ["test_device.py", "-k", "graphs"]),
+    ("graphs: one number draws where a round stops and what comes then", "decoding.py", "left.pop(0)", "left[0]", ["test_device.py", "-k", "graphs"]),
     ("graphs: one verdict for all settings", "compiled.py", '("verdict", width, settings)', '("verdict", width)', ["test_device.py", "-k", "graphs"]),
     ("padded vocabulary drawn from", "models.py", "width if tokenizer is None else min(width, len(tokenizer))", "width", MODELS),
     ("pickled weights allowed", "models.py", "use_safetensors=True", "use_safetensors=None", MODELS),
