@@ -2,7 +2,7 @@
 
 A program has its shapes fixed in advance: so many new tokens, the cache in blocks of 64 slots. Where the text ends is
 data, so nothing is made again as it grows. The guesses of a round are one program too, with the drawing inside. On a CPU torch.compile fuses the
-small operations between the matrix products; on a GPU the program is captured as a CUDA graph, and the host launches it as a whole, and so it does the verdict of a round.
+small operations between the matrix products; on a GPU each program, and there the verdict of a round too, is a CUDA graph, which the host launches as a whole.
 Everything else - prompts, trees, numbers of tokens that nobody announced - takes the fast forward, with the same logits up to rounding.
 """
 
@@ -30,9 +30,8 @@ MOST = 32  # a forward over more tokens than this is no round of decoding
 DEEPEST = 32  # layers that a program for several guesses may hold: torch.compile writes each of them out
 
 Cache = list[tuple[Tensor, Tensor]]  # keys and values of each layer [G, S, D]
-Program = Callable[
-    ..., tuple[Tensor, ...] | Tensor
-]  # (small tensors, and for a text 0..S-1 [S] and its cache) -> tensors; only so many slots of the cache are looked at
+# (small tensors, and of a program that works on a text 0..S-1 [S] and the cache) -> tensors; only so many slots of the cache are looked at
+Program = Callable[..., tuple[Tensor, ...] | Tensor]
 Law = Callable[[Tensor], Tensor]  # logits [1, V] -> probabilities
 
 
@@ -86,9 +85,10 @@ class Programs:
         """
         if kind in self.broken:
             return None
-        slots, cache = place or ((), ())
-        where = () if not place else (len(slots), cache[0][0].data_ptr()) if self.graphs else (cache[0][0].shape[1],)
-        key = (*shape, *where)
+        key = shape
+        if place:
+            slots, cache = place
+            key += (len(slots), cache[0][0].data_ptr()) if self.graphs else (cache[0][0].shape[1],)
         inputs = tuple(value.contiguous() if value.is_inference() else value.clone() for value in inputs)  # a program looks at how they lie and were made
         if key not in self._made:
             try:
