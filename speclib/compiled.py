@@ -93,7 +93,7 @@ class Programs:
         if key not in self._made:
             try:
                 with tqdm(total=1, desc=f"{self.name}: a program for {title}", unit="program", leave=False) as bar:
-                    self._made[key] = captured(make(), inputs, *place) if self.graphs else fused(make(), self.decoder.dtype)
+                    self._made[key] = captured(make(), inputs, *place) if self.graphs else fused(make())
                     self._made[key](*inputs, *place)  # torch.compile begins to work here
                     bar.update()
             except Exception as error:  # no compiler, or one that fails: the reasons are many and none is ours
@@ -131,19 +131,17 @@ def guesses_of(d: Decoder, vocabulary: int, law: Law, k: int, n: int) -> Program
     return guesses
 
 
-# In bfloat16 the matrix products gain from kernels chosen by trial, and from weights laid out for them; in float32 neither was seen to.
-TRIED = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
 # A program is kept by everything that it depends on, so nothing need be asked again at each call: a tenth of the time of a one-token forward.
 UNASKED = {"size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
 if hasattr(torch.compiler, "skip_guard_on_globals_unsafe"):  # the releases that let guards be left out
     UNASKED["guard_filter_fn"] = lambda guards: [False] * len(guards)
 
 
-def fused(program: Program, dtype: torch.dtype) -> Program:
+def fused(program: Program) -> Program:
     """The program through torch.compile, whose work is kept on disk for the next process."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(pooch.os_cache("speclib")) / "programs"))
     own = FunctionType(program.__code__.replace(), program.__globals__, closure=program.__closure__)  # of one function torch makes eight programs, and no more
-    return torch.compile(own, dynamic=False, fullgraph=True, options=UNASKED | (TRIED if dtype == torch.bfloat16 else {}))
+    return torch.compile(own, dynamic=False, fullgraph=True, options=UNASKED)
 
 
 def captured(program: Program, inputs: tuple[Tensor, ...], *place: Tensor | Cache) -> Program:

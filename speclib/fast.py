@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, gelu, layer_norm, linear, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import embedding, gelu, layer_norm, rms_norm, scaled_dot_product_attention, silu
 
 from .context import Context, ancestry
 from .errors import UnsupportedModel
+from .products import Product, product
 
 # One layer: (x [k, d], cosines and sines [k, 1, D] or None, keys [G, S, D], values, where the new ones go (slots [k] or a slice), how many slots are seen, mask [k, seen] or None) -> x [k, d]
 Block = Callable[..., Tensor]
@@ -128,29 +129,30 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, groupe
     return out[0].transpose(0, 1).reshape(q.shape[0], -1)
 
 
+def joint(*modules) -> Product:
+    """The product with the weights of several linear layers, which read the same input: x [k, in] -> [k, all their outputs]."""
+    biases = [module.bias for module in modules]
+    return product(torch.cat([module.weight for module in modules]), None if biases[0] is None else torch.cat(biases))
+
+
 def llama_block(module, config) -> Block:
     """One layer of a Llama-shaped model."""
     attn, mlp = module.self_attn, module.mlp
     H, G, D, eps = config.num_attention_heads, config.num_key_value_heads, attn.head_dim, config.rms_norm_eps
     width, half = (config.hidden_size,), D // 2
-    projections = (attn.q_proj, attn.k_proj, attn.v_proj)
-    qkv = torch.cat([m.weight for m in projections])
-    qkv_bias = torch.cat([m.bias for m in projections]) if attn.q_proj.bias is not None else None
-    out, out_bias = attn.o_proj.weight, attn.o_proj.bias
-    gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
-    gate_up_bias = torch.cat([mlp.gate_proj.bias, mlp.up_proj.bias]) if mlp.gate_proj.bias is not None else None
-    down, down_bias = mlp.down_proj.weight, mlp.down_proj.bias
+    qkv, out = joint(attn.q_proj, attn.k_proj, attn.v_proj), joint(attn.o_proj)
+    gate_up, down = joint(mlp.gate_proj, mlp.up_proj), joint(mlp.down_proj)
     norm1, norm2 = module.input_layernorm.weight, module.post_attention_layernorm.weight
 
     def block(x, cos, sin, keys, values, slots, seen, mask):
-        heads = linear(rms_norm(x, width, norm1, eps), qkv, qkv_bias).view(-1, H + 2 * G, D)  # [k, H + 2G, D]
+        heads = qkv(rms_norm(x, width, norm1, eps)).view(-1, H + 2 * G, D)  # [k, H + 2G, D]
         turned = heads[:, : H + G]
         turned = turned * cos + torch.cat([-turned[..., half:], turned[..., :half]], -1) * sin
         keys[:, slots] = turned[:, H:].transpose(0, 1)
         values[:, slots] = heads[:, H + G :].transpose(0, 1)
-        x = x + linear(_attend(turned[:, :H], keys[:, :seen], values[:, :seen], mask, H != G, D**-0.5), out, out_bias)
-        gate, up = linear(rms_norm(x, width, norm2, eps), gate_up, gate_up_bias).chunk(2, -1)
-        return x + linear(silu(gate) * up, down, down_bias)
+        x = x + out(_attend(turned[:, :H], keys[:, :seen], values[:, :seen], mask, H != G, D**-0.5))
+        gate, up = gate_up(rms_norm(x, width, norm2, eps)).chunk(2, -1)
+        return x + down(silu(gate) * up)
 
     return block
 
@@ -165,12 +167,12 @@ def _llama(model) -> Decoder:
     config, inner = model.config, model.model
     if getattr(config, "rope_parameters", {}).get("rope_type", "default") in ("dynamic", "longrope"):
         raise UnsupportedModel("the fast backend has rotary tables that do not change with the length of the text; use backend='eager'")
-    table, norm, head, eps = inner.embed_tokens.weight, inner.norm.weight, model.lm_head.weight, config.rms_norm_eps
+    table, norm, eps = inner.embed_tokens.weight, inner.norm.weight, config.rms_norm_eps
     return Decoder(
         lambda tokens, _: embedding(tokens, table),
         tuple(llama_block(module, config) for module in inner.layers),
         lambda x: rms_norm(x, norm.shape, norm, eps),
-        lambda states: linear(states, head),
+        joint(model.lm_head),
         rotary_tables(inner.rotary_emb, config.max_position_embeddings, model.dtype, model.device),
         config.num_key_value_heads,
         inner.layers[0].self_attn.head_dim,
@@ -187,25 +189,22 @@ def _gpt2(model) -> Decoder:
     D = d // H
 
     def layer(module) -> Block:
-        qkv, qkv_bias = module.attn.c_attn.weight.T.contiguous(), module.attn.c_attn.bias
-        out, out_bias = module.attn.c_proj.weight.T.contiguous(), module.attn.c_proj.bias
-        up, up_bias = module.mlp.c_fc.weight.T.contiguous(), module.mlp.c_fc.bias
-        down, down_bias = module.mlp.c_proj.weight.T.contiguous(), module.mlp.c_proj.bias
+        qkv, out, up, down = (product(conv.weight.T.contiguous(), conv.bias) for conv in (module.attn.c_attn, module.attn.c_proj, module.mlp.c_fc, module.mlp.c_proj))
         norm1, norm2 = (module.ln_1.weight, module.ln_1.bias), (module.ln_2.weight, module.ln_2.bias)
 
         def block(x, cos, sin, keys, values, slots, seen, mask):
-            heads = linear(layer_norm(x, (d,), *norm1, eps), qkv, qkv_bias).view(-1, 3, H, D)
+            heads = qkv(layer_norm(x, (d,), *norm1, eps)).view(-1, 3, H, D)
             keys[:, slots] = heads[:, 1].transpose(0, 1)
             values[:, slots] = heads[:, 2].transpose(0, 1)
-            x = x + linear(_attend(heads[:, 0], keys[:, :seen], values[:, :seen], mask, False, D**-0.5), out, out_bias)
-            return x + linear(gelu(linear(layer_norm(x, (d,), *norm2, eps), up, up_bias), approximate="tanh"), down, down_bias)
+            x = x + out(_attend(heads[:, 0], keys[:, :seen], values[:, :seen], mask, False, D**-0.5))
+            return x + down(gelu(up(layer_norm(x, (d,), *norm2, eps)), approximate="tanh"))
 
         return block
 
-    tokens_table, positions_table, head = inner.wte.weight, inner.wpe.weight, model.lm_head.weight
+    tokens_table, positions_table = inner.wte.weight, inner.wpe.weight
     norm = (inner.ln_f.weight, inner.ln_f.bias)
 
     return Decoder(
         lambda tokens, positions: embedding(tokens, tokens_table) + embedding(positions, positions_table),
-        tuple(layer(m) for m in inner.h), lambda x: layer_norm(x, (d,), *norm, eps), lambda states: linear(states, head), None, H, D, model.dtype, model.device,
+        tuple(layer(m) for m in inner.h), lambda x: layer_norm(x, (d,), *norm, eps), joint(model.lm_head), None, H, D, model.dtype, model.device,
     )  # fmt: skip

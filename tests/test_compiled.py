@@ -96,7 +96,7 @@ def test_a_reused_cache_shows_nothing_of_its_last_text():
 
 
 def test_where_nothing_compiles_it_says_so_once_and_goes_on(monkeypatch):
-    def fails(forward, dtype):
+    def fails(forward):
         raise RuntimeError("no C++ compiler found\nand more")
 
     monkeypatch.setattr(compiled, "fused", fails)
@@ -133,16 +133,17 @@ def test_guesses_made_by_one_program_are_those_made_one_by_one(sampling):
 
 @needs_compiler
 def test_a_program_of_guesses_of_nan_is_found_out():
-    target, draft = model(), LanguageModel(copy.deepcopy(build("llama", 1, torch.float32, 1)), backend="compiled")
+    target, broken = model(), copy.deepcopy(build("llama", 1, torch.float32, 1))
     with torch.no_grad():
-        draft.model.lm_head.weight.fill_(float("nan"))
+        broken.lm_head.weight.fill_(float("nan"))
+    draft = LanguageModel(broken, backend="compiled")
     with pytest.raises(NonFiniteLogits, match="NaN"):
         speclib.generate(target, [[1, 2, 3]], ModelDrafter(draft), draft_length=3, max_new_tokens=10)
 
 
 def test_only_announced_numbers_of_tokens_get_programs(monkeypatch):
     seen = []
-    monkeypatch.setattr(compiled, "fused", lambda forward, dtype: lambda tokens, *rest: seen.append(len(tokens)) or forward(tokens, *rest))
+    monkeypatch.setattr(compiled, "fused", lambda forward: lambda tokens, *rest: seen.append(len(tokens)) or forward(tokens, *rest))
     target, draft = model(), model(seed=1, layers=1)
     speclib.generate(target, [[1, 2, 3]], ModelDrafter(draft), draft_length=4, max_new_tokens=30, stop=[])
     assert {1, 5} <= set(seen) <= {1, 2, 5} and target.programs.widths == {1, 5} and draft.programs.widths == set()  # guesses are made at once

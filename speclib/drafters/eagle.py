@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear, pad, rms_norm
+from torch.nn.functional import embedding, pad, rms_norm
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
@@ -23,6 +23,7 @@ from ..context import Context
 from ..distributions import Draw, Sampling, invert
 from ..errors import IncompatibleModels
 from ..fast import Decoder, FastContext
+from ..products import product
 from .base import Draft, always
 
 
@@ -84,11 +85,11 @@ def decoder(eagle: Eagle, target) -> Decoder:
     if not config.hidden_size == table.shape[1] == output.shape[1]:
         raise IncompatibleModels(f"this eagle was trained for a target of width {config.hidden_size}, but {target.name} has {output.shape[1]}")
     rotary = fast.rotary_tables(eagle.rotary, target.context_length or config.max_position_embeddings, target.dtype, target.device)
-    norm, eps, output = eagle.norm.weight, config.rms_norm_eps, output[: target.vocabulary]
+    norm, eps = eagle.norm.weight, config.rms_norm_eps
     heads, size = config.num_key_value_heads, eagle.layer.self_attn.head_dim
     return Decoder(
         lambda tokens, _: embedding(tokens, table), (fast.llama_block(eagle.layer, config),), lambda x: rms_norm(x, norm.shape, norm, eps),
-        lambda states: linear(states, output), rotary, heads, size, target.dtype, target.device,
+        product(output[: target.vocabulary]), rotary, heads, size, target.dtype, target.device,
     )  # fmt: skip
 
 
