@@ -193,10 +193,11 @@ def measure(args: argparse.Namespace, partial: Path) -> dict:
                     where = {"dtype": name, "domain": domain, "temperature": temperature}
                     record["tables"].append({**where, "date": experiments.machine()["date"], **table})
                     record["rows"] += _plain(frame.drop(columns="text").assign(**where))
+                    record["memory_gb"] = max(record.get("memory_gb", 0.0), experiments.peak_memory())  # of this process, or of one that was interrupted
                     partial.write_text(json.dumps(record))
     partial.unlink(missing_ok=True)
     return {
-        "machine": {**experiments.machine(), "memory_gb": experiments.peak_memory()},
+        "machine": {**experiments.machine(), "memory_gb": record["memory_gb"]},
         "settings": {**settings, **about},
         "tables": record["tables"],
         "rows": json.loads(pd.DataFrame(record["rows"]).to_json(orient="split", index=False, double_precision=6)),

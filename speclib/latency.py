@@ -125,7 +125,7 @@ def _now(device: torch.device) -> float:
 
 WARM_UP = 2  # forwards before those that count
 KINDS = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "mkldnn_linear", "mkl_linear", "aten::matmul", "gemm", "gemv"),
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "linear_pointwise", "mkldnn_linear", "mkl_linear", "aten::matmul", "gemm", "gemv"),
     "attention": ("attention", "flash", "fmha"),
     "cache": ("aten::cat", "aten::copy_", "aten::slice_scatter", "aten::index_copy_"),
     "norms, rotation, activation": (

@@ -39,7 +39,7 @@ def _packed_product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
-# torch.compile takes packed weights only from its own freezing, whose kernels for float32 are slower; an operation that it cannot look into it takes as it is
+# torch.compile accepts laid-out weights from its own freezing only, and that takes slower kernels for float32. An operation it cannot look into it calls as it is.
 _library = torch.library.Library("speclib", "DEF")
 _library.define("product(Tensor x, Tensor packed, Tensor? bias) -> Tensor")
 _library.impl("product", _packed_product, "MkldnnCPU")

@@ -26,6 +26,7 @@ RULES = ["test_rules.py"]
 TREES = ["test_tree_law.py"]
 SAMPLING = ["test_distributions.py"]
 CONTEXTS = ["test_contexts.py"]
+PRODUCTS = ["test_products.py"]
 MODELS = ["test_models.py", "-k", "width or padded or clear or forget"]
 LOOP = ["test_decoding.py", "--deselect=test_decoding.py::test_greedy_is_transformers_own_on_200_prompts"]
 LAW = ["test_exact.py::test_generate_keeps_the_law"]
@@ -72,6 +73,8 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("fast: each token sees the next", "fast.py", ".tril(start)", ".tril(start + 1)", CONTEXTS),
     ("fast: a growing cache forgets", "fast.py", "keys[:, : self.length] = old_keys[:, : self.length]", "pass", CONTEXTS),
     ("fast: another branch is moved", "fast.py", "keys[:, start : start + len(places)] = keys[:, index]", "keys[:, start : start + len(places)] = keys[:, index - 1]", CONTEXTS),
+    ("products: the bias is forgotten", "products.py", "(x, packed, bias, \"none\"", "(x, packed, None, \"none\"", PRODUCTS),
+    ("products: transposed shape promised", "products.py", "packed.shape[0]), lib", "packed.shape[1]), lib", PRODUCTS),
     ("fast: GPT-2's activation taken for another", "fast.py", 'approximate="tanh"', 'approximate="none"', CONTEXTS),
     ("compiled: a guess is entered one place too far", "compiled.py", "start + (k + i - 1 if i else 0)", "start + (k + i if i else 0)", ["test_compiled.py", "-k", "one_by_one"]),
     ("compiled: one number draws every guess", "compiled.py", "uniform[i : i + 1]", "uniform[:1]", ["test_compiled.py", "-k", "one_by_one"]),
