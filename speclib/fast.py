@@ -2,7 +2,8 @@
 
 Two thirds of the time of a small model's forward is spent between the matrix products: in modules, checks and
 copies. Here a forward is one plain function. Queries, keys and values come from one product, gate and up
-projections from another, and the cache is written in place, so that rolling back only moves a number.
+projections from another, weights lie as the kernels read them (see `products`), and the cache is written in place, so that
+rolling back only moves a number.
 
 For Llama-shaped models (Llama, Mistral, Qwen2) and GPT-2. Equal to transformers' own forward up to rounding.
 """
@@ -130,7 +131,7 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, groupe
 
 
 def joint(*modules) -> Product:
-    """The product with the weights of several linear layers, which read the same input: x [k, in] -> [k, all their outputs]."""
+    """One product for several linear layers that read the same input: x [k, in] -> [k, all their outputs]."""
     biases = [module.bias for module in modules]
     return product(torch.cat([module.weight for module in modules]), None if biases[0] is None else torch.cat(biases))
 
@@ -140,8 +141,8 @@ def llama_block(module, config) -> Block:
     attn, mlp = module.self_attn, module.mlp
     H, G, D, eps = config.num_attention_heads, config.num_key_value_heads, attn.head_dim, config.rms_norm_eps
     width, half = (config.hidden_size,), D // 2
-    qkv, out = joint(attn.q_proj, attn.k_proj, attn.v_proj), joint(attn.o_proj)
-    gate_up, down = joint(mlp.gate_proj, mlp.up_proj), joint(mlp.down_proj)
+    qkv, gate_up = joint(attn.q_proj, attn.k_proj, attn.v_proj), joint(mlp.gate_proj, mlp.up_proj)
+    out, down = product(attn.o_proj.weight, attn.o_proj.bias), product(mlp.down_proj.weight, mlp.down_proj.bias)
     norm1, norm2 = module.input_layernorm.weight, module.post_attention_layernorm.weight
 
     def block(x, cos, sin, keys, values, slots, seen, mask):
@@ -172,7 +173,7 @@ def _llama(model) -> Decoder:
         lambda tokens, _: embedding(tokens, table),
         tuple(llama_block(module, config) for module in inner.layers),
         lambda x: rms_norm(x, norm.shape, norm, eps),
-        joint(model.lm_head),
+        product(model.lm_head.weight),
         rotary_tables(inner.rotary_emb, config.max_position_embeddings, model.dtype, model.device),
         config.num_key_value_heads,
         inner.layers[0].self_attn.head_dim,
@@ -206,5 +207,5 @@ def _gpt2(model) -> Decoder:
 
     return Decoder(
         lambda tokens, positions: embedding(tokens, tokens_table) + embedding(positions, positions_table),
-        tuple(layer(m) for m in inner.h), lambda x: layer_norm(x, (d,), *norm, eps), joint(model.lm_head), None, H, D, model.dtype, model.device,
+        tuple(layer(m) for m in inner.h), lambda x: layer_norm(x, (d,), *norm, eps), product(model.lm_head.weight), None, H, D, model.dtype, model.device,
     )  # fmt: skip
