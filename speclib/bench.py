@@ -175,9 +175,9 @@ def measure(args: argparse.Namespace, partial: Path) -> dict:
     Each finished table is kept in `partial`, with the settings it belongs to, and an interrupted run goes on behind it."""
     progress = sys.stderr.isatty()
     settings = {key: getattr(args, key) for key in ("target", "draft", "prompts", "tokens", "repeats", "draft_length", "backend")}
-    record = json.loads(partial.read_text()) if partial.exists() else {"settings": settings, "tables": [], "rows": []}
-    if record["settings"] != settings:
-        record = {"settings": settings, "tables": [], "rows": []}
+    record = {"settings": settings, "tables": [], "rows": [], "memory_gb": 0.0}
+    if partial.exists() and (kept := json.loads(partial.read_text()))["settings"] == settings:
+        record |= kept
     finished = {(table["dtype"], table["domain"], table["temperature"]) for table in record["tables"]}
     about = {}
     for dtype in args.dtype:
@@ -193,7 +193,7 @@ def measure(args: argparse.Namespace, partial: Path) -> dict:
                     where = {"dtype": name, "domain": domain, "temperature": temperature}
                     record["tables"].append({**where, "date": experiments.machine()["date"], **table})
                     record["rows"] += _plain(frame.drop(columns="text").assign(**where))
-                    record["memory_gb"] = max(record.get("memory_gb", 0.0), experiments.peak_memory())  # of this process, or of one that was interrupted
+                    record["memory_gb"] = max(record["memory_gb"], experiments.peak_memory())  # of this process, or of one that was interrupted
                     partial.write_text(json.dumps(record))
     partial.unlink(missing_ok=True)
     return {

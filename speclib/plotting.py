@@ -358,6 +358,17 @@ def width_curve(table, mark: int | None = None) -> plt.Figure:
     return figure
 
 
+def layouts(table, floor: float) -> plt.Figure:
+    """Milliseconds of the same products against the rows they are computed for, a line for each value of `weights`; floor: ms that reading the weights takes."""
+    figure, axis = plt.subplots()
+    sns.lineplot(table, x="rows", y="ms", hue="weights", style="weights", markers=True, dashes=False, ax=axis)
+    axis.axhline(floor, linestyle="--", color="black", label="reading the weights from memory")
+    axis.set(xlabel="rows (tokens in one forward)", ylabel="all products, ms", ylim=(0, 1.4 * table["ms"].max()))
+    axis.legend()
+    figure.tight_layout()
+    return figure
+
+
 def where_time_goes(profiles: dict) -> plt.Figure:
     """The parts of one forward, from `latency.profile`, one bar for each name in `profiles`."""
     figure, axis = plt.subplots(figsize=(9, 1.3 + 0.8 * len(profiles)))

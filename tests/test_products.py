@@ -1,4 +1,4 @@
-"""Laid-out weights give the same products: against float64, for any number of rows, compiled or not, and where they cannot be laid out."""
+"""Laid-out weights give the same products: against float64, for any number of rows, and where they cannot be laid out."""
 
 import platform
 
