@@ -223,10 +223,11 @@ def one_table(
     """Every method on the same prompts in one interleaved run, its settings chosen on other prompts: (table, one row per trial)."""
     pair, greedy = next(iter(pairs.values())), sampling.temperature == 0
     chosen = choose(pairs, sampling, tuning, args.draft_length, args.tokens)
-    before = round_costs(pairs, chosen["gamma"])
-    frame = experiments.interleaved(methods(pairs, sampling, chosen, args.tokens), measured, args.repeats, progress=progress)
-    after = round_costs(pairs, chosen["gamma"])  # before and after: the machine may have drifted
-    costs = {method: {b: {phase: (ms + after[method][b][phase]) / 2 for phase, ms in own.items()} for b, own in found.items()} for method, found in before.items()}
+    timed = []
+    frame = experiments.interleaved(
+        *(methods(pairs, sampling, chosen, args.tokens), measured, args.repeats), progress=progress, between=lambda: timed.append(round_costs(pairs, chosen["gamma"]))
+    )
+    costs = {m: {b: pd.DataFrame([once[m][b] for once in timed]).mean().to_dict() for b in pairs} for m in chosen["gamma"]}
     lines = tabulate(frame, chosen, costs)
     if greedy:
         lines = lines.join(identity(pair.target, frame, measured), on="method")
@@ -241,9 +242,9 @@ def guessers(pair: Pair) -> dict[str, Drafter]:
 
 
 def round_costs(pairs: dict[str, Pair], gamma: dict[str, dict[str, int]]) -> dict[str, dict[str, dict[str, float]]]:
-    """By guesser and backend, what `latency.round_costs` says for the draft length chosen for them."""
+    """By guesser and backend, what `latency.round_costs` says for the draft length chosen for them. Briefly, for it is asked before every prompt: the machine drifts."""
     return {
-        method: {backend: latency.round_costs(pair.target, guessers(pair)[method], lengths[backend], CONTEXT) for backend, pair in pairs.items()}
+        method: {backend: latency.round_costs(pair.target, guessers(pair)[method], lengths[backend], CONTEXT, turns=1) for backend, pair in pairs.items()}
         for method, lengths in gamma.items()
     }
 

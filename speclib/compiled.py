@@ -27,6 +27,7 @@ STEP = 64  # the cache is handed over up to a multiple of this many slots: one p
 ROOM = 1024  # slots that a cache has at first, or all of a shorter context: a program is made again when it grows
 MOST = 32  # a forward over more tokens than this is no round of decoding
 
+NEW = 2  # tokens that a draft model reads before it guesses: after a full acceptance both are new to it, else it reads one again, for one program is enough then
 DEEPEST = 32  # layers that a program for several guesses may hold: torch.compile writes each of them out
 
 Cache = list[tuple[Tensor, Tensor]]  # keys and values of each layer [G, S, D]
@@ -61,7 +62,7 @@ class Programs:
     def guesses(self, tokens: Tensor, length: int, slots: Tensor, cache: Cache, uniform: Tensor, law: Law, settings: Hashable) -> tuple[Tensor, Tensor] | None:
         """Reads tokens [k] and then draws as many as there are `uniform` numbers [n, 1]: (tokens [n], what each was drawn from [n, V]), or None."""
         k, n = tokens.shape[0], uniform.shape[0]
-        title = f"{n} guess{'es' * (n > 1)} after {k} token{'s' * (k > 1)}"
+        title = f"{n} guess{'es' * (n > 1)}"
         return self.run(
             "guesses",
             (k, n, settings),
@@ -206,14 +207,15 @@ class CompiledContext(FastContext):
         return super()._forward(tokens, keep, parents)
 
     @torch.inference_mode()
-    def guess(self, tokens: Tensor, n: int, uniform: Callable[[int, int], Tensor], law: Law, settings: Hashable) -> tuple[Tensor, Tensor] | None:
-        programs, end = self.programs, self.length + tokens.shape[1] + n - 1
+    def guess(self, text: Sequence[int], n: int, uniform: Callable[[int, int], Tensor], law: Law, settings: Hashable) -> tuple[Tensor, Tensor] | None:
+        programs, start, end = self.programs, len(text) - NEW, len(text) + n - 1
         short = programs.graphs or len(self.decoder.blocks) * n <= DEEPEST
-        if tokens.shape[1] > 2 or self.wants_hidden or "guesses" in programs.broken or not short:
+        if not 0 <= start <= self.length or self.wants_hidden or "guesses" in programs.broken or not short:
             return None
-        made = programs.guesses(tokens[0], self.length, self._looked_at(end), self._cache, uniform(n, 1), law, settings)
+        tokens = torch.tensor(text[start:], device=self.decoder.device)
+        made = programs.guesses(tokens, start, self._looked_at(end), self._cache, uniform(n, 1), law, settings)
         if made is not None:
-            self._latest, self.length = self.length, end
+            self._latest, self.length = start, end
         return made
 
     @torch.inference_mode()

@@ -42,9 +42,9 @@ class Context:
         return logits[..., : self.language_model.vocabulary]
 
     def guess(
-        self, tokens: Tensor, n: int, uniform: Callable[[int, int], Tensor], law: Callable[[Tensor], Tensor], settings: Hashable
+        self, text: Sequence[int], n: int, uniform: Callable[[int, int], Tensor], law: Callable[[Tensor], Tensor], settings: Hashable
     ) -> tuple[Tensor, Tensor] | None:
-        """Reads tokens [1, k] and then n tokens of this model's own, all but the last of which it reads too, as one program: (drawn [n], from what [n, V]).
+        """Reads what it has not read of the text, and then n tokens of this model's own, all but the last of which it reads too, as one program: (drawn [n], from what [n, V]).
 
         None where the backend has no such program; then `extend` and draw. uniform: makes as many uniform numbers as it is asked for;
         law: logits [1, V] -> probabilities, and settings: whatever it depends on.

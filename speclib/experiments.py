@@ -118,24 +118,34 @@ def without_end_of_text(*models) -> Iterator[None]:
 
 
 def interleaved(
-    methods: Mapping[str, Method], prompts: Sequence[str], repeats: int = 1, file: str | Path | None = None, seed: int = 0, progress: bool = True
+    methods: Mapping[str, Method],
+    prompts: Sequence[str],
+    repeats: int = 1,
+    file: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    between: Callable[[], None] | None = None,
 ) -> pd.DataFrame:
     """Every method on every prompt, taking turns, in an order that rotates: one row per method, prompt and repeat.
 
     Each method is warmed up once, unrecorded. With `file`, each finished trial is appended there as a JSON line, and a
-    run that was interrupted goes on behind the last one: one file for one experiment.
+    run that was interrupted goes on behind the last one: one file for one experiment. between: is called before each prompt's
+    first trial, for what is to be measured in the same minutes.
     """
     if not methods or not prompts or repeats < 1:
         raise InvalidArgument("interleaved needs at least one method, one prompt and one repeat")
     rows = _finished(Path(file)) if file else []
     done = {(row["method"], row["prompt"], row["repeat"]) for row in rows}
     names = list(methods)
-    warmed = set()
+    warmed, begun = set(), set()
     trials = [(names[(k + shift) % len(names)], p, r) for r in range(repeats) for p in range(len(prompts)) for shift in [p + r] for k in range(len(names))]
     for name, p, repeat in tqdm([trial for trial in trials if trial not in done], desc="trials", unit="text", disable=not progress):
         if name not in warmed:
             methods[name](prompts[-1], seed)
             warmed.add(name)
+        if between and (p, repeat) not in begun:
+            between()
+            begun.add((p, repeat))
         row = {"method": name, "prompt": p, "repeat": repeat, **methods[name](prompts[p], seed + 1000 * repeat + p)}
         rows.append(row)
         if file:

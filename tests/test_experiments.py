@@ -74,6 +74,15 @@ def test_every_method_meets_every_prompt_in_turn_after_a_warm_up():
         assert trials.index.max() - trials.index.min() == 2, "methods take turns within a prompt"
 
 
+def test_what_is_measured_between_prompts_comes_before_each_of_them_once():
+    log = []
+    methods = {name: counted(log, name, 1.0) for name in "ab"}
+    experiments.interleaved(methods, ["x", "y"], repeats=2, progress=False, between=lambda: log.append("between"))
+    asked = [k for k, entry in enumerate(log) if entry == "between"]
+    assert len(asked) == 4 and len(log) == 4 + 2 + 8  # times it was asked, warm-ups, trials
+    assert all(sum(entry != "between" for entry in log[one:other]) in (2, 3) for one, other in zip(asked, asked[1:], strict=False)), "and the trials of one prompt lie between"
+
+
 def test_methods_get_the_same_seed_on_the_same_trial_and_others_elsewhere():
     log = []
     experiments.interleaved({name: counted(log, name, 1.0) for name in "ab"}, ["x", "y"], repeats=2, progress=False)

@@ -45,15 +45,15 @@ class ModelGuesser:
         self._check_room(text, n)
         self._synchronise(text)
         new = torch.tensor([text[self.context.length :]], device=self.device)
-        tokens, probs = (self._at_once(new, n) if goes_on is always else None) or self._one_by_one(new, n, goes_on)
+        tokens, probs = (self._at_once(text, n) if goes_on is always else None) or self._one_by_one(new, n, goes_on)
         self.read, self.draft = list(text), Draft(tokens, probs)
         return self.draft
 
-    def _at_once(self, new: Tensor, n: int) -> tuple[Tensor, Tensor] | None:
+    def _at_once(self, text: list[int], n: int) -> tuple[Tensor, Tensor] | None:
         """All n guesses by one program, if the backend makes one and chance is a sequence of uniform numbers."""
         self.usual = self.usual or n
         uniform = getattr(self.draw, "uniform", None)
-        return self.context.guess(new, n, uniform, self._probabilities, self._settings()) if uniform and n == self.usual else None
+        return self.context.guess(text, n, uniform, self._probabilities, self._settings()) if uniform and n == self.usual else None
 
     def _settings(self) -> Hashable:
         """All that `_probabilities` depends on beside the logits."""
