@@ -223,11 +223,10 @@ def one_table(
     """Every method on the same prompts in one interleaved run, its settings chosen on other prompts: (table, one row per trial)."""
     pair, greedy = next(iter(pairs.values())), sampling.temperature == 0
     chosen = choose(pairs, sampling, tuning, args.draft_length, args.tokens)
-    timed = []
-    frame = experiments.interleaved(
-        *(methods(pairs, sampling, chosen, args.tokens), measured, args.repeats), progress=progress, between=lambda: timed.append(round_costs(pairs, chosen["gamma"]))
-    )
-    costs = {m: {b: pd.DataFrame([once[m][b] for once in timed]).mean().to_dict() for b in pairs} for m in chosen["gamma"]}
+    timed = []  # what `round_costs` says before each prompt
+    compared = methods(pairs, sampling, chosen, args.tokens)
+    frame = experiments.interleaved(compared, measured, args.repeats, progress=progress, between=lambda: timed.append(round_costs(pairs, chosen["gamma"])))
+    costs = {method: {b: pd.DataFrame([once[method][b] for once in timed]).mean().to_dict() for b in pairs} for method in chosen["gamma"]}
     lines = tabulate(frame, chosen, costs)
     if greedy:
         lines = lines.join(identity(pair.target, frame, measured), on="method")

@@ -44,8 +44,7 @@ class ModelGuesser:
     def propose(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Draft:
         self._check_room(text, n)
         self._synchronise(text)
-        new = torch.tensor([text[self.context.length :]], device=self.device)
-        tokens, probs = (self._at_once(text, n) if goes_on is always else None) or self._one_by_one(new, n, goes_on)
+        tokens, probs = (self._at_once(text, n) if goes_on is always else None) or self._one_by_one(text, n, goes_on)
         self.read, self.draft = list(text), Draft(tokens, probs)
         return self.draft
 
@@ -59,10 +58,10 @@ class ModelGuesser:
         """All that `_probabilities` depends on beside the logits."""
         return type(self), self.sampling, self.vocabulary
 
-    def _one_by_one(self, new: Tensor, n: int, goes_on: Callable[[Tensor], bool]) -> tuple[Tensor, Tensor]:
+    def _one_by_one(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool]) -> tuple[Tensor, Tensor]:
         if n == (self.usual or n):
             self.context.language_model.announce((1, 2))  # after a full acceptance, two tokens are new to it
-        tokens, probs = [], []
+        new, tokens, probs = torch.tensor([text[self.context.length :]], device=self.device), [], []
         for i in range(n):
             q = self._probabilities(self.context.extend(new, keep=1)[:, -1])  # [1, V]
             if i and not goes_on(q[0]):
