@@ -32,7 +32,7 @@ BLOCK, LOOKUP, BOTH = "speculative, block rule", "prompt lookup", "lookup and dr
 FEW = 8  # prompts on which settings are chosen by the clock
 HF_PLAIN, HF_BEST, HF_LOOKUP = "transformers generate", "transformers assisted, best", "transformers lookup, best"
 SHOWN = (
-    *("method", "tokens_per_second", "speedup", "low", "high", "draft_length", "alpha", "accepted_share", "tokens_per_round", "c"),
+    *("method", "tokens_per_second", "speedup", "low", "high", "draft_length", "alpha", "accepted_share", "tokens_per_round", "c", "width"),
     *("predicted", "share_of_predicted", "predicted_from_rounds", "draft_share", "target_share", "other_share", "repeated_4_grams", "same_text"),
 )
 
@@ -179,12 +179,11 @@ def measure(args: argparse.Namespace, partial: Path) -> dict:
     if partial.exists() and (kept := json.loads(partial.read_text()))["settings"] == settings:
         record |= kept
     finished = {(table["dtype"], table["domain"], table["temperature"]) for table in record["tables"]}
-    about = {}
     for dtype in args.dtype:
         pairs = load(args.target, args.draft, dtype, args.backend)
         pair = next(iter(pairs.values()))
         name = str(pair.target.dtype).removeprefix("torch.")
-        about |= {"target": repr(pair.target), "draft": repr(pair.draft)}
+        about = {role: f"{model.name}, {model.parameters / 1e6:.1f}M parameters" for role, model in (("target", pair.target), ("draft", pair.draft))}
         for domain in args.domain:
             measured, tuning = split(args.prompts, domain)
             for temperature in args.temperature:
@@ -367,7 +366,7 @@ def tabulate(frame: pd.DataFrame, chosen: dict, costs: dict[str, dict[str, dict[
                 ("predicted_from_rounds", table.loc[name, "tokens_per_round"] / (gamma * c + width)),
             ):
                 table.loc[name, column] = plain["seconds"] / (reading + (plain["seconds"] - plain["prefill_seconds"]) / decoding)
-            table.loc[name, ["draft_length", "c"]] = gamma, c
+            table.loc[name, ["draft_length", "c", "width"]] = gamma, c, width
         for method, length in ((LOOKUP, chosen["lookup"]), (BOTH, chosen["both"]), (FIRST, chosen["first"][backend])):  # they often propose less than that, or nothing: no formula says what they bring
             if on(method, backend) in table.index:
                 table.loc[on(method, backend), "draft_length"] = length

@@ -27,6 +27,7 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--prompt", help="your own text (default: a held-out function head)")
     parser.add_argument("--draft", help="an embedded draft (default: the best one)")
+    parser.add_argument("--backend", choices=models.BACKENDS, default="fast", help="whose forwards everyone runs, plain decoding too (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=128, help="new tokens (default: %(default)s)")
     parser.add_argument("--draft-length", type=int, default=4, help="gamma, guesses per round (default: %(default)s)")
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if args.repeats < 1:
         raise InvalidArgument(f"--repeats must be at least 1, not {args.repeats}")
     sampling = Sampling(temperature=args.temperature)
-    pair = models.load_pair(draft=args.draft)
+    pair = models.load_pair(draft=args.draft, backend=args.backend)
     prompt = args.prompt if args.prompt is not None else embedded.prompts("code")[16]
     drafter, gamma = ModelDrafter(pair.draft), args.draft_length
     print(f"{pair.target}\n{pair.draft}\n")
