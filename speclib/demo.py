@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     pair = models.load_pair(draft=args.draft, backend=args.backend)
     prompt = args.prompt if args.prompt is not None else embedded.prompts("code")[16]
     drafter, gamma = ModelDrafter(pair.draft), args.draft_length
-    print(f"{pair.target}\n{pair.draft}\n")
+    print(f"{pair.target}\n{pair.draft}")
+    print(f"backend {args.backend!r} runs all forwards, plain decoding's too (`--backend eager`: transformers' own)\n")
 
     methods = {
         "plain": experiments.ours(pair.target, None, sampling, 0, args.tokens),
