@@ -183,7 +183,6 @@ def measure(args: argparse.Namespace, partial: Path) -> dict:
         pairs = load(args.target, args.draft, dtype, args.backend)
         pair = next(iter(pairs.values()))
         name = str(pair.target.dtype).removeprefix("torch.")
-        about = {role: f"{model.name}, {model.parameters / 1e6:.1f}M parameters" for role, model in (("target", pair.target), ("draft", pair.draft))}
         for domain in args.domain:
             measured, tuning = split(args.prompts, domain)
             for temperature in args.temperature:
@@ -195,6 +194,7 @@ def measure(args: argparse.Namespace, partial: Path) -> dict:
                     record["memory_gb"] = max(record["memory_gb"], experiments.peak_memory())  # of this process, or of one that was interrupted
                     partial.write_text(json.dumps(record))
     partial.unlink(missing_ok=True)
+    about = {"target": f"{pair.target.name}, {pair.target.size}", "draft": f"{pair.draft.name}, {pair.draft.size}"}
     return {
         "machine": {**experiments.machine(), "memory_gb": record["memory_gb"]},
         "settings": {**settings, **about},

@@ -63,6 +63,11 @@ class LanguageModel:
         """Number of parameters, shared ones counted once."""
         return sum(p.numel() for p in self.model.parameters())
 
+    @property
+    def size(self) -> str:
+        """The number of parameters, in words."""
+        return f"{self.parameters / 1e6:.1f}M parameters"
+
     @cached_property
     def tokens(self) -> dict[str, int]:
         """Every token of the tokenizer with its id."""
@@ -88,8 +93,8 @@ class LanguageModel:
             self.programs.announce(widths)
 
     def __repr__(self) -> str:
-        size, dtype = f"{self.parameters / 1e6:.1f}M parameters", str(self.dtype).removeprefix("torch.")
-        return f"LanguageModel({self.name}, {size}, {dtype}, {self.device}{'' if self.backend == 'eager' else f', {self.backend}'})"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"LanguageModel({self.name}, {self.size}, {dtype}, {self.device}{'' if self.backend == 'eager' else f', {self.backend}'})"
 
 
 def _check_cache(model, config, name: str) -> None:
