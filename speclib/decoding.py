@@ -13,13 +13,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import rules
+from .arguments import check, encode
 from .context import Context
 from .distributions import Draw, Sampling, check_finite, invert, overlap, seeded
 from .drafters import Drafter
 from .drafters.base import always, usual_lengths
-from .errors import ContextOverflow, InvalidArgument
 from .lengths import FixedLength, Length, Plan
 from .models import LanguageModel
+from .stops import Stops
 from .trace import Round, Trace
 
 
@@ -62,8 +63,8 @@ def generate(
     sampling = Sampling() if sampling is None else sampling
     rule = rules.find(rule)
     length = draft_length if hasattr(draft_length, "start") else FixedLength(draft_length)
-    texts = _encode(target, prompts)
-    _check(target, drafter, sampling, rule, texts, max_new_tokens, seed)
+    texts = encode(target, prompts)
+    check(target, drafter, sampling, rule, texts, max_new_tokens, seed)
     stops = Stops.of(target, stop)
     target.announce({1, *(n + 1 for n in usual_lengths(drafter, length.gamma))} if drafter and isinstance(length, FixedLength) else {1})
 
@@ -84,7 +85,7 @@ def generate(
 @torch.inference_mode()
 def _decode_row(
     target: LanguageModel, drafter: Drafter | None, prompt: list[int], sampling: Sampling, plan: Plan, rule: rules.Rule,
-    max_new_tokens: int, stops: "Stops", draw: Draw, row: int, trace: Trace, bar: tqdm,
+    max_new_tokens: int, stops: Stops, draw: Draw, row: int, trace: Trace, bar: tqdm,
 ) -> list[int]:  # fmt: skip
     """Decodes one prompt and appends its rounds to `trace`; returns the new tokens."""
     device = target.device
@@ -197,103 +198,6 @@ def taken(parents: Sequence[int], path: Sequence[int], stop_probs: Sequence[floa
         below[parents[node] + 1] += below[node + 1]
     branching = {parent + 1 for parent in parents}
     return [1 - stop_probs[place] / below[place] for place in (0, *(node + 1 for node in path)) if place in branching]
-
-
-@dataclass(frozen=True)
-class Stops:
-    """Where text ends early: after any of these ids, or as soon as the text contains any of these strings."""
-
-    ids: frozenset[int]
-    strings: tuple[str, ...]
-    tokenizer: object
-
-    @classmethod
-    def of(cls, target: LanguageModel, stop: Sequence[int | str] | None) -> "Stops":
-        """From the `stop` argument of `generate`. Raises InvalidArgument for anything but ids and non-empty strings."""
-        if stop is None:
-            return cls(target.end_tokens, (), target.tokenizer)
-        if isinstance(stop, str | int):
-            raise InvalidArgument(f"stop must be a list such as [{stop!r}], [] for never, or None for the model's end-of-text")
-        for item in stop:
-            if isinstance(item, bool) or not isinstance(item, str | int) or item == "":
-                raise InvalidArgument(f"stop takes token ids and non-empty strings, not {item!r}")
-        strings = tuple(s for s in stop if isinstance(s, str))
-        if strings and target.tokenizer is None:
-            raise InvalidArgument("stop strings need a model with a tokenizer; use token ids")
-        return cls(frozenset(s for s in stop if isinstance(s, int)), strings, target.tokenizer)
-
-    def cut(self, before: list[int], emitted: list[int]) -> tuple[list[int], bool]:
-        """The part of `emitted` that plain decoding would have produced after `before`, and whether the text ended.
-
-        Looked at token by token, because an end may lie inside an accepted block, and a stop string may straddle two.
-        """
-        if not self.ids and not self.strings:
-            return emitted, False
-        for i, token in enumerate(emitted):
-            if token in self.ids:
-                return emitted[: i + 1], True
-            if self.strings:
-                text = self.tokenizer.decode(before + emitted[: i + 1])
-                if any(string in text for string in self.strings):
-                    return emitted[: i + 1], True
-        return emitted, False
-
-
-def _encode(target: LanguageModel, prompts: str | Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
-    """Token ids of each prompt. Raises InvalidArgument for no prompt, an empty one, or ids outside the vocabulary."""
-    if isinstance(prompts, str):
-        prompts = [prompts]
-    if isinstance(prompts, Sequence) and prompts and isinstance(prompts[0], int):
-        raise InvalidArgument("prompts must be a string, a list of strings, or a list of token-id lists; wrap one list of ids as [ids]")
-    if not isinstance(prompts, Sequence) or not prompts:
-        raise InvalidArgument("there is no prompt; give a string, a list of strings, or a list of token-id lists")
-    texts = []
-    for row, prompt in enumerate(prompts):
-        if isinstance(prompt, str):
-            if target.tokenizer is None:
-                raise InvalidArgument("prompts as text need a model with a tokenizer; give lists of token ids")
-            prompt = target.tokenizer(prompt)["input_ids"]
-        ids = prompt.tolist() if isinstance(prompt, Tensor) else list(prompt)
-        if not ids:
-            raise InvalidArgument(f"prompt {row} is empty; begin with at least one token, such as the model's beginning-of-text")
-        for token in ids:
-            if not isinstance(token, int) or not 0 <= token < target.vocabulary:
-                raise InvalidArgument(f"prompt {row} holds {token!r}, which is not a token id between 0 and {target.vocabulary - 1}")
-        texts.append(ids)
-    return texts
-
-
-def _check(
-    target: LanguageModel, drafter: Drafter | None, sampling: Sampling, rule: rules.Rule, texts: list[list[int]], max_new_tokens: int, seed: int
-) -> None:
-    """Everything that can be known to fail is found here, before the first forward."""
-    if not isinstance(target, LanguageModel):
-        raise InvalidArgument(f"target must be a speclib LanguageModel, such as load_pair().target, not a {type(target).__name__}")
-    if not isinstance(sampling, Sampling):
-        raise InvalidArgument(f"sampling must be a speclib.Sampling, not {sampling!r}")
-    if drafter is not None and not hasattr(drafter, "start"):
-        raise InvalidArgument(f"drafter must be None or one of speclib.drafters, such as ModelDrafter(pair.draft), not a {type(drafter).__name__}")
-    if getattr(drafter, "grows_trees", False) and rule.tree is None:
-        raise InvalidArgument(f"a tree of guesses is checked by the token rule, not by {rule.name!r}; leave rule out")
-    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
-        raise InvalidArgument(f"max_new_tokens must be a whole number >= 1, not {max_new_tokens!r}")
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise InvalidArgument(f"seed must be a whole number >= 0, not {seed!r}")
-    longest = max(len(text) for text in texts) + max_new_tokens
-    for model in (target, *_models(drafter)):
-        if model.model.training:
-            raise InvalidArgument(f"{model.name} is in training mode, where dropout changes its text; call model.eval() first")
-        if model.context_length and longest > model.context_length:
-            raise ContextOverflow(
-                f"prompt and new tokens need {longest} places, but {model.name} has a context of {model.context_length}; "
-                f"shorten the prompt or ask for at most {max(0, max_new_tokens - (longest - model.context_length))} new tokens"
-            )
-
-
-def _models(drafter: Drafter | None) -> list[LanguageModel]:
-    """The models that a guesser runs, or that the guessers run of which it is made."""
-    own = [drafter.language_model] if hasattr(drafter, "language_model") else []
-    return own + [model for part in getattr(drafter, "drafters", ()) for model in _models(part)]
 
 
 def _row_seed(seed: int, row: int) -> int:
