@@ -6,7 +6,8 @@ how many pass and which token comes next.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from .drafters import Drafter
 from .drafters.base import always, usual_lengths
 from .lengths import FixedLength, Length, Plan
 from .models import LanguageModel
+from .processors import at_work
 from .stops import Stops
 from .trace import Round, Trace
 
@@ -91,6 +93,10 @@ def _decode_row(
     device = target.device
     began = _now(device)
     context = target.context(prompt)
+    sampling, places = at_work(sampling, context, max_new_tokens, row)
+    asked = replace(sampling, side="target") if places else sampling
+    if places:
+        draw = partial(draw)  # without uniform numbers of its own: processors are Python, and no program can hold them
     guesser = drafter.start(context, sampling, draw) if drafter else None
     stamp = _clock(device)
     goes_on = always if isinstance(plan, FixedLength) else plan.goes_on  # a guesser that need not ask can make all its guesses at once
@@ -113,7 +119,7 @@ def _decode_row(
         logits = context.extend(read[None], parents=None if parents is None else [-1, *(parent + 1 for parent in parents)])  # [1, n+1, V]
         t2 = stamp()
         guesses = (draft.probs, draft.tokens) if n else ()
-        seen = judged(context, rule, sampling, draw, logits, *guesses, parents=parents)
+        seen = judged(context, rule, asked, draw, logits, *guesses, parents=parents)
         last = seen[:1].long()
         token, total, *told = seen.tolist()  # the one transfer of the round: each would wait for the device
         check_finite(sum(told[2 * n + 2 :], total))
@@ -147,6 +153,8 @@ def _decode_row(
         bar.update(len(emitted))
         if ended:
             break
+        if places:
+            places.move(text, tuple(drafted[node] for node in path))
     return new
 
 
@@ -156,7 +164,13 @@ def judge(rule: rules.Rule, sampling: Sampling, draw: Draw, logits: Tensor, q: T
     -> the next token, a total, and with guesses: where verification stops, the guesses [n], stop_probs [n+1], and of a chain the overlaps [n]. Total and
     overlaps are finite if all of p and q is.
     """
-    p = sampling.probabilities(logits, check=False)  # [1, n+1, V]
+
+    def guessed() -> list[list[int]]:
+        tokens = [] if drafted is None else drafted.tolist()
+        nodes = range(-1, len(tokens))
+        return [tokens[: node + 1] if parents is None else [tokens[place] for place in branch(parents, node)] for node in nodes]
+
+    p = sampling.probabilities(logits, check=False, guessed=guessed)  # [1, n+1, V]
     if q is None:
         return torch.cat([draw(p[0]), p[0].sum(-1)])
     q = q.to(p.dtype)[None]  # [1, n, V]

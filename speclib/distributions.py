@@ -5,7 +5,7 @@ transformers' own warpers, in the order in which `generate` applies them, and to
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,16 +28,18 @@ AT_ONCE = 256  # uniform numbers that are made together
 
 @dataclass(frozen=True)
 class Sampling:
-    """How logits become probabilities: temperature, then top-k, then top-p, then min-p.
+    """How logits become probabilities: processors, then temperature, then top-k, then top-p, then min-p.
 
     temperature: 0 is greedy, a point mass on the first argmax, else at least 1e-6; top_k: at least 1; top_p in (0, 1]; min_p in [0, 1].
-    None leaves a filter out. Raises InvalidArgument when made with a value outside its range.
+    None leaves a filter out. processors: transformers' LogitsProcessor objects, or functions (tokens so far [1, L], logits [1, V]) -> logits [1, V],
+    after those that the target's generation_config implies; see `processors`. Raises InvalidArgument when made with a value outside its range.
     """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    processors: Sequence[Callable[[Tensor, Tensor], Tensor]] = ()
 
     def __post_init__(self):
         def check(ok, message):
@@ -61,6 +63,11 @@ class Sampling:
             self.min_p is None or (isinstance(self.min_p, number) and 0 <= self.min_p <= 1),
             f"min_p must be between 0 and 1, or None, not {self.min_p!r}",
         )
+        check(
+            isinstance(self.processors, Sequence) and all(callable(processor) for processor in self.processors),
+            f"processors must be a list of functions such as transformers' LogitsProcessor objects, not {self.processors!r}",
+        )
+        object.__setattr__(self, "processors", tuple(self.processors))  # the settings are frozen, and keys of what was compiled for them
         warpers = LogitsProcessorList()
         if self.temperature not in (0, 1):
             warpers.append(TemperatureLogitsWarper(float(self.temperature)))
@@ -70,14 +77,16 @@ class Sampling:
             warpers.append(TopPLogitsWarper(float(self.top_p)))
         if self.min_p:
             warpers.append(MinPLogitsWarper(float(self.min_p)))
-        object.__setattr__(self, "_warpers", warpers)  # the settings are frozen
+        object.__setattr__(self, "_warpers", warpers)
 
-    def probabilities(self, logits: Tensor, check: bool = True) -> Tensor:
+    def probabilities(self, logits: Tensor, check: bool = True, guessed: Callable[[], Sequence[Sequence[int]]] | None = None) -> Tensor:
         """logits [..., V] -> probabilities [..., V], in float32 (float64 stays float64).
 
         Raises NonFiniteLogits when a row holds NaN or +inf, or nothing but -inf. With check=False such a row holds NaN instead, for callers that
-        look later: to look is to wait for the device.
+        look later: to look is to wait for the device. guessed: of use to processors alone, see `processors.ProcessedSampling`.
         """
+        if self.processors and guessed is None:
+            raise InvalidArgument("with logits processors, probabilities depend on the tokens before: generate() applies them, place by place")
         if logits.dtype != torch.float64:
             logits = logits.float()
         if check:
@@ -88,6 +97,10 @@ class Sampling:
         if self._warpers:
             logits = self._warpers(None, logits.reshape(-1, logits.shape[-1])).reshape(logits.shape)
         return logits.softmax(-1)
+
+    def plainly(self) -> "Sampling":
+        """The same processors, with no temperature and no filter."""
+        return Sampling()
 
 
 def check_finite(total: float) -> None:

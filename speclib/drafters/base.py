@@ -29,6 +29,10 @@ class Draft:
     ids: list[int] = field(default_factory=list, compare=False)
 
 
+# For each row of logits, the guesses between the text and it; asked for by logits processors alone, since it waits for the device.
+Guessed = Callable[[], list[list[int]]]
+
+
 def always(probs: Tensor) -> bool:
     """Go on guessing, whatever the next distribution is."""
     return True

@@ -24,7 +24,7 @@ from ..distributions import Draw, Sampling, invert
 from ..errors import IncompatibleModels
 from ..fast import Decoder, FastContext
 from ..products import product
-from .base import Draft, always
+from .base import Draft, Guessed, always
 
 
 class Eagle(nn.Module):
@@ -190,7 +190,7 @@ class EagleGuesser:
         tokens, probs, position = [], [], self.next
         state, logits = self.own.read(*new)
         for i in range(n):
-            q = self._probabilities(logits)  # [1, V]
+            q = self._probabilities(logits, lambda: [[int(token) for token in tokens]])  # [1, V]
             if i and not goes_on(q[0]):
                 break
             tokens.append(self.draw(q))
@@ -199,8 +199,8 @@ class EagleGuesser:
                 state, logits = self.own.read(state, tokens[-1], position + i)
         return torch.cat(tokens), torch.cat(probs)
 
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        return self.sampling.probabilities(logits, check=False)
+    def _probabilities(self, logits: Tensor, guessed: Guessed | None = None) -> Tensor:
+        return self.sampling.probabilities(logits, check=False, guessed=guessed)
 
     def follow(self, text: list[int]) -> None:
         """Keeps what the target has thought since. A round without guesses leaves a gap: its states are gone. Eagle then sees less, and the law stays what it is."""

@@ -20,6 +20,7 @@ from ..context import Context
 from ..distributions import Draw, Sampling, point_mass
 from ..errors import IncompatibleModels, InvalidArgument
 from .base import Draft, always
+from .tree import without
 
 
 class Heads(nn.Module):
@@ -92,6 +93,8 @@ class HeadsGuesser:
         if self.context.hidden is None:  # a text of one token: the target has read nothing yet
             return Draft(torch.zeros(0, dtype=torch.long), self.output.new_zeros(0, self.output.shape[0]))
         logits = self.logits(text[-1])[:n]  # [n, V]: fewer than asked for if there are fewer heads
+        if self.sampling.processors:
+            return self._place_by_place(logits, goes_on)
         n, q = len(logits), self.sampling.probabilities(logits)
         n = next((i for i in range(1, n) if not goes_on(q[i])), n)
         if self.drafter.width == 1 and self.drafter.choices == "drawn":
@@ -102,6 +105,35 @@ class HeadsGuesser:
         parents = [numbers.get(path[:-1], -1) for path in paths]
         head, rank = torch.tensor([len(path) - 1 for path in paths], dtype=torch.long), torch.tensor([path[-1] for path in paths], dtype=torch.long)
         return Draft(tokens[head, rank], probs[head, rank], parents if self.drafter.grows_trees else None)
+
+    def _place_by_place(self, logits: Tensor, goes_on: Callable[[Tensor], bool]) -> Draft:
+        """With logits processors, what a head may guess depends on the guesses before: its distribution is another one in each branch."""
+        tokens: dict[tuple[int, ...], int] = {}  # path of ranks -> guess
+        laws: dict[tuple[int, ...], Tensor] = {}  # what is left to take it from [V]
+        for depth, row in enumerate(logits):
+            for path in branches(depth + 1, self.drafter.width):
+                parent, elder = path[:-1], (*path[:-1], path[-1] - 1)
+                if parent and parent not in tokens or path[-1] and elder not in tokens:
+                    continue
+                if path[-1]:
+                    q, mass = without(laws[elder], tokens[elder])
+                    if not mass > 0:
+                        continue
+                else:
+                    before = [tokens[parent[: i + 1]] for i in range(depth)]
+                    q = self.sampling.probabilities(row[None], guessed=lambda: [before])[0]  # noqa: B023 (asked for at once)
+                    if depth and not any(parent) and not goes_on(q):
+                        return self._draft(tokens, laws)
+                tokens[path], laws[path] = int(q.argmax() if self.drafter.choices == "top" else self.draw(q)), q
+        return self._draft(tokens, laws)
+
+    def _draft(self, tokens: dict[tuple[int, ...], int], laws: dict[tuple[int, ...], Tensor]) -> Draft:
+        """What was guessed at each path, and from what, as a tree or a chain."""
+        numbers, guesses = {path: k for k, path in enumerate(tokens)}, torch.tensor(list(tokens.values()), device=self.output.device)
+        probs = torch.stack(list(laws.values()))
+        if self.drafter.choices == "top":
+            probs = point_mass(guesses, probs.shape[-1], probs.dtype)
+        return Draft(guesses, probs, [numbers.get(path[:-1], -1) for path in tokens] if self.drafter.grows_trees else None)
 
     def logits(self, newest: int) -> Tensor:
         """What each head expects behind the newest token. [count, V]"""

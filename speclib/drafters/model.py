@@ -10,7 +10,7 @@ from ..context import Context
 from ..distributions import Draw, Sampling
 from ..errors import ContextOverflow
 from ..models import LanguageModel, check_compatible
-from .base import Draft, always
+from .base import Draft, Guessed, always
 
 
 class ModelDrafter:
@@ -63,7 +63,7 @@ class ModelGuesser:
             self.context.language_model.announce((1, 2))  # after a full acceptance, two tokens are new to it
         new, tokens, probs = torch.tensor([text[self.context.length :]], device=self.device), [], []
         for i in range(n):
-            q = self._probabilities(self.context.extend(new, keep=1)[:, -1])  # [1, V]
+            q = self._probabilities(self.context.extend(new, keep=1)[:, -1], lambda: [[int(token) for token in tokens]])  # [1, V]
             if i and not goes_on(q[0]):
                 break
             new = self.draw(q).unsqueeze(-1)  # [1, 1]
@@ -84,7 +84,8 @@ class ModelGuesser:
             common += 1
         self.context.rollback(common)
 
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        """The draft's probabilities over the target's vocabulary: [1, V_draft] -> [1, V]. NaN where the logits are no numbers: the loop looks."""
-        q = self.sampling.probabilities(logits[..., : self.vocabulary], check=False)
-        return pad(q, (0, self.vocabulary - q.shape[-1])) if q.shape[-1] < self.vocabulary else q
+    def _probabilities(self, logits: Tensor, guessed: Guessed | None = None) -> Tensor:
+        """The draft's probabilities over the target's vocabulary: [k, V_draft] -> [k, V]. NaN where the logits are no numbers: the loop looks."""
+        missing = max(0, self.vocabulary - logits.shape[-1])  # tokens that only the target has are never guessed
+        logits = pad(logits, (0, missing), value=-torch.inf) if missing else logits[..., : self.vocabulary]
+        return self.sampling.probabilities(logits, check=False, guessed=guessed)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..context import Context
 from ..distributions import Draw, Sampling, point_mass
 from ..errors import IncompatibleModels, InvalidArgument
-from .base import Draft, always
+from .base import Draft, Guessed, always
 
 
 class NgramDrafter:
@@ -101,7 +101,7 @@ class NgramGuesser:
         self.prepare(text)
         recent, tokens, probs = text[max(0, len(text) - self.order + 1) :], [], []
         for i in range(n):
-            q = self._probabilities(recent)  # [V]
+            q = self._probabilities(recent, lambda: [tokens])  # [V]
             if i and not goes_on(q):
                 break
             token = int(self.draw(q)) if not self.point else int(q.argmax())
@@ -110,10 +110,12 @@ class NgramGuesser:
             recent = [*recent, token][max(0, len(recent) + 2 - self.order) :]
         return Draft(torch.tensor(tokens, dtype=torch.long, device=self.device), torch.stack(probs))
 
-    def _probabilities(self, recent: list[int]) -> Tensor:
+    def _probabilities(self, recent: list[int], guessed: Guessed | None = None) -> Tensor:
         """The distribution that the next guess is taken from. [V]"""
         mixture = torch.from_numpy(self.mixture(recent)).to(self.device, self.dtype)
-        return point_mass(mixture.argmax(), self.vocabulary, self.dtype) if self.point else self.sampling.probabilities(mixture.log())
+        if self.point:
+            return point_mass(mixture.argmax(), self.vocabulary, self.dtype)
+        return self.sampling.probabilities(mixture.log(), guessed=guessed)
 
     def mixture(self, recent: Sequence[int]) -> np.ndarray:
         """The counts' own distribution after the tokens `recent`, before any sampling settings. [V], float64

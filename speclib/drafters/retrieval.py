@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ..context import Context
 from ..distributions import Draw, Sampling, point_mass
 from ..errors import IncompatibleModels, IndexLoadError, InvalidArgument
-from .base import Draft, always
+from .base import Draft, Guessed, always
 
 MOST_PLACES = 256  # occurrences looked at; of more, every so-many-th
 DEPTH = 8  # at least so many tokens decide the order
@@ -194,7 +194,7 @@ class RetrievalGuesser:
         followed = index.behind(places, size, n) if size else np.zeros((0, n), dtype=np.int64)  # [m, n]
         for i in range(n if size else 0):
             seen, counts = np.unique(followed[:, i], return_counts=True)
-            q = self._probabilities(seen, counts)  # [V]
+            q = self._probabilities(seen, counts, lambda: [tokens])  # [V]
             if i and not goes_on(q):
                 break
             token = int(q.argmax()) if self.drafter.point else int(self.draw(q))
@@ -204,13 +204,13 @@ class RetrievalGuesser:
         empty = torch.zeros(0, self.vocabulary, dtype=self.dtype, device=self.device)
         return Draft(torch.tensor(tokens, dtype=torch.long, device=self.device), torch.stack(probs) if probs else empty)
 
-    def _probabilities(self, seen: np.ndarray, counts: np.ndarray) -> Tensor:
+    def _probabilities(self, seen: np.ndarray, counts: np.ndarray, guessed: Guessed | None = None) -> Tensor:
         """The distribution that the next guess is taken from: what was seen [m], in proportion to how often [m]. [V]"""
         if self.drafter.point:
             return point_mass(torch.tensor(int(seen[counts.argmax()]), device=self.device), self.vocabulary, self.dtype)
         logits = torch.full((self.vocabulary,), -torch.inf, dtype=self.dtype, device=self.device)
         logits[torch.from_numpy(seen).to(self.device)] = torch.from_numpy(np.log(counts)).to(self.device, self.dtype)
-        return self.sampling.probabilities(logits)
+        return self.sampling.probabilities(logits, guessed=guessed)
 
 
 def _dtype(vocabulary: int) -> np.dtype:

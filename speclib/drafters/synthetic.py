@@ -12,6 +12,7 @@ import torch
 from ..context import Context
 from ..distributions import Draw, Sampling
 from ..errors import InvalidArgument
+from .base import Guessed
 from .model import ModelGuesser
 
 
@@ -33,8 +34,8 @@ class SyntheticGuesser(ModelGuesser):
         super().__init__(target.context(context.prompt), target.vocabulary, sampling, draw)
         self.similarity = similarity
 
-    def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        return self.similarity * super()._probabilities(logits) + (1 - self.similarity) / self.vocabulary
+    def _probabilities(self, logits: torch.Tensor, guessed: Guessed | None = None) -> torch.Tensor:
+        return self.similarity * super()._probabilities(logits, guessed) + (1 - self.similarity) / self.vocabulary
 
     def _settings(self) -> Hashable:
         return *super()._settings(), self.similarity

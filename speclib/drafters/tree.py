@@ -15,7 +15,7 @@ from ..context import Context
 from ..distributions import Draw, Sampling, check_finite, point_mass
 from ..errors import InvalidArgument
 from ..models import LanguageModel, check_compatible
-from .base import Draft, always
+from .base import Draft, Guessed, always
 from .model import ModelGuesser
 
 
@@ -59,14 +59,14 @@ class Node:
 class TreeGuesser(ModelGuesser):
     def __init__(self, settings: TreeDrafter, context: Context, vocabulary: int, sampling: Sampling, draw: Draw):
         # where nothing is drawn, temperature 0 would leave one candidate: rank by the unwarped distribution
-        ranked = Sampling() if sampling.temperature == 0 and not settings.sampled else sampling
+        ranked = sampling.plainly() if sampling.temperature == 0 and not settings.sampled else sampling
         super().__init__(context, vocabulary, ranked, draw)
         self.settings = settings
 
     def propose(self, text: list[int], n: int, goes_on: Callable[[torch.Tensor], bool] = always) -> Draft:
         self._check_room(text, n)
         self._synchronise(text)
-        rows = self._probabilities(self.context.extend(torch.tensor([text[self.context.length :]], device=self.device), keep=1)[0])  # [1, V]
+        rows = self._probabilities(self.context.extend(torch.tensor([text[self.context.length :]], device=self.device), keep=1)[0], lambda: [[]])  # [1, V]
         self.read = list(text)
         if self.settings.sampled and self.settings.budget is not None:
             return self._draft(self._grown(text, rows[0], n))
@@ -85,8 +85,8 @@ class TreeGuesser(ModelGuesser):
                 rows = self._read(text, nodes, len(frontier))
         return self._draft(self._pruned(nodes))
 
-    def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        q = super()._probabilities(logits)
+    def _probabilities(self, logits: torch.Tensor, guessed: Guessed | None = None) -> torch.Tensor:
+        q = super()._probabilities(logits, guessed)
         check_finite(float(q.sum()))  # a tree is grown on the host, which cannot go on with NaN
         return q
 
@@ -136,7 +136,7 @@ class TreeGuesser(ModelGuesser):
         tokens = torch.tensor([[node.token for node in nodes]], device=self.device)
         logits = self.context.extend(tokens, keep=last, parents=[node.parent for node in nodes])
         self.context.rollback(len(text))
-        return self._probabilities(logits[0])
+        return self._probabilities(logits[0], lambda: [_guesses(nodes, node) for node in nodes[-last:]])
 
     def _pruned(self, nodes: list[Node]) -> list[Node]:
         """The most probable `budget` nodes, in their order. A parent is never less probable than its child, so it stays with it."""
@@ -145,6 +145,11 @@ class TreeGuesser(ModelGuesser):
         kept = sorted(sorted(range(len(nodes)), key=lambda k: (-nodes[k].joint, k))[: self.settings.budget])
         place = {old: new for new, old in enumerate(kept)} | {-1: -1}
         return [Node(nodes[k].token, nodes[k].probs, place[nodes[k].parent], nodes[k].joint) for k in kept]
+
+
+def _guesses(nodes: list[Node], node: Node) -> list[int]:
+    """The tokens from the text to a node."""
+    return [*(_guesses(nodes, nodes[node.parent]) if node.parent >= 0 else ()), node.token]
 
 
 def without(row: torch.Tensor, token: int) -> tuple[torch.Tensor, torch.Tensor]:
