@@ -1,9 +1,9 @@
 """Speculative sampling as it goes wrong in public code and articles: each exhibit runs, and its wrong law is exact.
 
-Two rooms. EXHIBITS: the honest loop of `exact.Loop` with one part replaced, over models that are tables: the rule, what the loop makes of the
+Three rooms. EXHIBITS: the honest loop of `exact.Loop` with one part replaced, over models that are tables: the rule, what the loop makes of the
 target's rows, or what the drafter says about itself. `exact.rule_law(exhibit, ...)` sums its law, `sample_many(exhibit, ...)` draws from it, and
 `exhibit.run` is the loop to step through. GUESSERS: an honest guesser of `drafters` with one part replaced, in `generate` as it stands;
-`exact.outcomes` and `exact.sample_outcomes` do the same for them. Nothing here is for use.
+`exact.outcomes` and `exact.sample_outcomes` do the same for them. MASKS: likewise, where the settings hold logits processors. Nothing here is for use.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,6 +19,7 @@ from .rules import Rule, Verdict, chain_stops, drafted_probs, find, token_law
 
 if TYPE_CHECKING:  # an exhibit is handed its guesser: nothing here needs a model
     from .drafters import Draft, Drafter
+    from .processors import Places
 
 PLAIN = Sampling()
 NUCLEUS = Sampling(top_p=0.8)
@@ -287,7 +288,8 @@ class GuesserExhibit:
 
     where: as for Exhibit; what: the mistake and its effect; needs: which guessers show it. The parts, each honest unless given:
     draws: takes the place of chance in the guesser alone; hands: what becomes of its draft on the way to the check;
-    reads: the parents of a tree that the target's forward is told (None: a chain); rule: what checks.
+    reads: the parents of a tree that the target's forward is told (None: a chain); places: what becomes of the logits processors' places
+    before the first round; rule: what checks.
     """
 
     name: str
@@ -297,6 +299,7 @@ class GuesserExhibit:
     draws: Draw | None = None
     hands: Callable[["Draft"], "Draft"] = unchanged
     reads: Callable[[Sequence[int] | None], Sequence[int] | None] = unchanged
+    places: Callable[["Places"], None] = unchanged
     rule: Rule = find("token")
 
     def around(self, drafter: "Drafter") -> "Drafter":
@@ -313,6 +316,7 @@ class Mistaken:
 
     def start(self, context, sampling: Sampling, draw: Draw):
         exhibit = self.exhibit
+        exhibit.places(getattr(sampling, "places", None))
         guesser = self.drafter.start(context, sampling, exhibit.draws or draw)
         propose, extend = guesser.propose, context.extend
         guesser.propose = lambda text, n, goes_on: exhibit.hands(propose(text, n, goes_on))
@@ -440,6 +444,64 @@ GUESSERS: dict[str, GuesserExhibit] = {
             what="forgets the mask and the positions of the tree: a guess sees its siblings, and the target judges another text",
             needs="a tree",
             reads=lambda parents: None,
+        ),
+    )
+}
+
+
+# --- masks in the wrong place -------------------------------------------------------------------------------------------
+
+
+def one_for_all(places: "Places") -> None:
+    """All places of all rounds share one processor and its state."""
+    places.copies = list
+
+
+def bonus_as_it_is(places: "Places") -> None:
+    """The target's last place is not processed."""
+    process = places.process
+
+    def some(side, logits, branches):
+        rows = process(side, logits, branches)
+        return torch.cat([rows[:-1], logits[-1:]]) if side == "target" and len(branches) > 1 else rows
+
+    places.process = some
+
+
+def target_as_it_is(places: "Places") -> None:
+    """Only the draft's places are processed."""
+    process = places.process
+
+    def drafts(side, logits, branches):
+        rows = process(side, logits, branches)
+        return rows if side == "draft" else logits
+
+    places.process = drafts
+
+
+MASKS: dict[str, GuesserExhibit] = {
+    exhibit.name: exhibit
+    for exhibit in (
+        GuesserExhibit(
+            name="grammar moved by guesses",
+            where="production engines, met in 2026",
+            what="one matcher goes along with every guess and is not set back after a rejection: what it forbids next is another text's",
+            needs="a processor with a state, and guesses that are rejected",
+            places=one_for_all,
+        ),
+        GuesserExhibit(
+            name="bonus without its mask",
+            where="production engines, met in 2026",
+            what="masks the places of the guesses and forgets the one behind the last: a forbidden token comes after a full acceptance",
+            needs="any mask",
+            places=bonus_as_it_is,
+        ),
+        GuesserExhibit(
+            name="mask on the draft alone",
+            where="production engines, met in 2026",
+            what="masks what is guessed and not what the guesses are checked against: whatever replaces a rejected guess is free",
+            needs="any mask, and guesses that keep to it",
+            places=target_as_it_is,
         ),
     )
 }

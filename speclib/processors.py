@@ -118,8 +118,13 @@ class Places:
         return torch.stack([self._process(self.seen[side], row, branch) for row, branch in zip(logits, branches, strict=True)])
 
     def move(self, text: Sequence[int], branch: Branch) -> None:
-        """The round is over: verification stopped after `branch`, and the text goes on. Raises NonFiniteLogits if no token was possible there."""
+        """The round is over: verification stopped after `branch`, and the text goes on.
+
+        Raises NonFiniteLogits if no token was possible there, InvalidArgument if a rule accepted what the processors forbid.
+        """
         place = self.seen["target"][branch]
+        if place is None:
+            raise InvalidArgument("the verification rule accepted a token of probability 0, which the logits processors forbid")
         if not bool(place.possible.any()):
             raise NonFiniteLogits(f"the logits processors leave no token possible after {len(self.text) + len(branch)} tokens")
         self.text, self.processors = list(text), place.processors

@@ -34,6 +34,7 @@ STOPS = ["test_stops.py"]
 TRACE = ["test_trace.py"]
 TRAINING = ["test_training.py"]
 EAGLE = ["test_eagle.py"]
+PROCESSORS = ["test_processors.py"]
 GUESSERS = ["test_every_guesser.py", "-k", "sums_to"]
 
 TOKEN = "torch.cat([residual(p[:, :n], q), p[:, n:]], 1))"
@@ -122,6 +123,18 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("a resumed training forgets its optimisers", "training/train.py", "optim.load_state_dict(saved)", "pass", TRAINING),
     ("a resumed training takes any state", "training/train.py", 'if state["fingerprint"] != fingerprint:', "if False:", TRAINING),
     ("a grown model is another function", "training/train.py", 'name.endswith(("o_proj.weight", "down_proj.weight"))', 'name.endswith("o_proj.weight")', TRAINING),
+    # logits processors
+    ("the bonus place is not processed", "decoding.py", "nodes = range(-1, len(tokens))\n", "nodes = [-1, *range(-1, len(tokens) - 1)]\n", PROCESSORS),
+    ("a tree's places are processed as a chain's", "decoding.py", "tokens[: node + 1] if parents is None else", "tokens[: node + 1] if True else", PROCESSORS),
+    ("the target is not processed", "processors.py", "rows = self.places.process(self.side,", 'rows = rows.reshape(-1, logits.shape[-1]) if self.side == "target" else self.places.process(self.side,', PROCESSORS),
+    ("rejected guesses move a processor", "processors.py", "return [copied(processor) for processor in processors]", "return list(processors)", PROCESSORS),
+    ("a processor stays where the round began", "processors.py", "self.text, self.processors = list(text), place.processors", "self.text = list(text)", PROCESSORS),
+    ("draft and target share the states of places", "processors.py", "self._process(self.seen[side], row, branch)", 'self._process(self.seen["target"], row, branch)', PROCESSORS),
+    ("places behind a forbidden token are processed", "processors.py", "if parent is None or not parent.possible[branch[-1]]:", "if parent is None:", PROCESSORS),
+    ("generation_config counts for nothing", "processors.py", "if not set(meant(FOLLOWED)) - set(ignored):", "if True:", PROCESSORS),
+    ("a dead end goes unnoticed", "processors.py", "if not bool(place.possible.any()):", "if False:", PROCESSORS),
+    ("all rows are row 0", "processors.py", "processor._prefix_allowed_tokens_fn(row, tokens)", "processor._prefix_allowed_tokens_fn(0, tokens)", PROCESSORS),
+    ("a draft's guesses are processed as if none came before", "drafters/tree.py", "[_guesses(nodes, node) for node in nodes[-last:]]", "[[node.token] for node in nodes[-last:]]", PROCESSORS),
 ]  # fmt: skip
 
 
