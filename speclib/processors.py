@@ -122,12 +122,13 @@ class Places:
 
         Raises NonFiniteLogits if no token was possible there, InvalidArgument if a rule accepted what the processors forbid.
         """
-        place = self.seen["target"][branch]
-        if place is None:
-            raise InvalidArgument("the verification rule accepted a token of probability 0, which the logits processors forbid")
-        if not bool(place.possible.any()):
-            raise NonFiniteLogits(f"the logits processors leave no token possible after {len(self.text) + len(branch)} tokens")
-        self.text, self.processors = list(text), place.processors
+        way = [self.seen["target"][branch[:size]] for size in range(len(branch) + 1)]
+        for size, place in enumerate(way):
+            if place is None:
+                raise InvalidArgument("the verification rule accepted a token of probability 0, which the logits processors forbid")
+            if not bool(place.possible.any()):
+                raise NonFiniteLogits(f"the logits processors leave no token possible after {len(self.text) + size} tokens")
+        self.text, self.processors = list(text), way[-1].processors
         for places in self.seen.values():
             places.clear()
 

@@ -154,6 +154,16 @@ def test_block_verification_keeps_it_too(name):
     assert max_difference(law, plain_masked_law(PROCESSORS[name], TWO)) < 1e-12
 
 
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_draft_that_is_the_target_is_always_right(name):
+    """Its guesses are processed as the target's places are: at every depth, in chains and in trees."""
+    model = target(torch.float64)
+    for drafter, sampling in [(ModelDrafter(model), Sampling()), (TreeDrafter(model, (1, 1, 1, 1)), Sampling()), (TreeDrafter(model, (2, 2, 1, 1)), Sampling(0))]:
+        sampling = Sampling(sampling.temperature, processors=PROCESSORS[name]())
+        out = generate(model, [PROMPT], drafter, sampling, 4, max_new_tokens=11, stop=[], seed=1)
+        assert [len(r.emitted) for r in out.trace.rounds] == [5, 5, 1]
+
+
 def test_the_callers_processor_does_not_move():
     mine = Automaton()
     sampling = Sampling(processors=[mine])
@@ -205,6 +215,8 @@ def test_a_dead_end_is_an_error_where_the_text_comes_to_it_and_nowhere_else(draf
     assert len(generate(target(), [PROMPT], drafter, sampling, max_new_tokens=3, stop=[]).tokens[0]) == 3
     with pytest.raises(NonFiniteLogits, match="no token possible after 8 tokens"):
         generate(target(), [PROMPT], drafter, sampling, max_new_tokens=4, stop=[])
+    with pytest.raises(NonFiniteLogits, match="after 8 tokens"):  # in the middle of guesses that are all right
+        generate(target(), [PROMPT], ModelDrafter(target()), sampling, max_new_tokens=9, stop=[])
     last = generate(target(), [PROMPT], None, sampling, max_new_tokens=3, stop=[]).tokens[0].tolist()[2]
     assert len(generate(target(), [PROMPT], drafter, sampling, max_new_tokens=9, stop=[last]).tokens[0]) <= 3
 
