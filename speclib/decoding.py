@@ -174,9 +174,8 @@ def judge(rule: rules.Rule, sampling: Sampling, draw: Draw, logits: Tensor, q: T
     if q is None:
         return torch.cat([draw(p[0]), p[0].sum(-1)])
     q = q.to(p.dtype)[None]  # [1, n, V]
-    verdict = rule.law(p, q, drafted[None]) if parents is None else rule.tree(p, q, drafted[None], parents)
-    stop = draw(verdict.stop_probs)  # [1]
-    token = draw(verdict.next_probs[0].index_select(0, stop))  # [1]
+    verdict = rule.verdict(p, q, drafted[None], parents)
+    stop, token = verdict.draw(draw)  # [1], [1]
     total, overlaps = (p[0, -1:].sum(-1), overlap(p[0, :-1], q[0])) if parents is None else ((p.sum() + q.sum())[None], p[0, 0, :0])
     return torch.cat([token, total, stop, drafted, verdict.stop_probs[0], overlaps])
 

@@ -95,8 +95,8 @@ def lossless_check(pair: models.Pair, prompt: str, sampling: Sampling, gamma: in
     draw = seeded(seed, p.device)
     drafted = draw(q.expand(texts, -1))[:, None]  # [N, 1]
     verdict = RULES["token"].law(p.expand(texts, 1, -1).repeat(1, 2, 1), q.expand(texts, 1, -1), drafted)
-    accepted = draw(verdict.stop_probs)
-    first = torch.where(accepted == 1, drafted[:, 0], draw(verdict.next_probs[:, 0]))
+    accepted, following = verdict.draw(draw)  # [N], [N]
+    first = torch.where(accepted == 1, drafted[:, 0], following)
     counts = torch.bincount(first, minlength=p.shape[-1]).double()
     result = statistics.g_test(counts.cpu().numpy(), p[0].double().cpu().numpy())
     verdict = "no difference seen" if result.p_value > statistics.SIGNIFICANCE else "DIFFERENT"

@@ -231,9 +231,8 @@ class Loop:
                 q.append(reported[0])
             p = self.sees(torch.stack([target([*text, *drafted[:i]]) for i in range(n + 1)])[None])
             told = torch.stack(q)[None] if n else p[:, :0]
-            verdict = self.law(p, told, torch.tensor(drafted, dtype=torch.long).reshape(1, n))
-            k = int(draw(verdict.stop_probs))
-            for token in [*drafted[:k], int(draw(verdict.next_probs[:, k]))]:
+            stop, following = self.law(p, told, torch.tensor(drafted, dtype=torch.long).reshape(1, n)).draw(draw)
+            for token in [*drafted[: int(stop)], int(following)]:
                 text.append(token)
                 if token == eos:
                     return tuple(text)

@@ -49,9 +49,7 @@ def rules_alone(vocabulary: int, batch: int = 1, gamma: int = 4, min_seconds: fl
     drafted = draw(q)  # [B, gamma]
 
     def verify() -> torch.Tensor:
-        verdict = rules.token_law(p, q, drafted)
-        stop = draw(verdict.stop_probs)  # [B]
-        return draw(verdict.next_probs[torch.arange(batch), stop])
+        return rules.token_law(p, q, drafted).draw(draw)[1]  # [B]
 
     timer = Timer("verify()", globals={"verify": verify}, num_threads=torch.get_num_threads())
     seconds = timer.blocked_autorange(min_run_time=min_seconds).median

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .distributions import entropy, residual
+from .distributions import Draw, entropy, residual
 from .errors import InvalidArgument
 
 
@@ -25,6 +25,12 @@ class Verdict:
 
     stop_probs: Tensor
     next_probs: Tensor
+
+    def draw(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Where verification stops, and the token that follows there: [B], [B]."""
+        stop = draw(self.stop_probs)
+        places = stop[:, None, None].expand(-1, 1, self.next_probs.shape[-1])  # [B, 1, V]
+        return stop, draw(self.next_probs.gather(1, places)[:, 0])
 
 
 Law = Callable[[Tensor, Tensor, Tensor], Verdict]
@@ -43,6 +49,14 @@ class Rule:
     lossless: bool
     source: str
     tree: TreeLaw | None = None
+
+    def verdict(self, p: Tensor, q: Tensor, drafted: Tensor, parents: Sequence[int] | None = None) -> Verdict:
+        """The law of one round: of a chain, or of the tree that `parents` makes of the guesses. Raises InvalidArgument if the rule checks no trees."""
+        if parents is None:
+            return self.law(p, q, drafted)
+        if self.tree is None:
+            raise InvalidArgument(f"the rule {self.name!r} checks chains of guesses, not trees; use rule='token'")
+        return self.tree(p, q, drafted, parents)
 
 
 def chain_stops(accept: Tensor) -> Tensor:
