@@ -43,16 +43,16 @@ def check(
         raise InvalidArgument(f"target must be a speclib LanguageModel, such as load_pair().target, not a {type(target).__name__}")
     if not isinstance(sampling, Sampling):
         raise InvalidArgument(f"sampling must be a speclib.Sampling, not {sampling!r}")
-    if drafter is not None and not hasattr(drafter, "start"):
-        raise InvalidArgument(f"drafter must be None or one of speclib.drafters, such as ModelDrafter(pair.draft), not a {type(drafter).__name__}")
-    if getattr(drafter, "grows_trees", False) and rule.tree is None:
+    if drafter is not None and not isinstance(drafter, Drafter):
+        raise InvalidArgument(f"drafter must be None or a speclib.drafters.Drafter, such as ModelDrafter(pair.draft), not a {type(drafter).__name__}")
+    if drafter and drafter.grows_trees and rule.tree is None:
         raise InvalidArgument(f"a tree of guesses is checked by the token rule, not by {rule.name!r}; leave rule out")
     if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
         raise InvalidArgument(f"max_new_tokens must be a whole number >= 1, not {max_new_tokens!r}")
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise InvalidArgument(f"seed must be a whole number >= 0, not {seed!r}")
     longest = max(len(text) for text in texts) + max_new_tokens
-    for model in (target, *_models(drafter)):
+    for model in (target, *(drafter.models() if drafter else ())):
         if model.model.training:
             raise InvalidArgument(f"{model.name} is in training mode, where dropout changes its text; call model.eval() first")
         if model.context_length and longest > model.context_length:
@@ -60,9 +60,3 @@ def check(
                 f"prompt and new tokens need {longest} places, but {model.name} has a context of {model.context_length}; "
                 f"shorten the prompt or ask for at most {max(0, max_new_tokens - (longest - model.context_length))} new tokens"
             )
-
-
-def _models(drafter: Drafter | None) -> list[LanguageModel]:
-    """The models that a guesser runs, or that the guessers run of which it is made."""
-    own = [drafter.language_model] if hasattr(drafter, "language_model") else []
-    return own + [model for part in getattr(drafter, "drafters", ()) for model in _models(part)]

@@ -18,7 +18,7 @@ from .arguments import check, encode
 from .context import Context
 from .distributions import Draw, Sampling, check_finite, invert, overlap, seeded
 from .drafters import Drafter
-from .drafters.base import always, usual_lengths
+from .drafters.base import always
 from .lengths import FixedLength, Length, Plan
 from .models import LanguageModel
 from .processors import at_work
@@ -68,7 +68,7 @@ def generate(
     texts = encode(target, prompts)
     check(target, drafter, sampling, rule, texts, max_new_tokens, seed)
     stops = Stops.of(target, stop)
-    target.announce({1, *(n + 1 for n in usual_lengths(drafter, length.gamma))} if drafter and isinstance(length, FixedLength) else {1})
+    target.announce({1, *(n + 1 for n in drafter.lengths(length.gamma))} if drafter and isinstance(length, FixedLength) else {1})
 
     tokenizer = target.tokenizer
     trace = Trace(tokenizer.decode if tokenizer else None)
@@ -124,7 +124,8 @@ def _decode_row(
         token, total, *told = seen.tolist()  # the one transfer of the round: each would wait for the device
         check_finite(sum(told[2 * n + 2 :], total))
         if n:
-            draft.ids[:] = drafted = [int(value) for value in told[1 : n + 1]]
+            drafted = [int(value) for value in told[1 : n + 1]]
+            guesser.told(drafted)
             stop, stop_probs, overlaps = int(told[0]), told[n + 1 : 2 * n + 2], told[2 * n + 2 :]
             path = list(range(stop)) if parents is None else branch(parents, stop - 1)
             if parents is not None:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from .distributions import Draw, Sampling, point_mass, residual
+from .drafters.base import Draft, Drafter
 from .exact import Loop, TableModel, TextLaw, plain_law, sample_many, warped  # noqa: F401 (sample_many: callers look for it here)
 from .rules import Rule, Verdict, chain_stops, drafted_probs, find, token_law
 
-if TYPE_CHECKING:  # an exhibit is handed its guesser: nothing here needs a model
-    from .drafters import Draft, Drafter
+if TYPE_CHECKING:
     from .processors import Places
 
 PLAIN = Sampling()
@@ -297,22 +297,25 @@ class GuesserExhibit:
     what: str
     needs: str
     draws: Draw | None = None
-    hands: Callable[["Draft"], "Draft"] = unchanged
+    hands: Callable[[Draft], Draft] = unchanged
     reads: Callable[[Sequence[int] | None], Sequence[int] | None] = unchanged
     places: Callable[["Places"], None] = unchanged
     rule: Rule = find("token")
 
-    def around(self, drafter: "Drafter") -> "Drafter":
+    def around(self, drafter: Drafter) -> Drafter:
         """The same guesser with this mistake."""
         return Mistaken(self, drafter)
 
 
-class Mistaken:
+class Mistaken(Drafter):
     """A drafter with an exhibit's parts in place of its own."""
 
-    def __init__(self, exhibit: GuesserExhibit, drafter: "Drafter"):
+    def __init__(self, exhibit: GuesserExhibit, drafter: Drafter):
         self.exhibit, self.drafter = exhibit, drafter
-        self.grows_trees = getattr(drafter, "grows_trees", False)
+        self.grows_trees = drafter.grows_trees
+
+    def models(self):
+        return self.drafter.models()
 
     def start(self, context, sampling: Sampling, draw: Draw):
         exhibit = self.exhibit
@@ -329,34 +332,34 @@ def favourite(probabilities: Tensor) -> Tensor:
     return probabilities.argmax(-1)
 
 
-def evenly(draft: "Draft") -> "Draft":
+def evenly(draft: Draft) -> Draft:
     """Says that each guess was drawn from all tokens evenly."""
     return replace(draft, probs=torch.full_like(draft.probs, 1 / draft.probs.shape[-1]))
 
 
-def reversed_rows(draft: "Draft") -> "Draft":
+def reversed_rows(draft: Draft) -> Draft:
     """Hands the last guess's distribution over with the first guess, and so on."""
     return replace(draft, probs=draft.probs.flip(0))
 
 
-def eldest_rows(draft: "Draft") -> "Draft":
+def eldest_rows(draft: Draft) -> Draft:
     """Hands over with each guess of a tree the distribution of its eldest sibling, as if none had been taken out of it."""
     return replace(draft, probs=draft.probs[[draft.parents.index(parent) for parent in draft.parents]])
 
 
-def unlikely_dropped(draft: "Draft") -> "Draft":
+def unlikely_dropped(draft: Draft) -> Draft:
     """Throws guesses away whose own q is below 0.45."""
     own = draft.probs.gather(-1, draft.tokens[:, None])[:, 0]
     return without_some(draft, own < 0.45)
 
 
-def duplicates_dropped(draft: "Draft") -> "Draft":
+def duplicates_dropped(draft: Draft) -> Draft:
     """Throws a guess away that an elder sibling has made already."""
     places = list(zip(draft.parents, draft.tokens.tolist(), strict=True))
     return without_some(draft, torch.tensor([place in places[:node] for node, place in enumerate(places)]))
 
 
-def without_some(draft: "Draft", dropped: Tensor) -> "Draft":
+def without_some(draft: Draft, dropped: Tensor) -> Draft:
     """A draft without the guesses marked in `dropped` [n], and without all that follows those."""
     chain = draft.parents is None
     place = {-1: -1}  # guess -> where it stands among those that stay

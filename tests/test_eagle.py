@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 
 import speclib
 from speclib.distributions import Sampling, seeded
-from speclib.drafters import Eagle, EagleDrafter, EnsembleDrafter, FallbackDrafter, LookupDrafter
+from speclib.drafters import Drafter, Eagle, EagleDrafter, EnsembleDrafter, FallbackDrafter, LookupDrafter
 from speclib.drafters.base import always
 from speclib.errors import IncompatibleModels
 from speclib.exact import max_difference
@@ -51,7 +51,7 @@ def test_every_guess_stands_on_what_training_saw(backend, within):
     target, eagle, gamma = tiny(backend=backend, vocabulary=5, scale=3), some_eagle(), 3
     drafter, seen = EagleDrafter(eagle), []
 
-    class Watched:
+    class Watched(Drafter):
         def start(self, *arguments):
             guesser = drafter.start(*arguments)
             real = guesser.propose

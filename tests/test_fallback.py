@@ -5,11 +5,11 @@ import torch
 from test_layer_skip import GREEDY, tiny
 
 import speclib
-from speclib.drafters import Draft, FallbackDrafter, LookupDrafter, ModelDrafter
+from speclib.drafters import Draft, Drafter, FallbackDrafter, LookupDrafter, ModelDrafter, Session
 from speclib.errors import InvalidArgument
 
 
-class Scripted:
+class Scripted(Drafter, Session):
     """Guesses what it is told for a text of each length, and remembers what was asked of it."""
 
     def __init__(self, guesses):

@@ -35,7 +35,7 @@ from speclib.drafters import (
     load_eagle,
     load_heads,
 )
-from speclib.drafters.model import ModelGuesser
+from speclib.drafters.model import ModelSession
 from speclib.errors import InvalidArgument, NonFiniteLogits
 from speclib.exact import TableModel, law_variation, max_difference, outcomes, plain_law
 from speclib.museum import MASKS
@@ -296,7 +296,7 @@ def test_a_config_that_implies_nothing_changes_nothing():
 def test_a_draft_that_knows_fewer_tokens_is_processed_alike():
     """The processors may name tokens that only the target has; the draft never guesses them."""
     sampling = ProcessedSampling(places=Places([5, 6], [SequenceBiasLogitsProcessor({(55,): 5.0})], torch.device("cpu")))
-    guesser = ModelGuesser(LanguageModel(llama()).context([5, 6]), 61, sampling, seeded(0))
+    guesser = ModelSession(LanguageModel(llama()).context([5, 6]), 61, sampling, seeded(0))
     q = guesser._probabilities(torch.zeros(1, 40), lambda: [[]])
     assert q.shape == (1, 61) and q[0, :40].eq(1 / 40).all() and not q[0, 40:].any()
 

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from speclib import LanguageModel, generate
 from speclib.distributions import point_mass
-from speclib.drafters import Draft
+from speclib.drafters import Draft, Drafter, Session
 from speclib.errors import InvalidArgument
 from speclib.exact import TableModel, law_variation, max_difference, outcomes, plain_law, random_table
 from speclib.museum import siblings_apart_law
@@ -182,7 +182,7 @@ def test_more_siblings_are_taken_more_often():
 # --- generate() with trees ------------------------------------------------------------------------------------------------------
 
 
-class Twigs:
+class Twigs(Drafter, Session):
     """The least guesser that grows trees: at each of two first places the draft's two best tokens, or two draws; below the second one more."""
 
     grows_trees = True

@@ -1,6 +1,6 @@
 """Who guesses. Each module is one kind of oracle; `base` says what all have in common."""
 
-from .base import Draft, Drafter, Guesser
+from .base import Draft, Drafter, Session
 from .eagle import Eagle, EagleDrafter, load_eagle
 from .ensemble import EnsembleDrafter
 from .fallback import FallbackDrafter
@@ -21,7 +21,6 @@ __all__ = [
     "EnsembleDrafter",
     "Exits",
     "FallbackDrafter",
-    "Guesser",
     "Heads",
     "HeadsDrafter",
     "LayerSkipDrafter",
@@ -30,6 +29,7 @@ __all__ = [
     "NgramDrafter",
     "RetrievalDrafter",
     "SearchIndex",
+    "Session",
     "SyntheticDrafter",
     "TreeDrafter",
     "build_index",

@@ -1,12 +1,11 @@
-"""What a guesser is. Anything that can propose tokens may draft; the verifier keeps the text lossless.
+"""What the loop asks of whoever guesses: at most n tokens to follow the text, and the distribution each was drawn from.
 
-One condition holds for all: `Draft.probs` is the very distribution the tokens were drawn from. A guess that
-involves no chance is a point mass.
+That is all a verification rule needs to keep the target's law, as long as it is true: `probs` must be the very
+distribution the tokens were drawn from. A guess that involves no chance is a point mass.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -19,14 +18,12 @@ class Draft:
     """n guessed tokens [n] and the distribution each was drawn from [n, V]. n may be 0: no idea.
 
     parents: None for a chain; for a tree the guess that each guess follows, before it in the list, or -1 for the text. Siblings are tried in
-    their order, and the distribution of each may depend on the ones before it: drawn without replacement, they are left out of it. ids: the
-    tokens on the host, once the loop has fetched them with the rest of the round; empty before.
+    their order, and the distribution of each may depend on the ones before it: drawn without replacement, they are left out of it.
     """
 
     tokens: Tensor
     probs: Tensor
     parents: list[int] | None = None
-    ids: list[int] = field(default_factory=list, compare=False)
 
 
 # For each row of logits, the guesses between the text and it; asked for by logits processors alone, since it waits for the device.
@@ -38,8 +35,8 @@ def always(probs: Tensor) -> bool:
     return True
 
 
-class Guesser(Protocol):
-    """A drafter at work on one text."""
+class Session:
+    """A drafter at work on one text. `propose` is its own; the rest has defaults."""
 
     def prepare(self, text: list[int]) -> None:
         """Reads the prompt ahead of the first round, so that its cost counts as prefill."""
@@ -47,23 +44,29 @@ class Guesser(Protocol):
     def propose(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Draft:
         """At most n tokens in a row to follow `text`, the whole text so far. The text may have lost earlier guesses.
 
-        Before each guess but the first, `goes_on` is asked about the distribution [V] it would be drawn from. A guesser that needs to know of
-        rounds in which another is asked has a method `follow(text)` for them.
+        Before each guess but the first, `goes_on` is asked about the distribution [V] it would be drawn from.
         """
+        raise NotImplementedError
+
+    def follow(self, text: list[int]) -> None:
+        """Hears of a round in which another is asked."""
+
+    def told(self, drafted: list[int]) -> None:
+        """Hears which tokens it drafted last, once the loop has fetched them with the rest of the round: to ask the device again would be to wait for it."""
 
 
-def tell(guesser: Guesser, text: list[int]) -> None:
-    """Lets a guesser know of a round in which another is asked, if it needs to."""
-    if hasattr(guesser, "follow"):
-        guesser.follow(text)
+class Drafter:
+    """Settings of whoever guesses; `start` makes the session for one text, given the target's context of that text."""
 
+    grows_trees = False
 
-class Drafter(Protocol):
-    """Settings of a guesser; `start` makes the guesser for one text, given the target's context of that text."""
+    def start(self, context: Context, sampling: Sampling, draw: Draw) -> Session:
+        raise NotImplementedError
 
-    def start(self, context: Context, sampling: Sampling, draw: Draw) -> Guesser: ...
+    def models(self) -> list:
+        """The LanguageModels that it runs, so that what they cannot do is found before any work."""
+        return []
 
-
-def usual_lengths(drafter: Drafter, n: int) -> set[int]:
-    """How many guesses `drafter` makes when it is asked for n: n, unless it says otherwise in a method `lengths(n)`. The compiled backend prepares for them."""
-    return drafter.lengths(n) if hasattr(drafter, "lengths") else {n}
+    def lengths(self, n: int) -> set[int]:
+        """How many guesses it makes when it is asked for n. The compiled backend prepares for them."""
+        return {n}

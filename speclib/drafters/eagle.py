@@ -24,7 +24,7 @@ from ..distributions import Draw, Sampling, invert
 from ..errors import IncompatibleModels
 from ..fast import Decoder, FastContext
 from ..products import product
-from .base import Draft, Guessed, always
+from .base import Draft, Drafter, Guessed, Session, always
 
 
 class Eagle(nn.Module):
@@ -59,14 +59,14 @@ def read_eagle(folder: Path) -> Eagle:
     return eagle.eval().requires_grad_(False)
 
 
-class EagleDrafter:
+class EagleDrafter(Drafter):
     """Guesses a chain with `eagle`. Raises IncompatibleModels at start if it was trained for a target of another width."""
 
     def __init__(self, eagle: Eagle):
         self.eagle = eagle
         self._made: tuple[object, Eagle, Decoder, Programs | None] | None = None  # the target last met, and what was made for it: weights are fused once
 
-    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "EagleGuesser":
+    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "EagleSession":
         target = context.language_model
         context.wants_hidden = True
         if self._made is None or self._made[0] is not target:
@@ -75,7 +75,7 @@ class EagleDrafter:
             self._made = (target, own, made, Programs(made, "eagle", target.vocabulary) if target.programs else None)
         _, own, made, programs = self._made
         reading = EagleContext(target, made, own) if programs is None else CompiledEagleContext(target, made, own, programs)
-        return EagleGuesser(context, reading, sampling, draw)
+        return EagleSession(context, reading, sampling, draw)
 
 
 def decoder(eagle: Eagle, target) -> Decoder:
@@ -162,7 +162,7 @@ def guesses_of(d: Decoder, eagle: Eagle, law: Law, n: int) -> Program:
     return guesses
 
 
-class EagleGuesser:
+class EagleSession(Session):
     def __init__(self, context: Context, own: EagleContext, sampling: Sampling, draw: Draw):
         self.context, self.own, self.sampling, self.draw = context, own, sampling, draw
         self.known = 0  # entries made of the target's states; what lies behind them was guessed

@@ -11,10 +11,10 @@ import torch
 from ..context import Context
 from ..distributions import Draw, Sampling
 from ..errors import InvalidArgument
-from .base import Draft, Drafter, Guesser, always, tell
+from .base import Draft, Drafter, Session, always
 
 
-class EnsembleDrafter:
+class EnsembleDrafter(Drafter):
     """Asks each of `drafters`, and puts the first one's guesses first. Raises InvalidArgument for an empty list."""
 
     grows_trees = True
@@ -24,12 +24,15 @@ class EnsembleDrafter:
             raise InvalidArgument("an ensemble needs at least one drafter")
         self.drafters = list(drafters)
 
-    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "EnsembleGuesser":
-        return EnsembleGuesser([drafter.start(context, sampling, draw) for drafter in self.drafters])
+    def models(self) -> list:
+        return [model for drafter in self.drafters for model in drafter.models()]
+
+    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "EnsembleSession":
+        return EnsembleSession([drafter.start(context, sampling, draw) for drafter in self.drafters])
 
 
-class EnsembleGuesser:
-    def __init__(self, guessers: list[Guesser]):
+class EnsembleSession(Session):
+    def __init__(self, guessers: list[Session]):
         self.guessers = guessers
 
     def prepare(self, text: list[int]) -> None:
@@ -49,4 +52,4 @@ class EnsembleGuesser:
 
     def follow(self, text: list[int]) -> None:
         for guesser in self.guessers:
-            tell(guesser, text)
+            guesser.follow(text)

@@ -12,10 +12,10 @@ from torch import Tensor
 from ..context import Context
 from ..distributions import Draw, Sampling
 from ..errors import InvalidArgument
-from .base import Draft, Drafter, Guesser, always, tell, usual_lengths
+from .base import Draft, Drafter, Session, always
 
 
-class FallbackDrafter:
+class FallbackDrafter(Drafter):
     """Asks `first`, and where it makes no guess `other`, for `most` guesses at most (None: for as many as `first`).
 
     Copies cost nothing to make and may be long; a model's guesses cost a forward each. Raises InvalidArgument for most < 1.
@@ -25,19 +25,23 @@ class FallbackDrafter:
         if most is not None and most < 1:
             raise InvalidArgument(f"most must be at least 1, or None for no limit, not {most}")
         self.drafters, self.most = (first, other), most
-        self.grows_trees = any(getattr(drafter, "grows_trees", False) for drafter in self.drafters)
+        self.grows_trees = any(drafter.grows_trees for drafter in self.drafters)
 
-    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "FallbackGuesser":
-        return FallbackGuesser(*(drafter.start(context, sampling, draw) for drafter in self.drafters), self.most)
+    def models(self) -> list:
+        return [model for drafter in self.drafters for model in drafter.models()]
+
+    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "FallbackSession":
+        return FallbackSession(*(drafter.start(context, sampling, draw) for drafter in self.drafters), self.most)
 
     def lengths(self, n: int) -> set[int]:
         first, other = self.drafters
-        return usual_lengths(first, n) | usual_lengths(other, min(n, self.most or n))
+        return first.lengths(n) | other.lengths(min(n, self.most or n))
 
 
-class FallbackGuesser:
-    def __init__(self, first: Guesser, other: Guesser, most: int | None):
+class FallbackSession(Session):
+    def __init__(self, first: Session, other: Session, most: int | None):
         self.first, self.other, self.most = first, other, most
+        self.asked = first  # who guessed last
 
     def prepare(self, text: list[int]) -> None:
         self.first.prepare(text)
@@ -45,11 +49,15 @@ class FallbackGuesser:
 
     def propose(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Draft:
         draft = self.first.propose(text, n, goes_on)
-        if not len(draft.tokens):
+        self.asked = self.first if len(draft.tokens) else self.other
+        if self.asked is self.other:
             return self.other.propose(text, min(n, self.most or n), goes_on)
-        tell(self.other, text)
+        self.other.follow(text)
         return draft
+
+    def told(self, drafted: list[int]) -> None:
+        self.asked.told(drafted)
 
     def follow(self, text: list[int]) -> None:
         for guesser in (self.first, self.other):
-            tell(guesser, text)
+            guesser.follow(text)

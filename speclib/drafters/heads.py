@@ -19,7 +19,7 @@ from .. import embedded
 from ..context import Context
 from ..distributions import Draw, Sampling, point_mass
 from ..errors import IncompatibleModels, InvalidArgument
-from .base import Draft, always
+from .base import Draft, Drafter, Session, always
 from .tree import without
 
 
@@ -55,7 +55,7 @@ def read_heads(folder: Path) -> Heads:
     return heads.eval().requires_grad_(False)
 
 
-class HeadsDrafter:
+class HeadsDrafter(Drafter):
     """Guesses with `heads`, as a chain, or with `width` > 1 as a tree.
 
     The tree gives a guess that is its head's first, second, ... choice the rank 1, 2, ..., and holds every branch whose ranks multiply to at most `width`:
@@ -71,23 +71,20 @@ class HeadsDrafter:
         self.heads, self.width, self.choices = heads, width, choices
         self.grows_trees = width > 1
 
-    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "HeadsGuesser":
+    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "HeadsSession":
         target = context.language_model
         table, output = target.model.get_input_embeddings().weight.detach(), target.model.get_output_embeddings().weight.detach()
         if not self.heads.width == table.shape[1] == output.shape[1]:
             raise IncompatibleModels(f"the heads were trained for a model of width {self.heads.width}, but {target.name} has {output.shape[1]}")
         context.wants_hidden = True
         self.heads.to(target.device, target.dtype)
-        return HeadsGuesser(self, context, table, output[: target.vocabulary], sampling, draw)
+        return HeadsSession(self, context, table, output[: target.vocabulary], sampling, draw)
 
 
-class HeadsGuesser:
+class HeadsSession(Session):
     def __init__(self, drafter: HeadsDrafter, context: Context, table: Tensor, output: Tensor, sampling: Sampling, draw: Draw):
         self.drafter, self.context, self.table, self.output = drafter, context, table, output  # table [V', d], output [V, d]
         self.sampling, self.draw = sampling, draw
-
-    def prepare(self, text: list[int]) -> None:
-        pass  # the target reads the prompt anyway
 
     def propose(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Draft:
         if self.context.hidden is None:  # a text of one token: the target has read nothing yet

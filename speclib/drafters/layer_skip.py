@@ -19,8 +19,8 @@ from ..context import Context
 from ..distributions import Draw, Sampling
 from ..errors import IncompatibleModels, InvalidArgument, UnsupportedModel
 from ..fast import Decoder, FastContext
-from .base import Draft, always
-from .model import ModelGuesser
+from .base import Draft, Drafter, always
+from .model import ModelSession
 
 
 class Exits(nn.Module):
@@ -56,7 +56,7 @@ def read_exits(folder: Path) -> Exits:
     return exits.eval().requires_grad_(False)
 
 
-class LayerSkipDrafter:
+class LayerSkipDrafter(Drafter):
     """Drafts with the target's own first `layers` blocks, optionally through a trained exit.
 
     On the fast backend the draft writes into the target's cache, behind the text; the check overwrites it. On the eager one it keeps a
@@ -72,14 +72,14 @@ class LayerSkipDrafter:
         self.layers, self.exits = layers, exits
         self._made: tuple[object, Decoder] | None = None  # the target last met and its decoder cut short: weights are fused once
 
-    def start(self, context: Context, sampling: Sampling, draw: Draw) -> ModelGuesser:
+    def start(self, context: Context, sampling: Sampling, draw: Draw) -> ModelSession:
         target = context.language_model
         if self._made is None or self._made[0] is not target:
             self._made = (target, self.shortened(target))
         decoder = self._made[1]
         if isinstance(context, FastContext):
-            return SharedGuesser(SharedContext(context, decoder), target.vocabulary, sampling, draw)
-        return ModelGuesser(ShortContext(target, decoder), target.vocabulary, sampling, draw)
+            return SharedSession(SharedContext(context, decoder), target.vocabulary, sampling, draw)
+        return ModelSession(ShortContext(target, decoder), target.vocabulary, sampling, draw)
 
     def shortened(self, target) -> Decoder:
         """The target's decoder with the first blocks only, its head behind the exit."""
@@ -124,7 +124,7 @@ class SharedContext(ShortContext):
         return self._cache
 
 
-class SharedGuesser(ModelGuesser):
+class SharedSession(ModelSession):
     """Nothing to prepare and nothing to roll back: the target's cache is always in step with the text."""
 
     def prepare(self, text: list[int]) -> None:

@@ -10,10 +10,10 @@ import torch
 from ..context import Context
 from ..distributions import Draw, Sampling, point_mass
 from ..errors import InvalidArgument
-from .base import Draft, always
+from .base import Draft, Drafter, Session, always
 
 
-class LookupDrafter:
+class LookupDrafter(Drafter):
     """Finds the longest suffix of the text (at most `longest` tokens) that occurred before, most recent match first,
     and proposes what followed it. Where that runs into the end of the text, the text is going round in a circle, and so does
     the guess. Raises InvalidArgument unless 1 <= shortest <= longest."""
@@ -23,11 +23,11 @@ class LookupDrafter:
             raise InvalidArgument(f"lookup needs 1 <= shortest <= longest, not shortest={shortest}, longest={longest}")
         self.longest, self.shortest = longest, shortest
 
-    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "LookupGuesser":
-        return LookupGuesser(self.longest, self.shortest, context)
+    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "LookupSession":
+        return LookupSession(self.longest, self.shortest, context)
 
 
-class LookupGuesser:
+class LookupSession(Session):
     def __init__(self, longest: int, shortest: int, context: Context):
         self.sizes = range(longest, shortest - 1, -1)
         self.vocabulary, self.device = context.language_model.vocabulary, context.language_model.device

@@ -10,22 +10,25 @@ from ..context import Context
 from ..distributions import Draw, Sampling
 from ..errors import ContextOverflow
 from ..models import LanguageModel, check_compatible
-from .base import Draft, Guessed, always
+from .base import Draft, Drafter, Guessed, Session, always
 
 
-class ModelDrafter:
+class ModelDrafter(Drafter):
     """Drafts with a causal model that shares the target's tokenizer (Leviathan et al.; Chen et al.)."""
 
     def __init__(self, language_model: LanguageModel):
         self.language_model = language_model
 
-    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "ModelGuesser":
+    def models(self) -> list[LanguageModel]:
+        return [self.language_model]
+
+    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "ModelSession":
         target = context.language_model
         check_compatible(target, self.language_model)
-        return ModelGuesser(self.language_model.context(context.prompt), target.vocabulary, sampling, draw)
+        return ModelSession(self.language_model.context(context.prompt), target.vocabulary, sampling, draw)
 
 
-class ModelGuesser:
+class ModelSession(Session):
     """Keeps the draft model's cache in step with the text: what was rejected is rolled back, what is new is read."""
 
     def __init__(self, context: Context, vocabulary: int, sampling: Sampling, draw: Draw):
@@ -33,7 +36,7 @@ class ModelGuesser:
         self.context, self.sampling, self.draw = context, sampling, draw
         self.device, self.vocabulary, self.limit = model.device, vocabulary, model.context_length
         self.read: list[int] = []  # the text as it was read
-        self.draft: Draft | None = None  # and the guesses after it, all but the last of which were read too
+        self.guesses: list[int] | Tensor = []  # and the guesses after it, all but the last of which were read too
         self.usual: int | None = None  # guesses asked for in the first round; there are fewer only near the end
 
     def prepare(self, text: list[int]) -> None:
@@ -45,8 +48,11 @@ class ModelGuesser:
         self._check_room(text, n)
         self._synchronise(text)
         tokens, probs = (self._at_once(text, n) if goes_on is always else None) or self._one_by_one(text, n, goes_on)
-        self.read, self.draft = list(text), Draft(tokens, probs)
-        return self.draft
+        self.read, self.guesses = list(text), tokens
+        return Draft(tokens, probs)
+
+    def told(self, drafted: list[int]) -> None:
+        self.guesses = drafted
 
     def _at_once(self, text: list[int], n: int) -> tuple[Tensor, Tensor] | None:
         """All n guesses by one program, if the backend makes one and chance is a sequence of uniform numbers."""
@@ -77,8 +83,8 @@ class ModelGuesser:
 
     def _synchronise(self, text: list[int]) -> None:
         """Rolls back to what cache and text have in common; at least one token of the text stays to be read."""
-        guessed = [] if self.draft is None else self.draft.ids or self.draft.tokens.tolist()
-        cached = (self.read + guessed)[: self.context.length]
+        guesses = self.guesses if isinstance(self.guesses, list) else self.guesses.tolist()  # where nobody told them, as in an ensemble
+        cached = (self.read + guesses)[: self.context.length]
         common, limit = 0, min(len(cached), len(text) - 1)
         while common < limit and cached[common] == text[common]:
             common += 1

@@ -16,10 +16,10 @@ from torch import Tensor
 from ..context import Context
 from ..distributions import Draw, Sampling, point_mass
 from ..errors import IncompatibleModels, InvalidArgument
-from .base import Draft, Guessed, always
+from .base import Draft, Drafter, Guessed, Session, always
 
 
-class NgramDrafter:
+class NgramDrafter(Drafter):
     """Guesses each token from the `order` - 1 tokens before it.
 
     corpus: token ids to count beforehand, such as the text of earlier sessions; None: the running text alone. probabilities: "counts" draws from the
@@ -35,11 +35,11 @@ class NgramDrafter:
         self.order, self.point = order, probabilities == "point"
         self.table = None if corpus is None else CountTable(corpus, order)
 
-    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "NgramGuesser":
+    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "NgramSession":
         vocabulary = context.language_model.vocabulary
         if self.table is not None and self.table.largest >= vocabulary:
             raise IncompatibleModels(f"the corpus holds token {self.table.largest}, but {context.language_model.name} has {vocabulary} tokens; count a corpus of its tokens")
-        return NgramGuesser(self, context, sampling, draw)
+        return NgramSession(self, context, sampling, draw)
 
 
 class CountTable:
@@ -79,7 +79,7 @@ class CountTable:
         return (grams[low:high] & np.uint64(mask)).astype(np.int64), self.counts[len(context)][low:high]
 
 
-class NgramGuesser:
+class NgramSession(Session):
     def __init__(self, drafter: NgramDrafter, context: Context, sampling: Sampling, draw: Draw):
         self.order, self.table, self.point, self.sampling, self.draw = drafter.order, drafter.table, drafter.point, sampling, draw
         self.vocabulary, self.device = context.language_model.vocabulary, context.language_model.device

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ..context import Context
 from ..distributions import Draw, Sampling, point_mass
 from ..errors import IncompatibleModels, IndexLoadError, InvalidArgument
-from .base import Draft, Guessed, always
+from .base import Draft, Drafter, Guessed, Session, always
 
 MOST_PLACES = 256  # occurrences looked at; of more, every so-many-th
 DEPTH = 8  # at least so many tokens decide the order
@@ -150,7 +150,7 @@ def fingerprint(tokens: dict[str, int]) -> str:
     return hashlib.sha256(json.dumps(sorted(tokens.items())).encode()).hexdigest()[:16]
 
 
-class RetrievalDrafter:
+class RetrievalDrafter(Drafter):
     """Looks the end of the text up in an index and proposes how it went on there, token by token.
 
     index: a SearchIndex, a folder, or None for the one that `python -m speclib index` made. longest, shortest: tokens to match. probabilities: "point"
@@ -167,23 +167,20 @@ class RetrievalDrafter:
         self.longest, self.shortest, self.point = longest, shortest, probabilities == "point"
         self._checked = None  # the model whose tokenizer was compared last
 
-    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "RetrievalGuesser":
+    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "RetrievalSession":
         target, index = context.language_model, self.index
         if target is not self._checked:
             if index.vocabulary > target.vocabulary or (index.alphabet and target.tokenizer and fingerprint(target.tokens) != index.alphabet):
                 raise IncompatibleModels(f"the index was made with another tokenizer than {target.name}'s; make one for it with build_index")
             self._checked = target
-        return RetrievalGuesser(self, context, sampling, draw)
+        return RetrievalSession(self, context, sampling, draw)
 
 
-class RetrievalGuesser:
+class RetrievalSession(Session):
     def __init__(self, drafter: RetrievalDrafter, context: Context, sampling: Sampling, draw: Draw):
         self.drafter, self.sampling, self.draw = drafter, sampling, draw
         self.vocabulary, self.device = context.language_model.vocabulary, context.language_model.device
         self.dtype = torch.float64 if context.language_model.dtype == torch.float64 else torch.float32
-
-    def prepare(self, text: list[int]) -> None:
-        pass  # the index is ready
 
     def propose(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Draft:
         index, known = self.drafter.index, self.drafter.index.vocabulary

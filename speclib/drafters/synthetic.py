@@ -12,11 +12,11 @@ import torch
 from ..context import Context
 from ..distributions import Draw, Sampling
 from ..errors import InvalidArgument
-from .base import Guessed
-from .model import ModelGuesser
+from .base import Drafter, Guessed
+from .model import ModelSession
 
 
-class SyntheticDrafter:
+class SyntheticDrafter(Drafter):
     """Drafts from the target's own distribution, degraded. Raises InvalidArgument unless 0 <= similarity <= 1."""
 
     def __init__(self, similarity: float):
@@ -24,11 +24,11 @@ class SyntheticDrafter:
             raise InvalidArgument(f"similarity must be between 0 and 1, not {similarity!r}")
         self.similarity = similarity
 
-    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "SyntheticGuesser":
-        return SyntheticGuesser(self.similarity, context, sampling, draw)
+    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "SyntheticSession":
+        return SyntheticSession(self.similarity, context, sampling, draw)
 
 
-class SyntheticGuesser(ModelGuesser):
+class SyntheticSession(ModelSession):
     def __init__(self, similarity: float, context: Context, sampling: Sampling, draw: Draw):
         target = context.language_model
         super().__init__(target.context(context.prompt), target.vocabulary, sampling, draw)

@@ -15,11 +15,11 @@ from ..context import Context
 from ..distributions import Draw, Sampling, check_finite, point_mass
 from ..errors import InvalidArgument
 from ..models import LanguageModel, check_compatible
-from .base import Draft, Guessed, always
-from .model import ModelGuesser
+from .base import Draft, Drafter, Guessed, always
+from .model import ModelSession
 
 
-class TreeDrafter:
+class TreeDrafter(Drafter):
     """Grows a tree level by level: every node at depth i gets branching[i] children.
 
     sampled: children are drawn from the draft's distribution without replacement, and q says so; otherwise they are its most
@@ -40,10 +40,13 @@ class TreeDrafter:
             raise InvalidArgument(f"a budget of nodes must be at least 1, not {budget!r}")
         self.language_model, self.branching, self.sampled, self.budget = language_model, tuple(branching), sampled, budget
 
-    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "TreeGuesser":
+    def models(self) -> list[LanguageModel]:
+        return [self.language_model]
+
+    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "TreeSession":
         target = context.language_model
         check_compatible(target, self.language_model)
-        return TreeGuesser(self, self.language_model.context(context.prompt), target.vocabulary, sampling, draw)
+        return TreeSession(self, self.language_model.context(context.prompt), target.vocabulary, sampling, draw)
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,15 @@ class Node:
     joint: float
 
 
-class TreeGuesser(ModelGuesser):
+class TreeSession(ModelSession):
     def __init__(self, settings: TreeDrafter, context: Context, vocabulary: int, sampling: Sampling, draw: Draw):
         # where nothing is drawn, temperature 0 would leave one candidate: rank by the unwarped distribution
         ranked = sampling.plainly() if sampling.temperature == 0 and not settings.sampled else sampling
         super().__init__(context, vocabulary, ranked, draw)
         self.settings = settings
+
+    def told(self, drafted: list[int]) -> None:
+        """Its cache holds the text alone."""
 
     def propose(self, text: list[int], n: int, goes_on: Callable[[torch.Tensor], bool] = always) -> Draft:
         self._check_room(text, n)
