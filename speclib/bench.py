@@ -42,7 +42,7 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "bench",
         help="measure the speed-up on this machine, beside transformers, and write it to data/results/",
-        description="Tokens/s of plain, speculative and transformers' decoding with the same two models, interleaved, with 95%% bootstrap intervals over prompts. "
+        description="Tokens/s of plain, speculative and transformers' decoding with the same two models, interleaved, with 95%% intervals over prompts. "
         "Each method's speed-up is over plain decoding with a cache on the same backend. Interrupt it at any time: the same command goes on with the next table.",
     )
     parser.add_argument("--target", help="an embedded name, a folder, or a hub name (default: the embedded target)")

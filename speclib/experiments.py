@@ -28,7 +28,7 @@ from .drafters import Drafter, ModelDrafter
 from .errors import InvalidArgument
 from .models import DEFAULT_DRAFT, LanguageModel, Pair, load_model
 from .models import ladder as draft_names
-from .statistics import Interval, bootstrap_interval
+from .statistics import jackknife_interval
 
 MAX_LENGTH = 8  # the longest draft that the ladder considers
 
@@ -163,10 +163,10 @@ def _finished(file: Path) -> list[dict]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def speedups(frame: pd.DataFrame, baseline: str, seed: int = 0) -> pd.DataFrame:
-    """Tokens/s of each method and its ratio to the baseline's, with a 95% bootstrap interval over prompts.
+def speedups(frame: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Tokens/s of each method and its ratio to the baseline's, with a 95% interval over prompts (`statistics.jackknife_interval`).
 
-    A resampled prompt brings its trials of both methods with it: easy prompts are easy for both.
+    A prompt left out takes its trials of both methods with it: easy prompts are easy for both.
     """
     totals = frame.groupby(["method", "prompt"])[["tokens", "seconds"]].sum()
     if baseline not in totals.index.get_level_values(0):
@@ -180,7 +180,7 @@ def speedups(frame: pd.DataFrame, baseline: str, seed: int = 0) -> pd.DataFrame:
             tokens, seconds, base_tokens, base_seconds = sample.sum(0)
             return (tokens / seconds) / (base_tokens / base_seconds)
 
-        interval: Interval = bootstrap_interval(both, ratio, seed=seed)
+        interval = jackknife_interval(both, ratio)
         rows.append({"method": name, "tokens_per_second": own["tokens"].sum() / own["seconds"].sum(), "speedup": interval.estimate, "low": interval.low, "high": interval.high})
     return pd.DataFrame(rows).set_index("method")
 

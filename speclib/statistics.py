@@ -4,7 +4,7 @@ All tests here are G-tests: twice the log-likelihood ratio, which is chi-square 
 Choose the significance before looking, and never repeat a test until it passes.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -199,24 +199,31 @@ def cell_intervals(counts: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, 
     return wilson(counts, counts.sum(), 1 - (1 - level) / len(counts))
 
 
-def bootstrap_interval(
-    values: ArrayLike | Sequence[ArrayLike], statistic: Callable[..., float] = np.mean, n: int = 2000, seed: int = 0, level: float = 0.95
-) -> Interval:
-    """Percentile bootstrap over the first axis (prompts, as a rule). A tuple of arrays is resampled jointly, and
-    `statistic` gets them as separate arguments."""
-    arrays = [np.asarray(value) for value in (values if isinstance(values, tuple) else (values,))]
-    if len({len(array) for array in arrays}) > 1 or not len(arrays[0]):
-        raise InvalidArgument("bootstrap needs samples of equal length, at least one")
-    rng = np.random.default_rng(seed)
-    picks = rng.integers(len(arrays[0]), size=(n, len(arrays[0])))
-    again = [statistic(*(array[pick] for array in arrays)) for pick in picks]
-    low, high = np.quantile(again, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(statistic(*arrays)), float(low), float(high))
+def jackknife_interval(samples: ArrayLike, statistic: Callable[[np.ndarray], float], level: float = 0.95) -> Interval:
+    """An interval for a positive statistic of n samples [n, ...], such as a ratio of two sums over prompts: Student's t around its logarithm, with the
+    spread that leaving out one sample after the other shows (Tukey's jackknife).
+
+    Samples measured side by side stay together. With 12 to 40 prompts it covers what it says within a percent, where the percentiles and the BCa
+    ends of a bootstrap cover 84 to 94% (tests/test_statistics.py); it needs no random numbers. One sample says nothing of the others: [0, inf].
+    """
+    samples = np.asarray(samples, dtype=float)
+    n = len(samples)
+    if not n:
+        raise InvalidArgument("an interval needs at least one sample")
+    estimate = float(statistic(samples))
+    if n == 1:
+        return Interval(estimate, 0.0, np.inf)
+    without = np.log([statistic(np.delete(samples, i, 0)) for i in range(n)])
+    spread = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
+    reach = float(np.exp(stats.t.isf((1 - level) / 2, n - 1) * spread))
+    return Interval(estimate, estimate / reach, estimate * reach)
 
 
-def ratio_of_means(numerators: ArrayLike, denominators: ArrayLike, n: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
-    """mean(numerators) / mean(denominators) with a bootstrap over pairs: a speed-up over prompts, measured side by side."""
-    return bootstrap_interval((np.asarray(numerators), np.asarray(denominators)), lambda a, b: a.mean() / b.mean(), n, seed, level)
+def ratio_of_means(numerators: ArrayLike, denominators: ArrayLike, level: float = 0.95) -> Interval:
+    """mean(numerators) / mean(denominators) of pairs, both positive, with its interval: a speed-up over prompts, measured side by side."""
+    if len(numerators) != len(denominators):
+        raise InvalidArgument("a ratio needs pairs: two samples of equal length")
+    return jackknife_interval(np.stack([numerators, denominators], -1), lambda pairs: pairs[:, 0].mean() / pairs[:, 1].mean(), level)
 
 
 def empirical_variation(counts: Mapping | ArrayLike, probabilities: Mapping | ArrayLike) -> float:
