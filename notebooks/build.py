@@ -280,7 +280,7 @@ def exercises(nb) -> list[Exercise]:
         check = next((c.source for c in rest if c.cell_type == "code"), "")
         texts = (re.search(r"<summary>[^<]*Solution.*?```python\n(.*?)\n```", c.source, re.S) for c in rest if c.cell_type == "markdown")
         solution = next((match.group(1) for match in texts if match), "")
-        found.append(Exercise(k, nb.cells[k].source, check if "checks." in check else "", solution))
+        found.append(Exercise(k, nb.cells[k].source, check if re.search(r"\bn\d\d\.\w+\(\w+\)", check) else "", solution))
     return found
 
 
@@ -339,7 +339,7 @@ def problems(nb, entry: Entry) -> list[str]:
     require(len(tasks) >= 3, f"{len(tasks)} exercises, three are wanted")
     for task in tasks:
         require(bool(re.search(r"^\s+return \.\.\.", task.stub, re.M)), f"cell {task.cell}: the stub does not `return ...`")
-        require(bool(task.check), f"cell {task.cell}: the next code cell calls no `checks.<name>`")
+        require(bool(task.check), f"cell {task.cell}: the next code cell calls no check, `nNN.name(name)`")
         require(bool(task.solution), f"cell {task.cell}: no folded <summary>Solution</summary> with a python block")
 
     for k, cell in code:

@@ -107,9 +107,9 @@ def run(args: argparse.Namespace) -> int:
         print(part[[name for name in SHOWN if name in part]].to_string(index=False, na_rep="", float_format="{:.3g}".format))
     if not args.ladder:
         print("\n" + "\n".join(findings(record)))
-        from . import plotting  # matplotlib is slow to import, and the measurement is over
+        from .workbook import n05  # matplotlib is slow to import, and the measurement is over
 
-        plotting.headline(record).savefig(out.with_name("headline.png"), bbox_inches="tight", dpi=90)  # data/ has a limit
+        n05.headline(record).savefig(out.with_name("headline.png"), bbox_inches="tight", dpi=90)  # data/ has a limit
     print(f"\nwritten: {out}")
     return 0
 

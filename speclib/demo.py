@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from . import embedded, experiments, models, plotting, statistics
+from . import embedded, experiments, models, statistics
 from .decoding import generate
 from .distributions import Sampling, seeded
 from .drafters import EagleDrafter, ModelDrafter, load_eagle
@@ -74,7 +74,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"speed-up: {measured['speculative']:.2f}x measured, {predicted:.2f}x predicted from alpha, c and the width curve")
         print(f"with a draft that reads the target's states (eagle, notebook 07): alpha {seen['alpha'].get('eagle', float('nan')):.2f}, speed-up {measured['eagle']:.2f}x measured")
     print(f"lossless? {lossless_check(pair, prompt, sampling, gamma, args.seed)}")
-    plotting.race([shown.trace, generate(pair.target, prompt, None, sampling, max_new_tokens=args.tokens, stop=[], seed=args.seed).trace]).savefig(args.out)
+    from .workbook import n00  # figures are slow to import, and what was measured is told by now
+
+    n00.race([shown.trace, generate(pair.target, prompt, None, sampling, max_new_tokens=args.tokens, stop=[], seed=args.seed).trace]).savefig(args.out)
     print(f"\nfigure: {args.out}\nnext: `make lab` opens the workbook at notebook 00; `python -m speclib bench` measures thoroughly")
     return 0
 

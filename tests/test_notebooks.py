@@ -34,7 +34,7 @@ SOURCE = """\
 # Prerequisites: none. **Predict first** <details>...</details>
 
 # %% tags=["imports"]
-from speclib import checks
+from speclib.workbook import n03
 
 {exercises}
 # %% [markdown]
@@ -48,7 +48,7 @@ def twice(x):
     return ...
 
 # %%
-checks.twice(twice)
+n03.twice(twice)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -81,7 +81,7 @@ def made(tmp_path, monkeypatch):
 def test_a_sound_notebook_has_no_problems_and_its_exercises_are_found(made):
     nb, entry = made
     assert build.problems(nb, entry) == []
-    assert [(e.check, e.solution) for e in build.exercises(nb)] == 3 * [("checks.twice(twice)", "def twice(x):\n    return 2 * x")]
+    assert [(e.check, e.solution) for e in build.exercises(nb)] == 3 * [("n03.twice(twice)", "def twice(x):\n    return 2 * x")]
 
 
 def test_converting_again_changes_nothing(made, tmp_path):
@@ -110,9 +110,9 @@ def test_widgets_and_timing_are_tidied_away(made):
         (lambda nb: nb.cells.pop(4), "exercises"),
         (lambda nb: nb.cells.pop(-1), "Recap"),
         (lambda nb: nb.cells[4].update(source="def twice(x):\n    return 2 * x"), "stub"),
-        (lambda nb: nb.cells[5].update(source="twice(1)"), "checks"),
+        (lambda nb: nb.cells[5].update(source="twice(1)"), "calls no check"),
         (lambda nb: nb.cells[6].update(source="no solution"), "Solution"),
-        (lambda nb: nb.cells[5].update(source="checks.twice(twice)\n" + 25 * "x = 1\n"), "26 lines"),
+        (lambda nb: nb.cells[5].update(source="n03.twice(twice)\n" + 25 * "x = 1\n"), "26 lines"),
         (lambda nb: nb.cells[5].update(execution_count=9), "1..n"),
         (lambda nb: nb.cells[5].metadata.update(tags=["nbval-skip"]), "skipped"),
         (lambda nb: nb.cells[5].update(outputs=[nbformat.v4.new_output("stream", name="stderr", text="oh")]), "stderr"),

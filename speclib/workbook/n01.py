@@ -1,0 +1,155 @@
+"""Notebook 01, the bottleneck: caches, width curve, roofline."""
+
+from collections.abc import Callable
+
+import ipywidgets as widgets
+import seaborn as sns
+
+from .common import ACCEPTED, REJECTED, TARGET, _number, _verdict, picture, plt, tight
+
+
+def cached_against_uncached(rows: list[dict]) -> plt.Figure:
+    """Milliseconds for one more token against the length of the text, with and without a cache."""
+    figure, axis = plt.subplots()
+    lengths = [r["length"] for r in rows]
+    axis.plot(
+        lengths,
+        [r["uncached"] for r in rows],
+        marker="s",
+        linestyle="--",
+        color=REJECTED,
+        label="no cache: read everything again",
+    )
+    axis.plot(lengths, [r["cached"] for r in rows], marker="o", color=ACCEPTED, label="cached: read the newest token")
+    axis.set(
+        xlabel="tokens in the text",
+        ylabel="ms for one more token",
+        ylim=(0, None),
+        title="What the key-value cache saves, on this machine",
+    )
+    axis.legend()
+    return tight(figure)
+
+
+def width_curve(table, mark: int | None = None) -> plt.Figure:
+    """Milliseconds of a forward against its width, with quartiles; the dotted line is one forward per token."""
+    figure, axis = plt.subplots()
+    axis.fill_between(table["width"], table["low"], table["high"], color=TARGET, alpha=0.25, label="middle half")
+    axis.plot(table["width"], table["ms"], marker="o", color=TARGET, label="one forward over n tokens")
+    one = table["ms"].iloc[0]
+    axis.plot(table["width"], one * table["width"], linestyle=":", color="black", label="n forwards over one")
+    if mark is not None:
+        row = table[table["width"] == mark].iloc[0]
+        axis.plot(mark, row["ms"], "D", color=REJECTED, markersize=11)
+        axis.set_title(
+            f"{mark} token{'s' * (mark > 1)}: {row['ms']:.1f} ms, {row['ms'] / one:.2f} times one, {row['ms'] / mark:.2f} ms a token"
+        )
+    axis.set_xscale("log", base=2)
+    axis.set(xlabel="tokens in one forward, n", ylabel="ms", ylim=(0, 1.4 * table["high"].max()))
+    axis.legend()
+    return tight(figure)
+
+
+def layouts(table, floor: float) -> plt.Figure:
+    """Milliseconds of the same products against the rows they are computed for, a line for each value of `weights`; floor: ms that reading the weights takes."""
+    figure, axis = plt.subplots()
+    sns.lineplot(table, x="rows", y="ms", hue="weights", style="weights", markers=True, dashes=False, ax=axis)
+    axis.axhline(floor, linestyle="--", color="black", label="reading the weights from memory")
+    axis.set(xlabel="rows (tokens in one forward)", ylabel="all products, ms", ylim=(0, 1.4 * table["ms"].max()))
+    axis.legend()
+    return tight(figure)
+
+
+def where_time_goes(profiles: dict) -> plt.Figure:
+    """The parts of one forward, from `latency.profile`, one bar for each name in `profiles`."""
+    figure, axis = plt.subplots(figsize=(9, 1.3 + 0.8 * len(profiles)))
+    hatches = ("", "//", "..", "xx", "--", "\\\\")
+    for row, (name, table) in enumerate(profiles.items()):
+        left = 0.0
+        for k, part in enumerate(table.itertuples()):
+            label = part.kind if row == 0 else None
+            axis.barh(
+                name,
+                part.ms,
+                left=left,
+                label=label,
+                color=sns.color_palette("colorblind")[k],
+                hatch=hatches[k % len(hatches)],
+                edgecolor="white",
+            )
+            left += part.ms
+        axis.text(left, row, f" {left:.1f} ms", va="center")
+    axis.set(xlabel="ms of one forward over one token")
+    axis.set_xlim(0, 1.12 * axis.get_xlim()[1])
+    axis.invert_yaxis()
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35), ncol=3, fontsize=9)
+    return tight(figure)
+
+
+def roofline(roof: dict, table, counts: list[tuple[int, int]]) -> plt.Figure:
+    """The machine's two limits, and forwards of each width between them. counts: (bytes, operations) of each row of the table."""
+    figure, axis = plt.subplots()
+    intensity = [operations / read for read, operations in counts]
+    speed = [operations / (1e6 * ms) for (_, operations), ms in zip(counts, table["ms"], strict=True)]
+    grid = [min(intensity) / 2 * 1.2**k for k in range(45)]
+    axis.loglog(
+        grid,
+        [min(roof["bytes_per_second"] * x, roof["operations_per_second"]) / 1e9 for x in grid],
+        color="black",
+        label="memory, then arithmetic",
+    )
+    axis.loglog(intensity, speed, "o", color=TARGET, label="forwards of this model")
+    for width in (1, 8, 64):
+        k = list(table["width"]).index(width)
+        axis.annotate(
+            f"{width} token{'s' if width > 1 else ''}",
+            (intensity[k], speed[k]),
+            textcoords="offset points",
+            xytext=(6, -14),
+            fontsize=9,
+        )
+    axis.set(xlabel="operations per byte of weights read", ylabel="GFLOP/s", title="Roofline, measured on this machine")
+    axis.legend()
+    return tight(figure)
+
+
+def width_explorer(table, roof: dict, counts: list[tuple[int, int]]) -> widgets.VBox:
+    """A slider over the measured widths: the place on the width curve, and how much of the machine's arithmetic is used."""
+    slider = widgets.SelectionSlider(
+        options=list(table["width"]), value=1, continuous_update=False, description="tokens"
+    )
+    image, words = widgets.Image(format="png"), widgets.HTML()
+
+    def show(_change=None):
+        k = list(table["width"]).index(slider.value)
+        image.value = picture(width_curve(table, slider.value)).value
+        used = counts[k][1] / (1e-3 * table["ms"].iloc[k]) / roof["operations_per_second"]
+        words.value = f"{counts[k][1] / counts[k][0]:.1f} operations per byte; <b>{used:.1%}</b> of the arithmetic this machine can do"
+
+    slider.observe(show, "value")
+    show()
+    return widgets.VBox([slider, image, words])
+
+
+def most_tokens_per_second(function: Callable) -> None:
+    """bandwidth / (parameters size)."""
+    cases = [
+        ((7e9, 2, 3.5e12), _number(250.0, "14 GB at 3.5 TB/s")),
+        ((1e9, 4, 40e9), _number(10.0, "4 GB at 40 GB/s")),
+    ]
+    _verdict(function, cases, "faster than this needs more than one token a forward")
+
+
+def ridge_width(function: Callable) -> None:
+    """size operations / (2 bandwidth)."""
+    cases = [
+        ((2, 3.35e12, 990e12), _number(990 / 3.35, "a large GPU in half precision: about 300 tokens")),
+        ((4, 40e9, 200e9), _number(10.0, "4 bytes, 5 operations a byte")),
+    ]
+    _verdict(function, cases, "up to there, further tokens are nearly free")
+
+
+def uncached_positions(function: Callable) -> None:
+    """prompt + (prompt + 1) + ..."""
+    cases = [((100, 1), _number(100, "one token: the prompt once")), ((100, 3), _number(303, "100 + 101 + 102"))]
+    _verdict(function, cases, "with a cache it would be prompt + new - 1")

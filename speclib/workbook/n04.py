@@ -1,0 +1,136 @@
+"""Notebook 04, lossless: histograms, the power of tests, the museum, overlap."""
+
+from collections.abc import Callable
+
+import ipywidgets as widgets
+import torch
+
+from .. import statistics
+from ..distributions import overlap
+from .common import ACCEPTED, REJECTED, _law, _number, _verdict, picture, plt, tight, two_distributions
+
+
+def joint_histograms(counted: dict, law: dict) -> plt.Figure:
+    """Shares of each text, one panel per set of counts, with 99.9% intervals, and the exact probabilities as dots."""
+    figure, axes = plt.subplots(1, len(counted), figsize=(5.2 * len(counted), 3.8), sharey=True)
+    texts = sorted(law, key=law.get, reverse=True)
+    places = range(len(texts))
+    for axis, (name, counts) in zip(axes, counted.items(), strict=True):
+        seen = [counts.get(text, 0) for text in texts]
+        low, high = statistics.cell_intervals(seen, level=0.999)
+        shares = [c / sum(seen) for c in seen]
+        errors = [
+            [max(s - lo, 0) for s, lo in zip(shares, low, strict=True)],
+            [max(h - s, 0) for s, h in zip(shares, high, strict=True)],
+        ]
+        outside = [not lo <= law[text] <= h for text, lo, h in zip(texts, low, high, strict=True)]
+        axis.bar(
+            places,
+            shares,
+            color=[REJECTED if out else ACCEPTED for out in outside],
+            alpha=0.6,
+            yerr=errors,
+            ecolor="black",
+            error_kw={"linewidth": 0.8},
+        )
+        axis.plot(places, [law[text] for text in texts], "D", color="black", markersize=4, label="exact probability")
+        axis.set(
+            title=f"{name}: {sum(outside)} of {len(texts)} cells outside",
+            xlabel="text of three tokens, most probable first",
+        )
+        axis.legend()
+    axes[0].set_ylabel("share of texts")
+    return tight(figure)
+
+
+def power_curve(cells: tuple[int, ...]) -> plt.Figure:
+    """Samples that a G-test needs to see a total variation, one line per number of cells (significance 1e-6, power 99.9%)."""
+    figure, axis = plt.subplots()
+    variations = [0.001 * 1.3**k for k in range(20)]
+    for count, line in zip(cells, ("-", "--", "-."), strict=True):
+        needed = [statistics.samples_for_variation(v, count) for v in variations]
+        axis.loglog(variations, needed, linestyle=line, label=f"{count} cells")
+    axis.axhline(2e6, color="black", linestyle=":", linewidth=1)
+    axis.text(variations[-1], 2.2e6, "2,000,000: this project's tests", ha="right", fontsize=9)
+    axis.set(
+        xlabel="total variation to be seen", ylabel="samples needed", title="Significance one in a million, power 99.9%"
+    )
+    axis.legend()
+    return tight(figure)
+
+
+def museum(table) -> plt.Figure:
+    """Each exhibit's samples needed against its exact total variation from the right law, with its name."""
+    figure, axis = plt.subplots(figsize=(8.5, 5))
+    ordered = table.sort_values("samples")
+    axis.barh(ordered.index, ordered["samples"], color=REJECTED, alpha=0.6, edgecolor="black", linewidth=0.5)
+    for k, (samples, variation) in enumerate(zip(ordered["samples"], ordered["variation"], strict=True)):
+        axis.text(samples, k, f" {int(samples):,} texts; variation {variation:.3f}", va="center", fontsize=9)
+    axis.set_xscale("log")
+    axis.set_xlim(10, 30 * ordered["samples"].max())
+    axis.set(xlabel="texts of three tokens that catch it (log scale)", title="The museum: what it takes to notice")
+    return tight(figure)
+
+
+def shifted_pair(shift: float, sharpness: float, tokens: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two bell-shaped distributions [tokens]: the target in the middle, the draft `shift` tokens aside and `sharpness` times as sharp."""
+    places = torch.arange(tokens) - (tokens - 1) / 2
+    return (-(places**2) / 4).softmax(0), (-sharpness * (places - shift) ** 2 / 4).softmax(0)
+
+
+def overlap_explorer() -> widgets.VBox:
+    """Sliders for the draft's place and sharpness; overlap, residual, alpha and total variation."""
+    shift = widgets.FloatSlider(1.5, min=-4, max=4, step=0.25, continuous_update=False, description="shift")
+    sharpness = widgets.FloatSlider(1.4, min=0.2, max=5, step=0.2, continuous_update=False, description="sharpness")
+    image, words = widgets.Image(format="png"), widgets.HTML()
+
+    def show(_change=None):
+        p, q = shifted_pair(shift.value, sharpness.value)
+        image.value = picture(two_distributions(p, q).figure).value
+        alpha = float(overlap(p, q))
+        words.value = (
+            f"alpha = sum of min(p, q) = <b>{alpha:.3f}</b>, total variation = 1 - alpha = <b>{1 - alpha:.3f}</b>"
+        )
+
+    shift.observe(show, "value")
+    sharpness.observe(show, "value")
+    show()
+    return widgets.VBox([shift, sharpness, image, words])
+
+
+def my_alpha(function: Callable) -> None:
+    """sum(min(p, q))."""
+    cases = [
+        (([0.5, 0.5], [0.5, 0.5]), _number(1.0, "equal distributions always agree")),
+        (([1.0, 0.0], [0.0, 1.0]), _number(0.0, "disjoint ones never do")),
+        (([0.4, 0.3, 0.3], [0.2, 0.5, 0.3]), _number(0.8, "0.2 + 0.3 + 0.3")),
+    ]
+    _verdict(function, cases, "one minus the total variation")
+
+
+def resampled_law(function: Callable) -> None:
+    """min(p, q) + P(rejection) p."""
+    cases = [
+        (([0.5, 0.5], [0.5, 0.5]), _law([0.5, 0.5], "nothing is rejected")),
+        (
+            ([0.8, 0.2], [0.4, 0.6]),
+            _law(
+                [0.4 + 0.4 * 0.8, 0.2 + 0.4 * 0.2],
+                "token 1 is kept with 0.2, all that p gives it, and then comes once more after rejections",
+            ),
+        ),
+    ]
+    _verdict(function, cases, "what was kept often comes once more: the law leans towards the draft")
+
+
+def my_g(function: Callable) -> None:
+    """2 sum c log(c / (n p))."""
+    cases = [
+        (([50, 50], [0.5, 0.5]), _number(0.0, "counts as expected")),
+        (([60, 40], [0.5, 0.5]), _number(4.027102710137775, "2 (60 log 1.2 + 40 log 0.8)")),
+        (
+            ([100, 0], [0.5, 0.5]),
+            _number(138.62943611198907, "an empty cell adds nothing; the other has twice its share"),
+        ),
+    ]
+    _verdict(function, cases, "chi-square distributed under equality, with one degree of freedom less than cells")

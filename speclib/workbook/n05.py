@@ -1,0 +1,292 @@
+"""Notebook 05, speed and similarity: the ladder, the bill, the map, and the recorded measurements."""
+
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+
+from .. import theory
+from .common import ACCEPTED, DRAFT, MARKERS, PREDICTED, REJECTED, TARGET, _number, _verdict, picture, plt, style, tight
+
+
+def headline(result: dict) -> plt.Figure:
+    """Tokens per second of every method of `python -m speclib bench`, one panel a sampling setting (of the first dtype and domain), with
+    95% intervals of the ratio to plain decoding on the same backend."""
+    style()
+    first = result["tables"][0]
+    tables = [t for t in result["tables"] if (t["dtype"], t["domain"]) == (first["dtype"], first["domain"])]
+    figure, axes = plt.subplots(1, len(tables), figsize=(4.3 * len(tables) + 1, 4.6), sharey=True, squeeze=False)
+    for axis, table in zip(axes[0], tables, strict=True):
+        rows = table["methods"]
+        for k, r in enumerate(rows):
+            ours = not r["method"].startswith("transformers")
+            colour = "#999999" if not ours else TARGET if r["method"].startswith("plain") else ACCEPTED
+            speed, base = r["tokens_per_second"], r["tokens_per_second"] / r["speedup"]
+            axis.barh(r["method"], speed, color=colour, edgecolor="black", linewidth=0.5, hatch="" if ours else "//")
+            axis.plot([base * r["low"], base * r["high"]], [k, k], color="black", linewidth=1.5)
+            length = f", $\\gamma$ {r['draft_length']:g}" if r["draft_length"] else ""
+            axis.text(base * r["high"], k, f" {r['speedup']:.2f}x{length}", va="center", fontsize=9)
+        axis.set(
+            title=f"T = {table['temperature']:g}" if table["temperature"] else "greedy", xlabel="tokens per second"
+        )
+        axis.set_xlim(0, 1.35 * max(r["tokens_per_second"] / r["speedup"] * r["high"] for r in rows))
+    axes[0][0].invert_yaxis()
+    where = result["machine"]["gpu"] or f"{result['machine']['cpu']}, {result['machine']['threads']} threads"
+    figure.suptitle(
+        f"One pair, many ways to decode it; times over plain decoding on the same backend ({where}, {first['dtype']})",
+        fontsize=12,
+    )
+    return tight(figure)
+
+
+def similarity_histogram(betas: dict[str, list[float]]) -> plt.Figure:
+    """How often a draft is how similar to the target: sum(min(p, q)) at each position, one panel a draft, its mean marked."""
+    figure, axes = plt.subplots(1, len(betas), figsize=(4 * len(betas), 3.4), sharey=True, squeeze=False)
+    for axis, (name, values) in zip(axes[0], betas.items(), strict=True):
+        mean = sum(values) / len(values)
+        axis.hist(
+            values, bins=20, range=(0, 1), weights=[1 / len(values)] * len(values), color=DRAFT, edgecolor="white"
+        )
+        axis.axvline(mean, color="black", linestyle="--", label=f"mean {mean:.2f}")
+        axis.set(title=name, xlabel="1 - TV(p, q) at a position")
+        axis.legend()
+    axes[0, 0].set_ylabel("share of positions")
+    return tight(figure)
+
+
+def dial(points, gamma: int) -> plt.Figure:
+    """Tokens per round against alpha: theory's curve, and points (columns alpha, tokens_per_round, low, high) measured by turning the dial."""
+    figure, axis = plt.subplots()
+    alphas = np.linspace(0, 1, 200)
+    axis.plot(
+        alphas, theory.expected_tokens(alphas, gamma), color=PREDICTED, label="(1 - alpha^(gamma+1)) / (1 - alpha)"
+    )
+    spread = [points["tokens_per_round"] - points["low"], points["high"] - points["tokens_per_round"]]
+    axis.errorbar(
+        points["alpha"],
+        points["tokens_per_round"],
+        yerr=spread,
+        fmt="o",
+        color=ACCEPTED,
+        capsize=3,
+        label="measured, 95% over prompts",
+    )
+    axis.set(
+        xlabel="alpha",
+        ylabel="tokens per round",
+        title=f"The dial: similarity set by hand, gamma = {gamma}",
+        ylim=(0.9, gamma + 1.3),
+    )
+    axis.legend(loc="upper left")
+    return tight(figure)
+
+
+def ladder(drafts) -> plt.Figure:
+    """Speed-up against alpha, one marker a draft (columns method, alpha, speedup, low, high, c), larger for a more costly one."""
+    figure, axis = plt.subplots(figsize=(9, 4.6))
+    for k, row in enumerate(drafts.sort_values("alpha").itertuples()):
+        colour, marker = f"C{k}", MARKERS[k % len(MARKERS)]
+        axis.errorbar(
+            row.alpha, row.speedup, yerr=[[row.speedup - row.low], [row.high - row.speedup]], color=colour, capsize=3
+        )
+        label = f"{row.method.removeprefix('draft-')}, c = {row.c:.2f}"
+        axis.scatter(
+            row.alpha,
+            row.speedup,
+            s=40 + 500 * row.c,
+            color=colour,
+            marker=marker,
+            edgecolor="black",
+            label=label,
+            zorder=3,
+        )
+    axis.axhline(1, color="black", linestyle=":", label="plain decoding")
+    axis.set(
+        xlabel="alpha",
+        ylabel="speed-up over cached plain decoding",
+        title="The ladder: measured, with 95% intervals over prompts (larger mark: larger c)",
+    )
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9)
+    return tight(figure)
+
+
+def predicted_and_measured(table) -> plt.Figure:
+    """Measured against predicted speed-up (columns condition, width, speedup, low, high), with the diagonal and 90% of it."""
+    figure, axis = plt.subplots(figsize=(6, 5))
+    for k, (condition, rows) in enumerate(table.groupby("condition", sort=False)):
+        spread = [rows["speedup"] - rows["low"], rows["high"] - rows["speedup"]]
+        axis.errorbar(
+            rows["width"], rows["speedup"], yerr=spread, fmt=MARKERS[k], color=f"C{k}", capsize=3, label=condition
+        )
+    ends = [0.95 * min(table["width"].min(), table["low"].min()), 1.05 * max(table["width"].max(), table["high"].max())]
+    axis.plot(ends, ends, color="black", label="measured = predicted")
+    axis.plot(ends, [0.9 * end for end in ends], color="black", linestyle=":", label="90% of it")
+    axis.set(
+        xlabel="predicted from alpha, c and the width curve", ylabel="measured", title="Speed-up over plain decoding"
+    )
+    axis.legend()
+    return tight(figure)
+
+
+def decomposition(steps: dict[str, float], title: str) -> plt.Figure:
+    """A waterfall from the ideal speed-up to the measured one. `steps`: label -> the speed-up when that is also counted."""
+    figure, axis = plt.subplots(figsize=(8, 3.6))
+    labels, values = list(steps), list(steps.values())
+    for k, (value, before) in enumerate(zip(values, [None, *values[:-1]], strict=True)):
+        whole = k in (0, len(values) - 1)
+        if not whole:
+            axis.bar(
+                k,
+                abs(value - before),
+                bottom=min(value, before),
+                color=REJECTED if value < before else ACCEPTED,
+                hatch="//" if value < before else "..",
+                edgecolor="black",
+            )
+        else:
+            axis.bar(k, value, color=PREDICTED if k == 0 else TARGET, edgecolor="black")
+        axis.text(
+            k,
+            max(value, value if whole else before) + 0.02 * max(values),
+            f"{value:.2f}x",
+            ha="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+        )
+    axis.axhline(1, color="black", linestyle=":")
+    axis.set(ylabel="speed-up", title=title, ylim=(0, 1.15 * max(values)))
+    axis.set_xticks(range(len(labels)), labels, fontsize=9)
+    return tight(figure)
+
+
+def speed_map(
+    points,
+    alpha: float | None = None,
+    gamma: int | None = None,
+    c: float = 0.1,
+    title: str = "The map of theory, best gamma",
+) -> plt.Figure:
+    """Theory's speed-up against alpha, with measured and published points (columns label, kind, alpha, speedup).
+
+    Without `gamma`: curves of the best gamma for several c. With it: the curve of that gamma and c, and one point at `alpha`.
+    """
+    figure, axis = plt.subplots(figsize=(8.5, 4.8))
+    grid = np.linspace(0, 0.97, 195)
+    if gamma is None:
+        for cost, line in ((0.0, "-"), (0.05, "--"), (0.1, "-."), (0.3, ":")):
+            best = theory.speedup(grid, theory.optimal_gamma(grid, cost), cost)
+            axis.plot(grid, best, linestyle=line, color=PREDICTED, label=f"theory, c = {cost:g}")
+    else:
+        axis.plot(grid, theory.speedup(grid, gamma, c), color=PREDICTED, label=f"theory, gamma = {gamma}, c = {c:g}")
+        axis.plot(
+            alpha,
+            theory.speedup(alpha, gamma, c),
+            "o",
+            color="black",
+            markersize=10,
+            label=f"alpha = {alpha:g}: {theory.speedup(alpha, gamma, c):.2f}x",
+        )
+    for (kind, rows), colour, marker in zip(
+        points.groupby("kind", sort=False), (TARGET, DRAFT, ACCEPTED), "osD", strict=False
+    ):
+        axis.scatter(
+            rows["alpha"], rows["speedup"], color=colour, marker=marker, edgecolor="black", label=kind, zorder=3
+        )
+    axis.axhline(1, color="black", linewidth=1)
+    axis.set(xlabel="alpha", ylabel="speed-up", title=title, ylim=(0, 5), xlim=(0, 1))
+    axis.legend(loc="upper left", fontsize=9)
+    return tight(figure)
+
+
+def growth(record: dict) -> plt.Figure:
+    """Milliseconds per token by phase, against the length of the text, the draft length and the vocabulary (`python -m speclib bench --growth`)."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4))
+    for axis, (name, unit) in zip(
+        axes,
+        (("length", "tokens in the prompt"), ("gamma", "draft length"), ("vocabulary", "tokens in the vocabulary")),
+        strict=True,
+    ):
+        rows = [r for r in record[name] if r["gamma"] or name == "gamma"]
+        x = [r["value"] for r in rows]
+        for phase, marker, colour in (("target", "o", TARGET), ("draft", "s", DRAFT), ("other", "^", REJECTED)):
+            axis.plot(
+                x,
+                [r[phase] for r in rows],
+                marker=marker,
+                color=colour,
+                label={"other": "loop: drawing, rule, record"}.get(phase, phase),
+            )
+        plain = [r for r in record[name] if not r["gamma"]]
+        if name == "gamma":
+            axis.axhline(plain[0]["target"], color="black", linestyle=":", label="plain decoding")
+        else:
+            axis.plot(
+                [r["value"] for r in plain],
+                [r["target"] for r in plain],
+                color="black",
+                linestyle=":",
+                marker="x",
+                label="plain decoding",
+            )
+            axis.set_xscale("log", base=2)
+        axis.set(xlabel=unit, ylim=(0, None))
+    axes[0].set_ylabel("ms per new token")
+    axes[1].set_xticks(range(0, 17, 4))
+    axes[2].legend(fontsize=9)
+    return tight(figure)
+
+
+def speed_explorer(points) -> widgets.VBox:
+    """Sliders for alpha, gamma and c over the measured and published points of `speed_map`."""
+    alpha = widgets.FloatSlider(value=0.6, min=0, max=0.95, step=0.05, description="alpha", continuous_update=False)
+    gamma = widgets.IntSlider(value=4, min=0, max=12, description="gamma", continuous_update=False)
+    cost = widgets.FloatSlider(value=0.1, min=0, max=1, step=0.05, description="c", continuous_update=False)
+    image = widgets.Image(format="png")
+
+    def redraw(_=None):
+        image.value = picture(speed_map(points, alpha.value, gamma.value, cost.value, "What if?")).value
+
+    for slider in (alpha, gamma, cost):
+        slider.observe(redraw, names="value")
+    redraw()
+    return widgets.VBox([alpha, gamma, cost, image])
+
+
+def acceptance_probability(function: Callable) -> None:
+    """sum(min(p, q))."""
+    cases = [
+        (([0.5, 0.3, 0.2], [0.5, 0.3, 0.2]), _number(1.0, "equal distributions accept every draft")),
+        (([1.0, 0.0], [0.0, 1.0]), _number(0.0, "what the target never says is never accepted")),
+        (
+            ([0.4, 0.3, 0.3], [0.2, 0.7, 0.1]),
+            _number(0.6, "a token is drafted with q(x) and kept with min(1, p(x)/q(x)): add up the products"),
+        ),
+    ]
+    _verdict(function, cases, "the area that p and q share, which is 1 - TV")
+
+
+def predicted_speedup(function: Callable) -> None:
+    """Tokens per round over the cost of a round."""
+    cases = [
+        ((0.5, 0, 0.1, 1.0), _number(1.0, "without guesses a round is plain decoding")),
+        ((1.0, 4, 0.0, 1.0), _number(5.0, "perfect and free guesses bring gamma + 1; mind the division by 1 - alpha")),
+        (
+            (0.5, 2, 0.1, 1.05),
+            _number(1.4, "1.75 tokens in a round that costs 2 x 0.1 for drafts and 1.05 for the check"),
+        ),
+    ]
+    _verdict(function, cases, "a speed-up is tokens per round over the cost of a round")
+
+
+def better_draft(function: Callable) -> None:
+    """The index of the draft of the greatest speed-up, each with the gamma that suits it best; None if none pays."""
+
+    def chosen(wanted: int | None, why: str) -> Callable[[Any], str | None]:
+        return lambda answer: None if answer == wanted else f"expected {wanted}, got {answer!r}: {why}"
+
+    cases = [
+        (([(0.6, 0.05), (0.7, 0.05)],), chosen(1, "at the same cost the more similar draft wins")),
+        (([(0.6, 0.05), (0.7, 0.4)],), chosen(0, "0.7 is not worth eight times the cost")),
+        (([(0.2, 0.3), (0.5, 0.6)],), chosen(None, "neither alpha exceeds its c: plain decoding is faster")),
+    ]
+    _verdict(function, cases, "similarity is not speed: what counts is similarity per cost")

@@ -1,0 +1,146 @@
+"""Notebook 06, how far to guess: best lengths, streaks, plans."""
+
+from collections.abc import Callable
+
+import ipywidgets as widgets
+import numpy as np
+
+from .. import statistics
+from ..trace import Trace
+from .common import ACCEPTED, PREDICTED, REJECTED, TARGET, _number, _same, _verdict, picture, plt, tight
+
+
+def best_length(measured, curve: list[float], alpha: float) -> plt.Figure:
+    """Speed-up against draft length: the formula's line, measured points with their intervals."""
+    figure, axis = plt.subplots()
+    axis.plot(
+        range(1, len(curve) + 1), curve, "--o", color=PREDICTED, markersize=4, label=f"predicted at alpha {alpha:.2f}"
+    )
+    error = [measured["speedup"] - measured["low"], measured["high"] - measured["speedup"]]
+    axis.errorbar(
+        measured["gamma"],
+        measured["speedup"],
+        yerr=error,
+        fmt="s",
+        capsize=3,
+        color=ACCEPTED,
+        label="measured, 95% over prompts",
+    )
+    axis.axhline(1, color="black", linestyle=":", linewidth=1)
+    axis.set(xlabel="draft length gamma", ylabel="times plain decoding", ylim=(0, None))
+    axis.legend()
+    return tight(figure)
+
+
+def streaks(runs: list[int], alpha: float, gamma: int) -> plt.Figure:
+    """How many guesses passed in a round, against the law of independent coins of the same alpha."""
+    figure, axis = plt.subplots()
+    counts = np.bincount(runs, minlength=gamma + 1)
+    low, high = np.array([statistics.wilson(int(k), len(runs)) for k in counts]).T
+    share = counts / len(runs)
+    axis.bar(
+        range(gamma + 1),
+        share,
+        color=ACCEPTED,
+        edgecolor="black",
+        linewidth=0.5,
+        label=f"{len(runs)} rounds, with 95% intervals",
+    )
+    axis.errorbar(
+        range(gamma + 1),
+        share,
+        yerr=[np.maximum(share - low, 0), np.maximum(high - share, 0)],
+        fmt="none",
+        color="black",
+        capsize=3,
+    )
+    coins = [alpha**k * (1 - alpha) for k in range(gamma)] + [alpha**gamma]
+    axis.plot(range(gamma + 1), coins, "D--", color=REJECTED, label=f"independent coins, alpha {alpha:.2f}")
+    axis.set(xlabel=f"accepted guesses of {gamma}", ylabel="share of rounds")
+    axis.legend()
+    return tight(figure)
+
+
+def plans(table) -> plt.Figure:
+    """Tokens per plain step of each plan (columns), one mark a prompt (rows), and the mean."""
+    figure, axis = plt.subplots(figsize=(8, 4.6))
+    for k, name in enumerate(table.columns):
+        special = name in ("hindsight", "oracle")
+        axis.barh(
+            k,
+            table[name].mean(),
+            color="#bbbbbb" if special else TARGET if name.startswith("fixed") else ACCEPTED,
+            hatch="//" if special else "",
+            edgecolor="black",
+            linewidth=0.5,
+        )
+        axis.plot(table[name], [k] * len(table), "o", color="black", markersize=4, alpha=0.6)
+    axis.set_yticks(range(len(table.columns)), table.columns)
+    axis.axvline(1, color="black", linestyle=":")
+    axis.invert_yaxis()
+    axis.set(xlabel="tokens per plain step at measured prices (bar: mean, dots: prompts)")
+    return tight(figure)
+
+
+def controller(trace, settings, upto: int | None = None) -> plt.Figure:
+    """A cost-aware plan at work on one text: guesses asked for and passed in each round, and the running estimate of alpha."""
+    plan, rounds = settings.start(), trace.rounds[:upto]
+    estimates = []
+    for r in rounds:
+        estimates.append(plan.alpha)
+        plan.observe(r)
+    figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(8, 4.6))
+    places = range(1, len(rounds) + 1)
+    top.plot(places, estimates, color=PREDICTED, marker=".")
+    top.set(ylabel="estimate of alpha", ylim=(0, 1), xlim=(0, len(trace.rounds) + 1))
+    bottom.bar(places, [len(r.drafted) for r in rounds], color="white", edgecolor="black", label="guessed")
+    bottom.bar(places, [r.accepted for r in rounds], color=ACCEPTED, hatch="//", edgecolor="black", label="passed")
+    bottom.set(xlabel="round", ylabel="tokens", ylim=(0, max(len(r.drafted) for r in trace.rounds) + 1))
+    bottom.legend(loc="upper right", ncol=2)
+    return tight(figure)
+
+
+def controller_stepper(trace: Trace, settings) -> widgets.VBox:
+    """A slider over the rounds of one text: what a cost-aware plan knew, asked for and got, up to there."""
+    slider = widgets.IntSlider(len(trace.rounds), 1, len(trace.rounds), continuous_update=False, description="round")
+    image = picture(controller(trace, settings))
+
+    def show(change):
+        image.value = picture(controller(trace, settings, change["new"])).value
+
+    slider.observe(show, "value")
+    return widgets.VBox([slider, image])
+
+
+def best_gamma(function: Callable) -> None:
+    """The draft length of the greatest predicted speed-up."""
+    flat, bumpy = {n: 1.0 for n in range(1, 10)}, {1: 1.0, 2: 1.4, 3: 1.4, 4: 1.4, 5: 1.1, 6: 1.5}
+    cases = [
+        ((0.8, 0.1, flat), _same(6, "with a flat width curve, divide the sum of powers by gamma * c + 1")),
+        (
+            (0.5, 0.05, bumpy),
+            _same(4, "five tokens are cheaper to check than four here: use the price of gamma + 1 tokens"),
+        ),
+        ((0.1, 0.5, flat), _same(0, "where alpha is below c, plain decoding is best")),
+    ]
+    _verdict(function, cases, "and near the optimum one more or less hardly matters")
+
+
+def oracle_speed(function: Callable) -> None:
+    """Tokens per plain step of an oracle that stops before the first rejection."""
+    prices = {1: 1.0, 2: 1.1, 3: 1.2, 4: 1.3}
+    cases = [
+        (([0, 0], 0.1, prices), _number(1.0, "nothing passes: plain decoding")),
+        (([3], 0.1, prices), _number(4 / 1.6, "four tokens for three guesses and one check of four tokens")),
+        (([0, 3, 1], 0.1, prices), _number(7 / (1.0 + 1.6 + 1.2), "sum the tokens, sum the time, divide once")),
+    ]
+    _verdict(function, cases, "no plan can do better on these rounds")
+
+
+def next_length(function: Callable) -> None:
+    """The heuristic schedule."""
+    cases = [
+        ((5, 5, 5, 16), _same(7, "all passed: two more")), ((5, 5, 4, 16), _same(4, "one failed: one fewer")),
+        ((1, 1, 0, 16), _same(1, "never below 1")), ((15, 15, 15, 16), _same(16, "never above most")),
+    ]  # fmt: skip
+    _verdict(function, cases, "a few lines that cost nothing")

@@ -1,0 +1,169 @@
+"""Notebook 07, smaller, earlier, parallel: exits, heads, and the map of oracles."""
+
+from collections.abc import Callable
+
+import ipywidgets as widgets
+import numpy as np
+from matplotlib.transforms import Bbox
+
+from .. import theory
+from .common import ACCEPTED, DRAFT, MARKERS, TARGET, _law, _number, _verdict, picture, plt, tight
+
+
+def exits(table, chosen: int | None = None) -> plt.Figure:
+    """Overlap with the target after each number of layers, as it is and through a trained exit (columns layers, untrained, trained)."""
+    figure, axis = plt.subplots()
+    axis.plot(table["layers"], table["untrained"], "--o", color=DRAFT, label="the output matrix as it is")
+    taught = table.dropna(subset="trained")
+    axis.plot(taught["layers"], taught["trained"], "-s", color=ACCEPTED, label="through a trained exit")
+    if chosen is not None:
+        axis.axvline(chosen, color="black", linestyle=":", label=f"{chosen} layers")
+    axis.set(xlabel="layers that the guess takes", ylabel="overlap with the target, 1 - TV", ylim=(0, 1.02))
+    axis.legend()
+    return tight(figure)
+
+
+def fan(laws: list[dict[str, float]], truth: list[str]) -> plt.Figure:
+    """What each parallel head expects: a panel a head, its likeliest tokens as bars; the token that came is hatched and named."""
+    figure, axes = plt.subplots(1, len(laws), figsize=(2.7 * len(laws), 2.8), sharex=True, squeeze=False)
+    for k, (axis, law, came) in enumerate(zip(axes[0], laws, truth, strict=True), 1):
+        for token, probability in law.items():
+            axis.barh(
+                token,
+                probability,
+                color=ACCEPTED if token == came else TARGET,
+                hatch="//" if token == came else "",
+                edgecolor="black",
+                linewidth=0.5,
+            )
+        axis.invert_yaxis()
+        axis.set_title(f"head {k}; {came} came", fontsize=10)
+        axis.tick_params(axis="y", labelsize=8)
+        axis.set(xlabel="probability", xlim=(0, 1))
+    return tight(figure)
+
+
+def by_distance(curves: dict[str, list[float]]) -> plt.Figure:
+    """Overlap with the target of the first, second, third ... guess of a round, a line a guesser."""
+    figure, axis = plt.subplots(figsize=(8, 3.6))
+    for k, (name, overlaps) in enumerate(curves.items()):
+        axis.plot(range(1, len(overlaps) + 1), overlaps, "-" + MARKERS[k % len(MARKERS)], color=f"C{k}", label=name)
+        axis.annotate(
+            f"{overlaps[-1]:.2f}", (len(overlaps), overlaps[-1]), textcoords="offset points", xytext=(8, -4), fontsize=9
+        )
+    axis.set(
+        xlabel="guess of the round",
+        ylabel="overlap with the target, 1 - TV",
+        ylim=(0, 1.02),
+        xticks=range(1, 1 + max(map(len, curves.values()))),
+    )
+    axis.legend(fontsize=9)
+    return tight(figure)
+
+
+def oracles(table) -> plt.Figure:
+    """Every oracle by its cost and its similarity, over lines of equal predicted speed-up (columns kind, alpha, c; the index names them)."""
+    figure, axis = plt.subplots(figsize=(8.5, 5.6))
+    costs, alphas = np.meshgrid(np.linspace(0.005, 1.05, 90), np.linspace(0.02, 0.995, 90))
+    best = theory.speedup(alphas, theory.optimal_gamma(alphas, costs, 8), costs)
+    lines = axis.contour(
+        costs, alphas, best, levels=[1.001, 1.25, 1.5, 2, 3, 4], colors="black", linewidths=0.8, linestyles="dotted"
+    )
+    axis.clabel(lines, fmt=lambda value: f"{value:.3g}x", fontsize=8)
+    for k, (kind, rows) in enumerate(table.groupby("kind", sort=False)):
+        axis.scatter(
+            rows["c"],
+            rows["alpha"],
+            color=f"C{k}",
+            marker=MARKERS[k % len(MARKERS)],
+            edgecolor="black",
+            s=70,
+            label=kind,
+            zorder=3,
+        )
+    axis.set(
+        xlabel="cost c: time of a guess over that of a target forward",
+        ylabel="alpha",
+        xlim=(0, max(1.05, 1.1 * table["c"].max())),
+        ylim=(0, 1.03),
+    )
+    axis.set_title("Dotted: predicted speed-up at the best draft length, checks of all widths alike", fontsize=11)
+    axis.legend(loc="lower right", fontsize=9)
+    figure.tight_layout()
+    write_beside(axis, {row.Index: (row.c, row.alpha) for row in table.itertuples()})
+    return figure
+
+
+def write_beside(axis: plt.Axes, points: dict[str, tuple[float, float]]) -> None:
+    """Names beside their points, each at the first of ten places where it stays inside and covers no mark, no name and no other text."""
+    heights = (3, -9, 12, -18, 21)  # points above the mark's middle
+    places = [(x, y, side) for y in heights for x, side in ((7, "left"), (-7, "right"))]
+    covered = [
+        Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in axis.transData.transform(list(points.values()))
+    ]
+    covered += [text.get_window_extent() for text in axis.texts]
+    for name, point in points.items():
+        text = axis.annotate(name, point, textcoords="offset points", xytext=(0, 0), fontsize=8)
+        for x, y, side in [*places, places[0]]:  # back to the first if none is free
+            text.set(position=(x, y), ha=side)
+            box = text.get_window_extent()
+            if axis.bbox.containsx(box.x0) and axis.bbox.containsx(box.x1) and not box.count_overlaps(covered):
+                break
+        covered.append(box)
+
+
+def layer_dial(table) -> widgets.VBox:
+    """A slider over the layers that a guess takes: overlap, cost and the best predicted speed-up. table: columns layers, untrained, trained, c."""
+    slider = widgets.SelectionSlider(
+        options=[int(k) for k in table["layers"]], continuous_update=False, description="layers"
+    )
+    image, words = widgets.Image(format="png"), widgets.HTML()
+
+    def show(_change=None):
+        row = table[table["layers"] == slider.value].iloc[0]
+        image.value = picture(exits(table, slider.value)).value
+        lines = [f"cost of a guess: <b>{row['c']:.2f}</b> of a target forward"]
+        for name in ("untrained", "trained"):
+            if row[name] == row[name]:  # no exit was trained after every layer
+                gamma = int(theory.optimal_gamma(row[name], row["c"], 8))
+                lines.append(
+                    f"{name}: overlap {row[name]:.2f}, best gamma {gamma}, predicted speed-up <b>{float(theory.speedup(row[name], gamma, row['c'])):.2f}x</b>"
+                )
+        words.value = "<br>".join(lines)
+
+    slider.observe(show, "value")
+    show()
+    return widgets.VBox([slider, image, words])
+
+
+def round_row(function: Callable) -> None:
+    """Symmetric round-to-nearest with one scale."""
+    cases = [
+        (
+            ([1.27, -0.634, 0.0], 8),
+            _law([1.27, -0.63, 0.0], "the step is the largest size over 127; every entry goes to the nearest multiple"),
+        ),
+        (([0.9, -0.3, 0.1], 2), _law([0.9, 0.0, 0.0], "with 2 bits only -1, 0 and 1 times the largest size are left")),
+        (([3.0, 1.4, -1.6], 3), _law([3.0, 1.0, -2.0], "with 3 bits the largest whole number is 3")),
+    ]
+    _verdict(function, cases, "an 8-bit copy of a matrix is these whole numbers and one scale a row")
+
+
+def layer_skip_speedup(function: Callable) -> None:
+    """Expected tokens over gamma k / N + 1."""
+    cases = [
+        ((0.8, 2, 6, 24), _number(2.44 / 1.5, "1 + 0.8 + 0.64 tokens; two guesses of a quarter each, and one check")),
+        ((1.0, 3, 24, 24), _number(1.0, "all layers: always right, and nothing gained")),
+        ((0.0, 4, 6, 24), _number(0.5, "never right: one token for the price of two")),
+    ]
+    _verdict(function, cases, "half of the layers can never give more than a factor of two")
+
+
+def heads_tokens(function: Callable) -> None:
+    """1 + b1 + b1 b2 + ..."""
+    cases = [
+        (([0.5],), _number(1.5, "one guess: 1 + b1")),
+        (([0.8, 0.5, 0.25],), _number(2.3, "1 + 0.8 + 0.4 + 0.1: a guess counts only behind the accepted ones")),
+        (([0.9, 0.0, 0.9],), _number(1.9, "nothing counts behind a head that is never right")),
+    ]
+    _verdict(function, cases, "`theory.expected_tokens_from_positions` does the same")

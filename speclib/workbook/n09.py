@@ -1,0 +1,230 @@
+"""Notebook 09, many oracles: trees, lossy rules, the leaderboard."""
+
+from collections.abc import Callable
+
+import ipywidgets as widgets
+import numpy as np
+import seaborn as sns
+
+from ..decoding import generate
+from ..drafters import TreeDrafter
+from .common import ACCEPTED, DRAFT, REJECTED, TARGET, _law, _same, _verdict, picture, plt, tight
+
+
+def tree_mask(sees, names: list[str]) -> plt.Figure:
+    """Who sees whom in a tree of guesses: rows look, columns are seen; every row also sees the whole text."""
+    figure, axis = plt.subplots(figsize=(4.4, 3.6))
+    sns.heatmap(
+        np.asarray(sees, dtype=float),
+        annot=np.where(sees, "yes", ""),
+        fmt="",
+        cbar=False,
+        cmap="Greens",
+        vmin=0,
+        vmax=2,
+        linewidths=1,
+        linecolor="#999999",
+        xticklabels=names,
+        yticklabels=names,
+        ax=axis,
+    )
+    axis.set(xlabel="is seen", ylabel="looks")
+    return tight(figure)
+
+
+def tree(words: list[str], parents: list[int], reached: list[float], title: str = "") -> plt.Figure:
+    """A tree of guesses: each node's token and the probability that verification comes there, the text at the top."""
+    depths, places = [], {}
+    for parent in parents:
+        depths.append(0 if parent < 0 else depths[parent] + 1)
+    leaves = iter(range(len(parents)))
+
+    def walk(node):  # leaves side by side, a parent above the middle of its children
+        children = [child for child, parent in enumerate(parents) if parent == node]
+        for child in children:
+            walk(child)
+        if node >= 0:
+            places[node] = float(np.mean([places[child] for child in children])) if children else float(next(leaves))
+
+    walk(-1)
+    top = float(np.mean([places[node] for node, parent in enumerate(parents) if parent < 0]))
+    width = max(places.values()) + 1
+    figure, axis = plt.subplots(figsize=(min(13, max(6, 1.25 * width)), 1.6 + 1.1 * (max(depths) + 1)))
+    axis.text(
+        top,
+        0.9,
+        "text",
+        ha="center",
+        va="center",
+        bbox={"boxstyle": "round", "facecolor": "#eeeeee", "edgecolor": "black"},
+    )
+    for node, parent in enumerate(parents):
+        x, y = places[node], -depths[node]
+        x_above, y_above = (top, 0.9) if parent < 0 else (places[parent], -depths[parent])
+        axis.plot(
+            [x_above, x],
+            [y_above - 0.18, y + 0.22],
+            color=ACCEPTED,
+            linewidth=0.5 + 5 * reached[node],
+            alpha=0.8,
+            zorder=1,
+        )
+        word = words[node].replace("\n", "\\n").replace("$", r"\$") or "?"
+        axis.text(
+            x,
+            y,
+            f"{word}\n{reached[node]:.2f}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            family="monospace",
+            bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": ACCEPTED},
+        )
+    axis.set(xlim=(-0.8, width - 0.2), ylim=(-max(depths) - 0.6, 1.4), title=title)
+    axis.axis("off")
+    return tight(figure)
+
+
+def per_round_bars(table, title: str) -> plt.Figure:
+    """Tokens per round of several guessers (rows), with their intervals."""
+    figure, axis = plt.subplots(figsize=(8, 1 + 0.5 * len(table)))
+    error = [table["tokens_per_round"] - table["low"], table["high"] - table["tokens_per_round"]]
+    colours = [TARGET if name.startswith("chain") else ACCEPTED for name in table.index]
+    axis.barh(
+        table.index, table["tokens_per_round"], xerr=error, capsize=3, color=colours, edgecolor="black", linewidth=0.5
+    )
+    axis.axvline(1, color="black", linestyle=":")
+    axis.invert_yaxis()
+    axis.set(xlabel="tokens per round (95% over prompts)", title=title)
+    return tight(figure)
+
+
+def lossy(table) -> plt.Figure:
+    """What rules yield against what they cost: tokens per round over total variation."""
+    figure, axis = plt.subplots()
+    for (name, row), marker in zip(table.iterrows(), "oosss^^^", strict=False):
+        colour = ACCEPTED if "lossless" in name else REJECTED if "typical" in name else DRAFT
+        axis.plot(row["variation"], row["tokens"], marker, color=colour, markersize=9)
+        axis.annotate(
+            " " + name, (row["variation"], row["tokens"]), xytext=(5, 3), textcoords="offset points", fontsize=9
+        )
+    axis.set(
+        xlabel="total variation of three-token texts from the target's law (0: lossless)",
+        ylabel="tokens per round, two guesses",
+    )
+    axis.set_xlim(-0.01, 1.35 * max(0.01, table["variation"].max()))
+    return tight(figure)
+
+
+def leaderboard(rows) -> plt.Figure:
+    """Speed-up of every oracle with its interval, one panel for each domain and temperature; the cross is the prediction."""
+    groups = list(rows.groupby(["domain", "temperature"], sort=False))
+    figure, axes = plt.subplots(
+        1,
+        len(groups),
+        figsize=(3.6 * len(groups) + 2, 0.42 * rows["method"].nunique() + 1.4),
+        sharey=True,
+        squeeze=False,
+    )
+    names = list(dict.fromkeys(rows["method"]))
+    for axis, ((domain, temperature), part) in zip(axes[0], groups, strict=True):
+        part = part.set_index("method")
+        for k, name in enumerate(names):
+            if name in part.index:
+                row = part.loc[name]
+                axis.barh(
+                    k, row["speedup"], color=TARGET if name == "plain" else ACCEPTED, edgecolor="black", linewidth=0.5
+                )
+                axis.plot([row["low"], row["high"]], [k, k], color="black")
+                axis.plot(row["predicted"], k, "x", color=REJECTED, markersize=8)
+        axis.axvline(1, color="black", linestyle=":")
+        axis.set(
+            title=f"{domain}, " + (f"T = {temperature:g}" if temperature else "greedy"),
+            xlabel="times plain decoding",
+            xlim=(0, None),
+        )
+    axes[0][0].set_yticks(range(len(names)), names)
+    axes[0][0].invert_yaxis()
+    return tight(figure)
+
+
+def grown_tree(
+    pair, prompt: str, branching: tuple[int, ...], sampled: bool = False, seed: int = 0
+) -> tuple[list[str], list[int], list[float], str]:
+    """(tokens as text, parents, probability that verification comes to each node, a title) of one tree behind a prompt."""
+    seen = []
+
+    class Watched(TreeDrafter):
+        def start(self, context, sampling, draw):
+            guesser = super().start(context, sampling, draw)
+            propose = guesser.propose
+
+            def watched(*arguments):
+                seen.append(propose(*arguments))
+                return seen[-1]
+
+            guesser.propose = watched
+            return guesser
+
+    drafter = Watched(pair.draft, branching, sampled)
+    out = generate(
+        pair.target, prompt, drafter, draft_length=len(branching), max_new_tokens=len(branching) + 1, stop=[], seed=seed
+    )
+    first = out.trace.rounds[0]
+    parents, reached = seen[0].parents, list(first.stop_probs)
+    for node in reversed(range(len(parents))):  # verification comes to a node if it stops there or below
+        reached[parents[node] + 1] += reached[node + 1]
+    expected = sum(reached[1:]) + 1
+    words = [pair.tokenizer.decode([token]) for token in first.drafted]
+    return words, parents, reached[1:], f"{len(parents)} nodes, {expected:.2f} tokens expected from this round"
+
+
+def tree_builder(pair, prompt: str) -> widgets.VBox:
+    """Sliders for the branching of each level: the tree they make, and what it would yield."""
+    sliders = [
+        widgets.IntSlider(value, 0, 3, continuous_update=False, description=f"level {k + 1}")
+        for k, value in enumerate((3, 2, 1))
+    ]
+    sliders[0].min = 1
+    drawn = widgets.Checkbox(False, description="drawn, not top-k")
+    image = picture(tree(*grown_tree(pair, prompt, (3, 2, 1))))
+
+    def show(_):
+        values = [slider.value for slider in sliders]
+        branching = tuple(values[: values.index(0)] if 0 in values else values)
+        image.value = picture(tree(*grown_tree(pair, prompt, branching, drawn.value))).value
+
+    for control in (*sliders, drawn):
+        control.observe(show, "value")
+    return widgets.VBox([widgets.HBox([*sliders, drawn]), image])
+
+
+def sibling_law(function: Callable) -> None:
+    """What the next sibling is drawn from, without replacement."""
+    cases = [
+        (([0.5, 0.3, 0.2], []), _law([0.5, 0.3, 0.2], "the first sibling is drawn from q itself")),
+        (([0.5, 0.3, 0.2], [0]), _law([0.0, 0.6, 0.4], "leave out what was drawn, and divide by the rest")),
+        (([0.4, 0.3, 0.2, 0.1], [0, 3]), _law([0.0, 0.6, 0.4, 0.0], "leave out all elder siblings")),
+    ]
+    _verdict(function, cases, "and that is what the rule must be told")
+
+
+def way_down(function: Callable) -> None:
+    """The nodes from the first guess to one of them."""
+    parents = [-1, -1, 0, 0, 2]
+    cases = [
+        ((parents, 4), _same([0, 2, 4], "4 follows 2, which follows 0")),
+        ((parents, 1), _same([1], "a first guess is its own path")),
+        ((parents, -1), _same([], "-1 is the text: no guess at all")),
+    ]
+    _verdict(function, cases, "these stay in the cache")
+
+
+def tree_size(function: Callable) -> None:
+    """The number of nodes of a tree."""
+    cases = [
+        (((1, 1, 1),), _same(3, "a chain of three")),
+        (((3, 2, 1),), _same(15, "3, then 6, then 6 again")),
+        (((4,),), _same(4, "four siblings")),
+    ]
+    _verdict(function, cases, "the width of the check is one more")

@@ -1,0 +1,116 @@
+"""Notebook 10, encoder-decoder: the race of repairs, and one repair round by round."""
+
+import html
+from collections.abc import Callable
+
+import ipywidgets as widgets
+
+from ..trace import Trace
+from .common import ACCEPTED, TARGET, _number, _same, _verdict, plt
+
+
+def repair_race(table) -> plt.Figure:
+    """Speed-up of each guesser with its interval, a panel a way of sampling, beside the three predictions: formula, rounds, predicted."""
+    kinds = list(dict.fromkeys(table["sampling"]))
+    figure, axes = plt.subplots(1, len(kinds), figsize=(9.5, 3.6), sharex=True, sharey=True, squeeze=False)
+    marks = (
+        ("formula", "^", "formula, from alpha alone"),
+        ("rounds", "s", "tokens per round as seen"),
+        ("predicted", "D", "and the encoders"),
+    )
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        rows = table[table["sampling"] == kind].reset_index()
+        axis.barh(
+            rows["method"],
+            rows["speedup"],
+            color=ACCEPTED,
+            edgecolor="black",
+            linewidth=0.5,
+            height=0.5,
+            label="measured, 95% interval",
+        )
+        axis.errorbar(
+            rows["speedup"],
+            rows.index,
+            xerr=[rows["speedup"] - rows["low"], rows["high"] - rows["speedup"]],
+            fmt="none",
+            color="black",
+            capsize=4,
+        )
+        for shift, (column, marker, label) in zip((0.33, 0, -0.33), marks, strict=True):
+            axis.plot(
+                rows[column],
+                rows.index + shift,
+                marker,
+                color="white",
+                markeredgecolor=TARGET,
+                markeredgewidth=2,
+                markersize=8,
+                label=label,
+            )
+        axis.axvline(1, color="black", linewidth=1)
+        axis.set(title=kind, xlabel="times as fast as plain decoding")
+    axes[0][0].set_ylim(-0.6, len(rows) - 0.4)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=4, fontsize=9)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    return figure
+
+
+def repair_stepper(source: str, output, tokenizer) -> widgets.VBox:
+    """A slider over the rounds of one answer of an encoder-decoder: the source, what was guessed, what became of it, and both caches."""
+    rounds = output.trace.rounds
+    slider = widgets.IntSlider(1, 1, len(rounds), continuous_update=False, description="round")
+    words = widgets.HTML()
+    read = len(tokenizer(source)["input_ids"])
+
+    def safe(text):
+        return html.escape(text, quote=True).replace("$", "&#36;")  # a dollar sign would start a formula
+
+    def show(_change=None):
+        r = rounds[slider.value - 1]
+        guesses = repr(tokenizer.decode(r.drafted)) if r.drafted else "nothing"
+        facts = [
+            f"Round {slider.value} of {len(rounds)}: guessed {guesses}; {r.accepted} of {len(r.drafted)} tokens passed",
+            f"cross-attention cache: {read} tokens of the source, since before the first round",
+            f"the decoder's own cache: read up to {r.position + len(r.drafted)}, kept {r.position + len(r.emitted) - 1}",
+        ]
+        shown = "".join(f"<div>{safe(fact)}</div>" for fact in facts)
+        words.value = f"<pre>{safe(source)}</pre>{Trace(output.trace.decode, rounds[: slider.value]).to_html()}{shown}"
+
+    slider.observe(show, "value")
+    show()
+    return widgets.VBox([slider, words])
+
+
+def first_token(function: Callable) -> None:
+    """decoder_start if there is one, else pad."""
+    cases = [
+        ((2, 1), _same(2, "the decoder start token, if the model names one")),
+        ((None, 1), _same(1, "T5's custom: without one, the padding token")),
+        ((0, 5), _same(0, "0 is a token like any other, and not the same as None")),
+    ]
+    _verdict(function, cases, "the source never stands at the beginning of the answer")
+
+
+def caches_after(function: Callable) -> None:
+    """(own + 1 + accepted, cross)."""
+    cases = [
+        ((10, 30, 4, 4), _same((15, 30), "the newest token and four guesses were read, and all of them stay")),
+        (
+            (10, 30, 4, 1),
+            _same((12, 30), "the newest token and one guess stay; the source has nothing to do with guesses"),
+        ),
+        ((0, 30, 0, 0), _same((1, 30), "a plain round reads one token")),
+    ]
+    _verdict(function, cases, "the token that the round drew is read in the next one")
+
+
+def whole_speedup(function: Callable) -> None:
+    """(E + N) / (E + N / tau cost)."""
+    cases = [
+        ((0, 40, 4.0, 1.0), _number(4.0, "without an encoder it is the decoder's own speed-up")),
+        ((40, 40, 4.0, 1.0), _number(1.6, "80 steps against 40 + 10")),
+        ((5, 30, 3.0, 1.5), _number(1.75, "35 steps against 5 + 10 rounds of 1.5")),
+    ]
+    _verdict(function, cases, "what is not sped up sets the limit (Amdahl's law)")

@@ -1,0 +1,35 @@
+"""The workbook's own room: who may enter it, and what it keeps alive."""
+
+import ast
+from pathlib import Path
+
+import speclib
+
+HOME = Path(speclib.__file__).parent
+COMMANDS = {"demo.py", "bench.py"}  # they draw a figure when the work is done
+
+
+def imported(source: str) -> set[str]:
+    """Every name of a module that a file imports, wherever the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module or "", *(f"{node.module or ''}.{alias.name}".strip(".") for alias in node.names)}
+    return found
+
+
+def test_only_commands_enter_the_workbook():
+    files = [f for f in HOME.rglob("*.py") if "workbook" not in f.relative_to(HOME).parts]
+    entered = {f.name for f in files if any("workbook" in name.split(".") for name in imported(f.read_text(encoding="utf-8")))}
+    assert files and entered <= COMMANDS | {f.name for f in (HOME / "commands").glob("*.py")}
+
+
+def test_a_notebook_has_a_room_of_its_own():
+    for room in sorted((HOME / "workbook").glob("n*.py")):
+        others = {name for name in imported(room.read_text(encoding="utf-8")) if name.startswith("n") and name[1:3].isdigit()}
+        assert not others, room.name
+    for notebook in sorted((HOME.parent / "notebooks").glob("*.ipynb")):
+        text = notebook.read_text(encoding="utf-8")
+        assert f"from speclib.workbook import common, n{notebook.name[:2]}\\n" in text, notebook.name
