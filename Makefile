@@ -1,7 +1,7 @@
 # `make demo` and `make lab` are all a reader needs. Everything runs in .venv, which install.py makes from the tested set in constraints.txt.
 #   make PYTHON=python3.12 ...   another Python (3.11 to 3.14)
 #   make TORCH=cpu ...           PyTorch's CPU build; pypi: what pip takes by itself; auto: cpu where no GPU is, if its index can be reached
-#   make demo ARGS=--quick       options of the command behind demo, lab, unit, bench or matrix
+#   make demo ARGS='--tokens 64'  options of the command behind demo, lab, unit, bench, matrix or mutants
 PYTHON :=
 TORCH := auto
 ARGS :=

@@ -206,9 +206,14 @@ def prepare(python, wanted_version, old):
     return True
 
 
+def site_packages(python):
+    """Where packages of this Python lie."""
+    return output(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
+
+
 def link():
     """Lets .venv import the package from the folder in which it lies, by a relative path: a moved or copied folder runs its own code."""
-    site = output(PYTHON, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
+    site = site_packages(PYTHON)
     with open(os.path.join(site, "0-workbook.pth"), "w", encoding="utf-8") as file:
         file.write(os.path.relpath(ROOT, site).replace(os.sep, "/") + "\n")
 
@@ -240,6 +245,7 @@ def lock():
 
             def take():
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
         waited = 0
         while True:
             try:
