@@ -4,9 +4,9 @@ lowest: the lowest versions admitted, on the lowest Python found; newest: the ne
 notebooks 00, 03 and 04. tested: constraints.txt on each Python found; the demo and notebooks 00 and 03.
 
     python tests/matrix.py                            all of it: an hour or two, one environment (1 to 6 GB) at a time
-    python tests/matrix.py newest --python python3.13 --override FILE    one column, one Python, with versions given for some packages
+    python tests/matrix.py newest --python python3.13 --part demo     one column, one Python, one part; the record keeps the others
 
-An override (a requirements file, as uv's --override) is recorded: what ran is then not quite what a resolver takes.
+--override FILE takes versions whatever anybody asks (a requirements file, as uv's option); the record names them.
 """
 
 import argparse
@@ -57,8 +57,8 @@ def resolve(column: str, python: str, override: Path | None, into: Path) -> list
     return ["--extra-index-url", install.INDEX + "cpu"] if cpu else []
 
 
-def run(column: str, python: str, override: Path | None) -> dict:
-    """One environment, made, used and removed: its entry of the record."""
+def run(column: str, python: str, override: Path | None, chosen: list[str]) -> dict:
+    """One environment, made, used for the chosen parts (or all) and removed: its entry of the record."""
     entry = {"column": column, "date": date.today().isoformat(), "system": f"{platform.system()} {platform.machine()}", "overridden": [], "parts": {}}
     if override:
         entry["overridden"] = [line for line in override.read_text().split("\n") if line and not line.startswith("#")]
@@ -78,6 +78,9 @@ def run(column: str, python: str, override: Path | None) -> dict:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         entry["versions"] = {name: installed[name] for name in sorted(Requirement(line).name for line in project["dependencies"])}
         for name, arguments in parts(column, folder).items():
+            if chosen and name not in chosen:
+                entry["parts"][name] = "not run"
+                continue
             begun = time.monotonic()
             done = subprocess.run([inside, *arguments], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             said = (done.stdout.strip().splitlines() or [""])[-1].strip("= ")
@@ -93,6 +96,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("columns", nargs="*", choices=[*RESOLUTION, []], help="(default: all)")
     parser.add_argument("--python", action="append", help="a Python, instead of those on the path; again for more, lowest first")
+    parser.add_argument("--part", action="append", default=[], help="only this part, such as 'unit tests'; again for more (default: all)")
     parser.add_argument("--override", type=Path, help="a requirements file with versions to take whatever the ranges say")
     args = parser.parse_args()
     found = args.python or pythons()
@@ -101,9 +105,13 @@ def main() -> int:
     failed = False
     for column in args.columns or RESOLUTION:
         for python in chosen[column]:
-            new = run(column, python, args.override)
+            new = run(column, python, args.override, args.part)
             failed |= any(result.startswith("failed") for result in new["parts"].values())
-            entries = [e for e in entries if (e["column"], e["python"]) != (new["column"], new["python"])] + [new]
+            old = [e for e in entries if (e["column"], e["python"]) == (new["column"], new["python"])]
+            for name, result in new["parts"].items():
+                if result == "not run" and old and old[0].get("versions") == new["versions"]:
+                    new["parts"][name] = old[0]["parts"].get(name, result)
+            entries = [e for e in entries if e not in old] + [new]
             entries.sort(key=lambda e: (list(RESOLUTION).index(e["column"]), e["python"]))
             RECORD.write_text(json.dumps(entries, indent=1) + "\n")
     return int(failed)
