@@ -3,7 +3,6 @@
 Slow (environments, a build, a network): python -m pytest -m slow tests/test_ways.py
 """
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -69,9 +68,8 @@ def test_a_wheel_or_an_sdist_in_an_empty_folder(clone, tmp_path, kind):
     assert list(empty.iterdir()) == []
 
 
-@pytest.mark.skipif(importlib.util.find_spec("uv") is None, reason="uv is missing")
 def test_uv(clone, tmp_path):
-    uv = (sys.executable, "-m", "uv")
+    uv = (pytest.importorskip("uv").find_uv_bin(),)  # `python -m uv` would install beside itself
     run(*uv, "venv", "-q", "--python", sys.executable, cwd=clone)
     run(*uv, "pip", "install", "-q", "--no-deps", "-c", "constraints.txt", "-e", ".[all]", cwd=clone)
     python = clone / (".venv/Scripts/python.exe" if os.name == "nt" else ".venv/bin/python")
