@@ -70,7 +70,7 @@ def run(column: str, python: str, override: Path | None, chosen: list[str]) -> d
             entry["python"] = install.output(python, "-c", "import platform; print(platform.python_version())")
             options = resolve(column, python, override, sets)
             subprocess.run([python, "-m", "venv", str(own)], check=True)
-            subprocess.run([inside, "-m", "pip", "install", "-q", "--no-deps", "-r", str(sets), *options], check=True, env=env)
+            subprocess.run([inside, "-m", "pip", "install", "-q", "--no-deps", "--no-compile", "-r", str(sets), *options], check=True, env=env)
         except subprocess.CalledProcessError as error:
             entry["parts"]["installation"] = f"failed: {(error.stderr or str(error)).strip().splitlines()[-1]}"
             return entry
