@@ -2,8 +2,8 @@
 #   make PYTHON=python3.12 ...   another Python (3.11 to 3.14)
 #   make TORCH=cpu ...           PyTorch's CPU build; pypi: what pip takes by itself; auto: cpu where no GPU is, if its index can be reached
 #   make demo ARGS='--tokens 64'  options of the command behind demo, lab, unit, bench, matrix or mutants
-PYTHON :=
-TORCH := auto
+PYTHON ?=
+TORCH ?= auto
 ARGS :=
 RUN := .venv/bin/python
 .DEFAULT_GOAL := help

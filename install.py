@@ -267,6 +267,7 @@ def main():
     parser.add_argument("--torch", default="auto", help="auto (the default), cpu, pypi, or a channel of PyTorch's index")
     parser.add_argument("--keep", action="store_true", help="keep a .venv of another Python that will do")
     args = parser.parse_args()
+    sys.stdout.reconfigure(errors="replace")  # a path, on a console that cannot show it
     if args.keep and up_to_date(args.torch, ()):
         return
     python, found = choose()
