@@ -1,48 +1,56 @@
-# `make demo` and `make lab` are all a reader needs. Everything runs in .venv, made from the tested set in constraints.txt.
-PYTHON ?= python3
-BIN := .venv/bin
+# `make demo` and `make lab` are all a reader needs. Everything runs in .venv, which install.py makes from the tested set in constraints.txt.
+#   make PYTHON=python3.12 ...   another Python (3.11 to 3.14)
+#   make TORCH=cpu ...           PyTorch's CPU build; pypi: what pip takes by itself; auto: cpu where no GPU is, if its index can be reached
+#   make demo ARGS='--tokens 64'  options of the command behind demo, lab, unit, bench, matrix or mutants
+PYTHON ?=
+TORCH ?= auto
+ARGS :=
+RUN := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test lint unit nb bench mutants notebooks clean
+.PHONY: help install demo lab test lint unit nb bench matrix mutants notebooks clean
+# A folder that was moved or copied never runs the code of the old one: the path is relative, and stands before what pip wrote.
+$(shell for site in .venv/lib/python*/site-packages; do test -d "$$site" && echo ../../../.. > "$$site/0-workbook.pth"; done)
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-.venv/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "The tested set needs Python 3.11 or newer with venv (Debian: apt install python3-venv). Another one: make PYTHON=python3.12 ..."; exit 1; }
-	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -c constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
-	@touch $@
+install:  ## the environment; the others do it first
+	@command -v $(or $(PYTHON),python3) >/dev/null || { echo "There is no $(or $(PYTHON),python3) here; another one: make PYTHON=python3.12 ..."; exit 1; }
+	@$(or $(PYTHON),python3) install.py --torch $(TORCH) $(if $(PYTHON),,--keep)
 
-demo: .venv/.installed  ## the headline on the embedded models, in a minute
-	$(BIN)/python -m speclib demo
+demo: install  ## the headline on the embedded models, in a minute
+	@echo "Loading torch and the models, some seconds ..."
+	@$(RUN) -m speclib demo $(ARGS)
 
-lab: .venv/.installed  ## JupyterLab at the first notebook
-	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 notebooks/00_start_here.ipynb
+lab: install  ## JupyterLab at the first notebook
+	$(RUN) -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
-test: .venv/.installed  ## everything that CI checks; each part runs, whatever the others say
+test: install  ## everything that CI checks; each part runs, whatever the others say
 	@failed=; for part in lint unit nb; do $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; done; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
-lint: .venv/.installed  ## style
-	$(BIN)/ruff check speclib tests notebooks/*.py
+lint: install  ## style
+	$(RUN) -m ruff check install.py speclib tests notebooks/*.py
 
-unit: .venv/.installed  ## unit tests, one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests
+unit: install  ## unit tests, one thread each
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 tests $(ARGS)
 
-nb: .venv/.installed  ## every notebook, strictly against its committed outputs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --nbval --nbval-sanitize-with notebooks/sanitize.cfg -n 2 --dist loadscope notebooks/*.ipynb
+nb: install  ## every notebook, strictly against its committed outputs
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q --nbval --nbval-sanitize-with notebooks/sanitize.cfg -n 2 --dist loadscope notebooks/*.ipynb
 
-bench: .venv/.installed  ## the table of the README, measured on this machine
-	$(BIN)/python -m speclib bench
+bench: install  ## the table of the README, measured on this machine
+	$(RUN) -m speclib bench $(ARGS)
 
-mutants: .venv/.installed  ## break rules and loop on purpose; the tests must notice each time
-	$(BIN)/python tests/mutants.py
+matrix: install  ## lowest, tested and newest versions, each in an environment of its own: an hour, and GBs to fetch
+	$(RUN) tests/matrix.py $(ARGS)
 
-notebooks: .venv/.installed  ## headers, outputs and solutions of all notebooks again
-	$(BIN)/python notebooks/build.py headers
-	$(BIN)/python notebooks/build.py run
-	$(BIN)/python notebooks/build.py solutions
+mutants: install  ## break rules and loop on purpose; the tests must notice each time
+	$(RUN) tests/mutants.py $(ARGS)
+
+notebooks: install  ## headers, outputs and solutions of all notebooks again
+	$(RUN) notebooks/build.py headers
+	$(RUN) notebooks/build.py run
+	$(RUN) notebooks/build.py solutions
 
 clean:  ## remove the environment
 	rm -rf .venv

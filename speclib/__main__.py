@@ -2,10 +2,15 @@
 
 import argparse
 import sys
+from importlib.metadata import distributions
 
-from . import __version__, bench, demo, indexing
-from .errors import SpeclibError
-from .training import cli as train
+# Before anything else is imported: in an environment with both, speclib/__init__.py may be the other's.
+if any(not (d.metadata["Summary"] or "").startswith("Speculative sampling") for d in distributions(name="speclib")):
+    sys.exit("speclib: PyPI's speclib, a library of spectra, is installed here and overwrites this one: pip uninstall speclib, then install this one again")
+
+from . import __version__, bench, demo, indexing  # noqa: E402
+from .errors import SpeclibError  # noqa: E402
+from .training import cli as train  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -133,9 +133,7 @@ def guesses_of(d: Decoder, vocabulary: int, law: Law, k: int, n: int) -> Program
 
 
 # A program is kept by everything that it depends on, so nothing need be asked again at each call: a tenth of the time of a one-token forward.
-UNASKED = {"size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
-if hasattr(torch.compiler, "skip_guard_on_globals_unsafe"):  # the releases that let guards be left out
-    UNASKED["guard_filter_fn"] = lambda guards: [False] * len(guards)
+UNASKED = {"size_asserts": False, "alignment_asserts": False, "scalar_asserts": False, "guard_filter_fn": lambda guards: [False] * len(guards)}
 
 
 def fused(program: Program) -> Program:

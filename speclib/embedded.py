@@ -66,7 +66,7 @@ def prompts(domain: str = "code") -> list[str]:
 
 
 def _remote(known: dict[str, str]) -> pooch.Pooch:
-    addresses = importlib.metadata.metadata("speclib").get_all("Project-URL") or []
+    addresses = importlib.metadata.metadata("speculative-sampling-workbook").get_all("Project-URL") or []
     home = next(address.split(", ")[1] for address in addresses if address.startswith("Repository"))
     return pooch.create(path=pooch.os_cache("speclib"), base_url=home + "/raw/main/data/", registry=known)
 

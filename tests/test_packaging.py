@@ -1,20 +1,24 @@
 """pyproject.toml, constraints.txt, environment.yml and .binder/ say the same, and the address stands in one place."""
 
 import ast
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import install
 from notebooks import build
+from tests import matrix
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -32,9 +36,9 @@ def pins() -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
 
 
-def conda() -> dict[str, Requirement]:
-    lines = re.findall(r"^  - (\S+)$", (ROOT / "environment.yml").read_text(encoding="utf-8"), re.M)
-    return {r.name: r for r in (Requirement(re.sub(r"(?<![=<>!~])=(?!=)", "==", line)) for line in lines if line != "conda-forge")}
+def conda(name: str) -> dict[str, Requirement]:
+    lines = re.findall(r"^  - (\S+)$", (ROOT / name).read_text(encoding="utf-8"), re.M)
+    return {r.name: r for r in (Requirement(re.sub(r"(?<![=<>!~])=(?!=)", "==", line)) for line in lines if line not in ("conda-forge", "pip:"))}
 
 
 def imported(source: str) -> set[str]:
@@ -61,30 +65,110 @@ def test_every_range_is_a_range():
     assert [str(r) for r in DIRECT if not r.specifier or "==" in str(r.specifier)] == []
 
 
-def test_torch_is_installed_first_and_alike_wherever_it_is_written():
-    command = f"pip install torch=={pins()['torch']} -c constraints.txt"
-    assert command in (ROOT / "README.md").read_text(encoding="utf-8")
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    first, rest = (re.search(rf"pip install .*{what}", makefile).start() for what in (rf"torch=={pins()['torch']} -c constraints\.txt", r"-e '\.\[all\]'"))
-    assert first < rest
+def test_torch_is_installed_first_wherever_it_is_written():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.index(f"pip install torch=={pins()['torch']} -c constraints.txt") < readme.index("pip install -c constraints.txt -e '.[all]'")
+    assert install.wanted()[1] == pins()["torch"]
+    assert [Requirement(line) for line in install.wanted()[0]] == DIRECT
 
 
-def test_conda_has_the_same_ranges():
-    environment = conda()
-    for requirement in REQUIRED + EXTRAS["lab"]:
+def test_the_distribution_is_not_somebody_elses():
+    """PyPI's speclib is a library of spectra; nothing that we write may install it."""
+    assert PROJECT["name"] == "speculative-sampling-workbook" == Requirement(PROJECT["optional-dependencies"]["all"][0]).name
+    texts = {path: path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.md"), *ROOT.glob("*.yml"), ROOT / "Makefile", ROOT / "notebooks/build.py")}
+    assert [path.name for path, text in texts.items() if re.search(r"(?<!Not `)pip install speclib", text)] == []
+
+
+@pytest.mark.parametrize("summary, told", [("Federated spectral signature library", True), ("Speculative sampling of language models", False)])
+def test_a_clash_with_the_other_speclib_is_told_in_one_line(tmp_path, summary, told):
+    (tmp_path / "speclib-1.0.1.dist-info").mkdir()
+    (tmp_path / "speclib-1.0.1.dist-info/METADATA").write_text(f"Metadata-Version: 2.1\nName: speclib\nVersion: 1.0.1\nSummary: {summary}\n")
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    done = subprocess.run([sys.executable, "-m", "speclib", "--version"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (done.returncode, "library of spectra" in done.stderr) == (int(told), told)
+    assert not told or len(done.stderr.splitlines()) == 1  # nothing of ours was imported before
+
+
+def test_conda_has_the_same_ranges_and_brings_the_package():
+    text = (ROOT / "environment.yml").read_text(encoding="utf-8")
+    environment = conda("environment.yml")
+    for requirement in DIRECT:
         assert environment[CONDA.get(requirement.name, requirement.name)].specifier == requirement.specifier, requirement.name
-    assert len(environment) == len(REQUIRED + EXTRAS["lab"]) + 2  # and python, pip
-    assert "  - python=3.12\n" in (ROOT / "environment.yml").read_text(encoding="utf-8")
+    assert len(environment) == len(DIRECT) + 2  # and python, pip
+    assert "  - python=3.12\n" in text and text.endswith("  - pip:\n    - -e .\n")
     assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains("3.12")
 
 
-def test_binder_uses_the_root_environment_and_installs_without_dependencies():
+def test_binder_has_the_same_environment_and_then_installs_the_package_without_dependencies():
     binder = ROOT / ".binder"
-    assert os.readlink(binder / "environment.yml") == "../environment.yml"
+    assert conda(".binder/environment.yml") == conda("environment.yml")
+    assert "pip:" not in (binder / "environment.yml").read_text(encoding="utf-8")  # made before the repository is there
     assert os.access(binder / "postBuild", os.X_OK)
     lines = (binder / "postBuild").read_text(encoding="utf-8").splitlines()
     assert lines[1] == "set -e"
     assert any(line.startswith("pip install") and "--no-deps" in line for line in lines)
+
+
+def test_no_checkout_changes_the_bytes_of_a_registered_file(tmp_path):
+    """Git for Windows turns line ends round unless .gitattributes forbids it."""
+    names = [f"data/{line.split()[0]}" for line in (ROOT / "speclib/registry.txt").read_text(encoding="utf-8").splitlines()]
+    kept = [*names, "speclib/registry.txt", ".ci/run", ".binder/postBuild", "Makefile"]
+    command = ["git", "-c", f"core.attributesFile={os.devnull}", "check-attr", "text", "eol", "--", *kept]
+    try:
+        subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+        shutil.copy(ROOT / ".gitattributes", tmp_path)
+        lines = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
+    except FileNotFoundError:
+        pytest.skip("git is missing")
+    safe = {line.rsplit(": ", 2)[0] for line in lines if line.endswith((": text: unset", ": eol: lf"))}
+    assert safe == set(kept)
+
+
+PLATFORMS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-apple-darwin", "x86_64-pc-windows-msvc")
+VERSIONS = ("3.11.0", "3.12.0", "3.13.0", "3.14.0")
+
+
+def test_the_tested_set_can_be_had_for_every_python_and_system_that_the_readme_names(tmp_path):
+    uv = [sys.executable, "-m", "uv", "pip", "compile", "-q", "pyproject.toml", "--extra", "all", "-c", "constraints.txt", "--only-binary", ":all:"]
+    env = {**os.environ, "MACOSX_DEPLOYMENT_TARGET": "14.0"}  # torch's wheels want macOS 14
+
+    def resolve(case):
+        version, system = case
+        command = [*uv, "--python-version", version, "--python-platform", system, "-o", str(tmp_path / f"{version}-{system}.txt")]
+        for where in (["--offline"], []):  # pins do not change: what an earlier run looked up still holds, and takes a second
+            done = subprocess.run([*command, *where], cwd=ROOT, env=env, capture_output=True, text=True)
+            if done.returncode == 0:
+                break
+        return case, done.returncode, done.stderr
+
+    if subprocess.run([*uv[:3], "--version"], capture_output=True).returncode:
+        pytest.skip("uv is missing: it is in the extra `test`")
+    cases = [(version, system) for version in VERSIONS for system in PLATFORMS]
+    first = resolve(cases[0])
+    if re.search("error sending request|dns error|[Ff]ailed to fetch|client error|timed out", first[2]):
+        pytest.skip(f"the package index cannot be reached: {first[2].strip().splitlines()[-1]}")
+    with ThreadPoolExecutor(8) as pool:
+        results = [first, *pool.map(resolve, cases[1:])]
+    assert {case: said for case, code, said in results if code} == {}
+
+
+def test_what_is_promised_about_python_is_what_is_tried():
+    assert PROJECT["requires-python"] == f">={VERSIONS[0].removesuffix('.0')}" == ">=" + ".".join(map(str, install.OLDEST))
+    assert VERSIONS[-1] == f"{install.NEWEST[0]}.{install.NEWEST[1]}.0"
+    named = re.search(r"Python (3\.\d+), (3\.\d+) or (3\.\d+) with venv", (ROOT / "README.md").read_text(encoding="utf-8")).groups()
+    workflow = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
+    assert re.search(r"python: \[(.*)\]", workflow).group(1) == ", ".join(f'"{version}"' for version in named)
+    for column in matrix.RESOLUTION:
+        assert f"{{column: {column}, python:" in workflow
+    assert set(named) <= {version.rsplit(".", 1)[0] for version in VERSIONS}
+
+
+def test_the_record_of_the_matrix_has_every_column_and_no_failure():
+    entries = json.loads(matrix.RECORD.read_text(encoding="utf-8"))
+    assert {entry["column"] for entry in entries} == set(matrix.RESOLUTION)
+    assert [(entry["column"], entry["python"], entry["parts"]) for entry in entries if "failed" in str(entry["parts"])] == []
+    for entry in entries:
+        assert set(entry["parts"]) == set(matrix.parts(entry["column"], "")), entry["column"]
 
 
 def test_ci_runs_what_a_reader_runs():
@@ -101,7 +185,7 @@ def test_every_import_is_declared():
         for cell in build.read(build.FOLDER / entry.file).cells:
             if cell.cell_type == "code" and "setup" not in build.tags(cell):
                 assert imported(cell.source) <= declared | {"IPython"}, (entry.file, cell.source)
-    tests = {canonicalize_name(r.name) for r in DIRECT} | {"speclib", "notebooks", "tests"}
+    tests = {canonicalize_name(r.name) for r in DIRECT} | {"speclib", "notebooks", "tests", "install"}
     for path in (*(ROOT / "tests").glob("*.py"), ROOT / "notebooks/build.py"):
         own = {other.stem for other in path.parent.glob("*.py")}
         assert imported(path.read_text(encoding="utf-8")) <= tests | own, path.name
