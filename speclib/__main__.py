@@ -3,27 +3,36 @@
 import argparse
 import sys
 
-from . import __version__, bench, demo, indexing
+from . import __version__, console
 from .errors import SpeclibError
-from .training import cli as train
+
+with console.loading():
+    from . import bench, demo, indexing
+    from .training import cli as train
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one subcommand and returns its exit code: 2 for a mistake in the call, 130 after Ctrl-C."""
+    """Runs one subcommand and returns its exit code: 2 for a mistake in the call, 130 after Ctrl-C, 141 when nobody reads the output any more."""
+    console.any_text()
     parser = argparse.ArgumentParser(prog="python -m speclib", description="Speculative sampling: see it, measure it, make its models again.")
     parser.add_argument("--version", action="version", version=f"speclib {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (demo, bench, indexing, train):
         command.add_parser(subparsers)
-    args = parser.parse_args(arguments)
     try:
-        return args.run(args)
+        args = parser.parse_args(arguments)
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
     except SpeclibError as error:
         print(f"speclib: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        console.close_quietly()
+        return console.PIPE_CLOSED
     except KeyboardInterrupt:
-        print("\nspeclib: interrupted; the same command goes on where it can", file=sys.stderr)
-        return 130
+        print(console.MESSAGE, end="", file=sys.stderr)
+        return console.INTERRUPTED
 
 
 if __name__ == "__main__":
