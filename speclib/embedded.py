@@ -91,7 +91,7 @@ def prompts(domain: str = "code") -> list[str]:
 def _remote(known: dict[str, str]) -> pooch.Pooch:
     """Where the files are fetched from: the repository that the installed distribution names."""
     try:
-        addresses = importlib.metadata.metadata("speclib").get_all("Project-URL") or []
+        addresses = importlib.metadata.metadata("speculative-sampling-workbook").get_all("Project-URL") or []
     except importlib.metadata.PackageNotFoundError:  # the package was copied and not installed; what is in the cache still serves
         addresses = []
     home = next((address.split(", ")[1] for address in addresses if address.startswith("Repository")), "no known address")

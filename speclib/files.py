@@ -92,12 +92,13 @@ def code_version(*parts: str) -> str:
     return digest(*(line for file in found for line in (file.relative_to(PACKAGE).as_posix(), file.read_text("utf-8"))))
 
 
-def digest(*contents: str | bytes) -> str:
-    """A short hash of texts or bytes, in order."""
+def digest(*contents) -> str:
+    """A short hash of texts, and of bytes or arrays that lie in one piece, in order."""
     found = hashlib.sha256()
     for content in contents:
         content = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
-        found.update(len(content).to_bytes(8, "little") + content)  # so that pieces cannot run into each other
+        found.update(len(content).to_bytes(8, "little"))  # so that pieces cannot run into each other
+        found.update(content)
     return found.hexdigest()[:16]
 
 
