@@ -20,10 +20,11 @@ def main(arguments: list[str] | None = None) -> int:
     for command in (demo, bench, indexing, train):
         command.add_parser(subparsers)
     try:
-        args = parser.parse_args(arguments)
-        code = args.run(args)
-        sys.stdout.flush()
-        return code
+        try:
+            args = parser.parse_args(arguments)
+            return args.run(args)
+        finally:
+            sys.stdout.flush()  # here, and not when Python ends: a closed pipe is found in time
     except SpeclibError as error:
         print(f"speclib: {error}", file=sys.stderr)
         return 2

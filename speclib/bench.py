@@ -85,12 +85,12 @@ def run(args: argparse.Namespace) -> int:
         args.prompts, args.tokens = min(args.prompts, 2), min(args.tokens, 24)
     chosen = next((name for name in ("ladder", "published", "growth") if getattr(args, name)), "leaderboard" if args.drafters else "bench")
     out = args.out or embedded.RESULTS / f"{chosen}.json"
-    if args.out is None:
+    if args.out:
+        check_output(out, (".json",))
+    else:
         check_folder(out.parent)
-        out.parent.mkdir(parents=True, exist_ok=True)
         if not embedded.CHECKOUT:
-            print(f"speclib is installed and not a checkout: results go to {out.parent.resolve()}", file=sys.stderr)
-    check_output(out, (".json",))
+            print(f"this is an installed package and no checkout: results go to {out.parent.resolve()}", file=sys.stderr)
     if told := machine.busy():
         print(told, file=sys.stderr)
     if args.published:

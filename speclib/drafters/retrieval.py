@@ -95,7 +95,6 @@ class SearchIndex:
 
     def save(self, folder: Path) -> None:
         """Writes FILES, which take the place of an older index only when all of them are written."""
-        folder.mkdir(parents=True, exist_ok=True)
         tokens, places, facts = (folder / name for name in FILES)
         with replacing(facts) as new_facts, replacing(places) as new_places, replacing(tokens) as new_tokens:
             new_tokens.write_bytes(self.data)

@@ -147,7 +147,6 @@ def tokenized(documents: list[Document], tokenizer, cache: Path) -> np.ndarray:
         for start in tqdm(range(0, len(documents), 256), desc="tokenizing", unit="batch"):
             encoded = tokenizer.backend_tokenizer.encode_batch([d.text for d in documents[start : start + 256]])
             pieces += [np.array(e.ids + [tokenizer.eos_token_id], dtype=np.uint16) for e in encoded]
-        cache.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
             np.save(partial, np.concatenate(pieces))
     with reading(path, "delete it", TrainingError):
@@ -157,14 +156,13 @@ def tokenized(documents: list[Document], tokenizer, cache: Path) -> np.ndarray:
 def write_manifest(train: list[Document], held: list[Document], path: Path) -> dict:
     """Saves `manifest` as JSON at `path` and returns it. Raises TrainingError if a tokenizer stands beside it that was made from another corpus."""
     content, remedy = manifest(train, held), f"choose another --out, or delete {path.parent}"
-    if path.exists() and (path.parent / "tokenizer").exists():
+    if (path.parent / "tokenizer").exists():
         with reading(path, remedy, TrainingError):
             before = json.loads(path.read_text("utf-8"))
             packages, others = content["packages"], before["packages"]
         if before != content:
             changed = sorted(name for name in packages.keys() | others.keys() if packages.get(name) != others.get(name))
-            what = f"other source of {', '.join(changed[:3])}{' and more' if len(changed) > 3 else ''}" if changed else "other held-out text"
+            what = f"other content of {', '.join(changed[:3])}{' and more' if len(changed) > 3 else ''}" if changed else "other held-out text"
             raise TrainingError(f"{path.parent} holds what was made from another corpus ({what}); {remedy}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(content, indent=1) + "\n")
     return content

@@ -184,7 +184,6 @@ def train(
     def save() -> None:
         save_state(state_path, own, adapters=adapters.state_dict(), optimizer=optimizer.state_dict(), step=step, seen=seen, seconds=seconds, curve=curve)
 
-    folder.mkdir(parents=True, exist_ok=True)
     saved_at = last = time.perf_counter()
     smooth = None
     with tqdm(total=amount, initial=seen, desc=EDITOR, unit="tok", unit_scale=True, mininterval=5) as bar:

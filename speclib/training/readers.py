@@ -190,7 +190,6 @@ def train(
     def save() -> None:
         save_state(state_path, own, module=module.state_dict(), optims=[optim.state_dict() for optim, _ in optims], step=step, seconds=seconds, curve=curve)
 
-    folder.mkdir(parents=True, exist_ok=True)
     loss_function = torch.compile(loss_of, dynamic=False) if compile else loss_of
     steps, saved_at, last = max(1, amount // (rows * width)), time.perf_counter(), time.perf_counter()
     smooth = None

@@ -194,7 +194,6 @@ def train(
             optim.load_state_dict(saved)
         step, seen, seconds, curve = state["step"], state["seen"], state["seconds"], state["curve"]
 
-    folder.mkdir(parents=True, exist_ok=True)
     loss_function = torch.compile(loss_of, dynamic=False) if compile else loss_of
     began, saved_at, started_with = time.perf_counter(), time.perf_counter(), seconds
     bar = tqdm(total=total, initial=seen, desc=recipe.name, unit="tok", unit_scale=True, mininterval=5)
