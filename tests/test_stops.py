@@ -3,6 +3,7 @@
 import random
 from functools import cache
 
+import alphabets
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -13,7 +14,6 @@ from speclib.drafters import ModelDrafter, SyntheticDrafter
 from speclib.exact import max_difference, outcomes
 from speclib.stops import Stops
 from speclib.training.tokenizer import train_tokenizer
-from tests import alphabets
 
 SCRIPT = "begin aé→日z.!"  # every byte of it but "begin" is a token of its own, and none comes twice
 GREEDY = Sampling(temperature=0)
@@ -174,3 +174,12 @@ def test_tokens_without_text_hide_nothing(silent):
     text = [2] * 50 + [99] + [0] * silent
     assert stops.cut(text, [0, 50, 1]) == ([0, 50], True)
     assert stops.cut([2] * 50 + [0] * silent, [99, 0, 0]) == ([99, 0, 0], False)
+
+
+def test_a_part_of_the_text_is_not_taken_for_its_beginning():
+    """A piece of a word is written with ## where a text begins with it: the text has none, wherever its end is cut off."""
+    tokenizer = alphabets.tokenizer("WordPiece")
+    piece = next(token for text, token in tokenizer.get_vocab().items() if text.startswith("##"))
+    tokens = [*tokenizer("the fox")["input_ids"], *[piece] * 80]
+    assert "##" not in tokenizer.decode(tokens)
+    assert cut_in_rounds(Stops(frozenset(), ("##",), tokenizer), tokens, 0) == tokens

@@ -3,10 +3,10 @@
 import re
 from html.parser import HTMLParser
 
+import alphabets
 import pytest
 
 from speclib.trace import Round, Trace, pieces
-from tests import alphabets
 
 HOSTILE = [
     "<script>alert(1)</script>",
