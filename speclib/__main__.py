@@ -12,7 +12,8 @@ with console.loading():
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one subcommand and returns its exit code: 2 for a mistake in the call, 130 after Ctrl-C, 141 when nobody reads the output any more."""
+    """Runs one subcommand and returns its exit code: 0, 2 for a mistake in the call, 1 for a disk that fails, 130 after Ctrl-C,
+    141 when nobody reads the output any more."""
     console.any_text()
     parser = argparse.ArgumentParser(prog="python -m speclib", description="Speculative sampling: see it, measure it, make its models again.")
     parser.add_argument("--version", action="version", version=f"speclib {__version__}")
@@ -24,13 +25,18 @@ def main(arguments: list[str] | None = None) -> int:
             args = parser.parse_args(arguments)
             return args.run(args)
         finally:
-            sys.stdout.flush()  # here, and not when Python ends: a closed pipe is found in time
+            if sys.stdout:  # flushed here, and not when Python ends: a closed pipe is found in time
+                sys.stdout.flush()
     except SpeclibError as error:
         print(f"speclib: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         console.close_quietly()
         return console.PIPE_CLOSED
+    except OSError as error:  # a disk that is full, a folder that has gone
+        console.close_quietly()
+        print(f"speclib: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(console.MESSAGE, end="", file=sys.stderr)
         return console.INTERRUPTED

@@ -85,8 +85,11 @@ def run(args: argparse.Namespace) -> int:
         args.prompts, args.tokens = min(args.prompts, 2), min(args.tokens, 24)
     chosen = next((name for name in ("ladder", "published", "growth") if getattr(args, name)), "leaderboard" if args.drafters else "bench")
     out = args.out or embedded.RESULTS / f"{chosen}.json"
+    image = out.with_suffix(".png") if args.out else out.with_name("headline.png")
     if args.out:
         check_output(out, (".json",))
+        for beside in (out.with_suffix(".csv"), image):
+            check_output(beside)
     else:
         check_folder(out.parent)
         if not embedded.CHECKOUT:
@@ -112,8 +115,8 @@ def run(args: argparse.Namespace) -> int:
     write_text(out, json.dumps(record) + "\n")  # all that is measured is on disk before anything is printed, which a closed pipe may end
     if not args.ladder:
         write_text(out.with_suffix(".csv"), table.to_csv(index=False, lineterminator="\n"))
-        with replacing(out.with_name("headline.png")) as image:
-            plotting.headline(record).savefig(image, bbox_inches="tight", dpi=90)  # data/ has a limit
+        with replacing(image) as drawn:
+            plotting.headline(record).savefig(drawn, bbox_inches="tight", dpi=90)  # data/ has a limit
         partial.unlink()
     groups = [name for name in ("dtype", "domain", "temperature") if name in table]
     for key, part in table.groupby(groups, sort=False):

@@ -48,6 +48,14 @@ def test_a_closed_pipe_ends_quietly():
         assert (done.returncode, done.stderr) == (141, b"")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_behind_standard_output_is_one_line():
+    script = "from speclib import demo; demo.run = lambda args: print('x') or 0\nfrom speclib.__main__ import main; raise SystemExit(main(['demo']))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", script], env=environment(), stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith("speclib: [Errno 28]")
+
+
 def test_the_figure_of_the_demo_is_there_before_a_word_is_printed_about_it(tmp_path, monkeypatch):
     class Closing(io.StringIO):
         def write(self, text):
