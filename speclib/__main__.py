@@ -12,8 +12,10 @@ with console.loading():
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one subcommand and returns its exit code: 0, 2 for a mistake in the call, 1 for a disk that fails, 130 after Ctrl-C,
-    141 when nobody reads the output any more."""
+    """Runs one subcommand and returns its exit code.
+
+    2 for a mistake in the call, 1 for a disk that fails, 130 after Ctrl-C, 141 when nobody reads the output any more.
+    """
     console.any_text()
     parser = argparse.ArgumentParser(prog="python -m speclib", description="Speculative sampling: see it, measure it, make its models again.")
     parser.add_argument("--version", action="version", version=f"speclib {__version__}")

@@ -68,7 +68,8 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        help=f"the JSON file to write; table and figure go beside it (default: bench.json, ladder.json, leaderboard.json, published.json or growth.json in {folder})",
+        help="the JSON file to write; table and figure go beside it (default: bench.json, ladder.json, leaderboard.json, "
+        f"published.json or growth.json in {folder})",
     )
     parser.set_defaults(run=run)
 
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         check_folder(out.parent)
         if not embedded.CHECKOUT:
-            print(f"this is an installed package and no checkout: results go to {out.parent.resolve()}", file=sys.stderr)
+            print(f"installed package, no checkout: results go to {out.parent.resolve()}", file=sys.stderr)
     if told := machine.busy():
         print(told, file=sys.stderr)
     if args.published:
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         partial = out.with_suffix(".partial.json")
         record = measure(args, partial)
         table = flat(record)
-    write_text(out, json.dumps(record) + "\n")  # all that is measured is on disk before anything is printed, which a closed pipe may end
+    write_text(out, json.dumps(record) + "\n")  # before anything is printed: a closed pipe may end that
     if not args.ladder:
         write_text(out.with_suffix(".csv"), table.to_csv(index=False, lineterminator="\n"))
         with replacing(image) as drawn:
@@ -186,12 +187,13 @@ def run_growth(out: Path, quick: bool, dtype: str | None) -> int:
 def measure(args: argparse.Namespace, partial: Path) -> dict:
     """The whole measurement: {"machine", "settings", "tables", "rows"}; "rows" has every text's figures, as {"columns", "data"}, "tables" has one entry per dtype, domain and temperature:
     {"dtype", "domain", "temperature", "assistant_tokens", "lookup_tokens", "guessers", "methods"}, the last with one row per method.
-    Each finished table is kept in `partial`, with what it belongs to (settings, threads, machine, versions, code, models in folders), and an interrupted run of the same goes on behind it.
-    Raises FileError for a `partial` that is damaged."""
+    Each finished table is kept in `partial`, with what it belongs to (settings, threads, machine, versions, code, weights
+    in folders), and an interrupted run of the same goes on behind it. Raises FileError for a `partial` that is damaged."""
     progress = sys.stderr.isatty()
     settings = {key: getattr(args, key) for key in ("target", "draft", "prompts", "tokens", "repeats", "draft_length", "backend")}
     here = {name: value for name, value in experiments.machine().items() if name != "date"}
-    weights = {str(file): pooch.file_hash(str(file)) for name in (args.target, args.draft) if name for file in sorted(Path(name).glob("*.safetensors"))}
+    files = [str(file) for name in (args.target, args.draft) if name for file in Path(name).glob("*.safetensors")]
+    weights = {file: pooch.file_hash(file) for file in sorted(files)}
     identity = json.loads(json.dumps({**settings, **here, "weights": weights, "code": code_version()}))
     record = {"identity": identity, "tables": [], "rows": [], "memory_gb": 0.0}
     if partial.exists():
@@ -201,7 +203,8 @@ def measure(args: argparse.Namespace, partial: Path) -> dict:
             if kept.get("identity") == identity:
                 record = {key: kept[key] for key in record}
             else:
-                print(f"{partial} is of another measurement (other {differing(kept.get('identity'), identity)}): starting afresh, in its place", file=sys.stderr)
+                other = differing(kept.get("identity"), identity)
+                print(f"{partial} is of another measurement (other {other}): starting afresh", file=sys.stderr)
     finished = {(table["dtype"], table["domain"], table["temperature"]) for table in record["tables"]}
     for dtype in args.dtype:
         pairs = load(args.target, args.draft, dtype, args.backend)

@@ -1,4 +1,4 @@
-"""What a command owes to the terminal it runs in: text in any character set, a quiet end by Ctrl-C or when a pipe is closed. Imports nothing heavy."""
+"""What a command owes its terminal: text in any character set, a quiet end. Imports nothing heavy."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ MESSAGE = "\nspeclib: interrupted; the same command goes on where it can\n"
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Around slow imports: Ctrl-C ends `python -m speclib` at once and without a traceback. In any other program nothing changes.
+    """Around slow imports: Ctrl-C ends `python -m speclib` at once, without a traceback. Other programs notice nothing.
 
     A handler and no `except`, because libraries turn a KeyboardInterrupt inside their imports into errors of their own.
     """
@@ -43,5 +43,5 @@ def any_text() -> None:
 
 
 def close_quietly() -> None:
-    """Nobody reads standard output any more: what is still written there goes nowhere, also what Python flushes at its end."""
+    """Nobody reads standard output any more: what is still written there, at Python's end too, goes nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

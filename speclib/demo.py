@@ -60,9 +60,9 @@ def run(args: argparse.Namespace) -> int:
     shown = generate(pair.target, prompt, drafter, sampling, gamma, max_new_tokens=args.tokens, stop=[], seed=args.seed)
     frame = experiments.interleaved(methods, [prompt], args.repeats, seed=args.seed)
     c, widths = experiments.costs(pair, (1, gamma + 1))
-    race = plotting.race([shown.trace, generate(pair.target, prompt, None, sampling, max_new_tokens=args.tokens, stop=[], seed=args.seed).trace])
+    plain = generate(pair.target, prompt, None, sampling, max_new_tokens=args.tokens, stop=[], seed=args.seed)
     with replacing(args.out) as image:
-        race.savefig(image)
+        plotting.race([shown.trace, plain.trace]).savefig(image)
 
     print(f"\n{prompt}", end="")
     print(_coloured(shown.trace.to_ansi()))

@@ -19,9 +19,14 @@ REGISTRY = Path(__file__).with_name("registry.txt")
 
 
 def in_checkout(root: Path = ROOT) -> bool:
-    """Whether this package lies in its own repository: the project around it makes its command, and has models. A neighbour called `data` alone proves nothing."""
+    """Whether this package lies in its own repository: the project around it makes its command, and has models.
+
+    A neighbour called `data` alone proves nothing.
+    """
     project = root / "pyproject.toml"
-    return project.is_file() and 'speclib = "speclib.__main__:main"' in project.read_text("utf-8", "replace") and (root / "data" / "models").is_dir()
+    if not project.is_file() or not (root / "data" / "models").is_dir():
+        return False
+    return 'speclib = "speclib.__main__:main"' in project.read_text("utf-8", "replace")
 
 
 CHECKOUT = in_checkout()
@@ -37,7 +42,7 @@ def _registered() -> dict[str, tuple[str, int]]:
 
 
 def registry() -> dict[str, str]:
-    """Path below data/ -> SHA-256, for every file that ships. Raises ModelLoadError if the list itself is missing or damaged."""
+    """Path below data/ -> SHA-256, for every file that ships. Raises ModelLoadError if the list itself is damaged."""
     return {path: digest for path, (digest, _) in _registered().items()}
 
 
@@ -49,7 +54,8 @@ def sizes() -> dict[str, int]:
 def write_registry() -> int:
     """Hashes everything below data/models and data/prompts into registry.txt; returns the number of files."""
     files = sorted(p for folder in ("models", "prompts") for p in (DATA / folder).rglob("*") if p.is_file())
-    write_text(REGISTRY, "".join(f"{p.relative_to(DATA).as_posix()} {pooch.file_hash(str(p))} {p.stat().st_size}\n" for p in files))
+    lines = (f"{p.relative_to(DATA).as_posix()} {pooch.file_hash(str(p))} {p.stat().st_size}\n" for p in files)
+    write_text(REGISTRY, "".join(lines))
     return len(files)
 
 
@@ -92,9 +98,10 @@ def _remote(known: dict[str, str]) -> pooch.Pooch:
     """Where the files are fetched from: the repository that the installed distribution names."""
     try:
         addresses = importlib.metadata.metadata("speculative-sampling-workbook").get_all("Project-URL") or []
-    except importlib.metadata.PackageNotFoundError:  # the package was copied and not installed; what is in the cache still serves
+    except importlib.metadata.PackageNotFoundError:  # copied and not installed; what is in the cache still serves
         addresses = []
-    home = next((address.split(", ")[1] for address in addresses if address.startswith("Repository")), "no known address")
+    homes = [address.split(", ")[1] for address in addresses if address.startswith("Repository")]
+    home = homes[0] if homes else "no known address"
     return pooch.create(path=pooch.os_cache("speclib"), base_url=home + "/raw/main/data/", registry=known)
 
 
@@ -104,8 +111,8 @@ def _retrieve(remote: pooch.Pooch, path: str) -> str:
     except Exception as error:
         reason = str(error).strip().partition("\n")[0][:200]
         raise ModelLoadError(
-            f"data/{path} is neither here nor could it be fetched from {remote.base_url} ({reason}); connect to the network once, or use a checkout of the repository: "
-            f"its folder data/ has the files, and {remote.path} may hold a copy of it"
+            f"data/{path} is neither here nor could it be fetched from {remote.base_url} ({reason}); connect to the "
+            f"network once, or use a checkout of the repository: {remote.path} may hold a copy of its data/"
         ) from error
 
 

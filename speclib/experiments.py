@@ -132,13 +132,16 @@ def interleaved(
     """Every method on every prompt, taking turns, in an order that rotates: one row per method, prompt and repeat.
 
     Each method is warmed up once, unrecorded. With `file`, each finished trial is appended there as a JSON line, and a
-    run that was interrupted goes on behind the last one: one file for one experiment, whose first line says which. between: is called before each
-    prompt's first trial, for what is to be measured in the same minutes. Raises FileError for a file of another experiment.
+    run that was interrupted goes on behind the last one: one file for one experiment, whose first line says which.
+    between: is called before each prompt's first trial, for what is to be measured in the same minutes.
+    Raises FileError for a file of another experiment.
     """
     if not methods or not prompts or repeats < 1:
         raise InvalidArgument("interleaved needs at least one method, one prompt and one repeat")
-    identity = {"prompts": digest(*prompts), "methods": list(methods), "seed": seed, "threads": torch.get_num_threads(), "code": code_version()}
-    rows = _finished(Path(file), identity) if file else []
+    rows = []
+    if file:
+        identity = {"prompts": digest(*prompts), "methods": list(methods), "seed": seed}
+        rows = _finished(Path(file), {**identity, "threads": torch.get_num_threads(), "code": code_version()})
     done = {(row["method"], row["prompt"], row["repeat"]) for row in rows}
     names = list(methods)
     warmed, begun = set(), set()
@@ -333,15 +336,18 @@ def advised_length(alpha: float, c: float, widths: pd.DataFrame) -> int:
 
 
 def recorded(name: str) -> dict:
-    """A recorded measurement from where `bench` writes it (data/results in a checkout), by its file's name without ending.
+    """A recorded measurement, by its file's name without ending, from where `bench` writes it.
 
     Raises InvalidArgument if there is none, FileError if it is damaged.
     """
-    file, kinds = embedded.RESULTS / f"{name}.json", {"ladder": " --ladder", "published": " --published", "growth": " --growth", "leaderboard": " --drafters all"}
-    record = f"record it with: python -m speclib bench{kinds.get(name, '')}"
+    file = embedded.RESULTS / f"{name}.json"
+    option = {"leaderboard": " --drafters all"} | {kind: f" --{kind}" for kind in ("ladder", "published", "growth")}
+    remedy = f"record it with: python -m speclib bench{option.get(name, '')}"
+    if embedded.CHECKOUT:
+        remedy += f", or restore it with: git checkout -- data/results/{name}.json"
     if not file.exists():
-        raise InvalidArgument(f"{file} is missing; {record}" + (f", or restore it with: git checkout -- data/results/{name}.json" if embedded.CHECKOUT else ""))
-    with reading(file, record):
+        raise InvalidArgument(f"{file} is missing; {remedy}")
+    with reading(file, remedy):
         return json.loads(file.read_text("utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place and moved into it, checked before any work, read with clear errors."""
+"""Files that are whole or not there: written beside their place and moved into it; checked before any work."""
 
 import hashlib
 import os
@@ -15,9 +15,10 @@ PACKAGE = Path(__file__).resolve().parent
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`, with the same ending; what was written there takes the place of `path` when the block ends well.
+    """Gives a temporary path beside `path`, with the same ending; it takes the place of `path` when the block ends well.
 
-    Killed or out of disk half-way, the old file stays as it was. A folder takes the place of the whole old folder. Raises FileError if it cannot be written.
+    Killed or out of disk half-way, the old file stays as it was. A folder takes the place of the whole old folder.
+    Raises FileError if it cannot be written.
     """
     path = Path(os.path.realpath(path))  # a link stays a link
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
@@ -30,7 +31,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except SpeclibError:
         raise
     except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}; what was there before is as it was") from error
+        raise FileError(f"cannot write {path}: {error.strerror or error}; what was there is as it was") from error
     finally:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
@@ -52,8 +53,8 @@ def reading(path: str | Path, remedy: str, error: type[SpeclibError] = FileError
     except SpeclibError:
         raise
     except Exception as reason:
-        first = str(reason).strip().partition("\n")[0][:160]
-        raise error(f"{path} is damaged or not what it should be ({type(reason).__name__}: {first}); {remedy}") from reason
+        said = f"{type(reason).__name__}: {reason}".strip().partition("\n")[0][:200]
+        raise error(f"{path} is damaged or not what it should be ({said}); {remedy}") from reason
 
 
 def check_output(path: str | Path, endings: tuple[str, ...] = ()) -> None:
@@ -81,15 +82,16 @@ def check_folder(folder: str | Path) -> None:
     if not there.is_dir():
         raise FileError(f"{folder} cannot be written: {there} is no folder; choose another place")
     try:
-        with tempfile.TemporaryFile(dir=there):  # permissions alone do not tell: a disk may be full, or mounted read-only
+        with tempfile.TemporaryFile(dir=there):  # permissions do not tell of a full disk, or one mounted read-only
             pass
     except OSError as error:
         raise FileError(f"{folder} cannot be written: {error.strerror or error}; choose another place") from error
 
 
 def code_version(*parts: str) -> str:
-    """A short hash of the package's source and registry, or only of `parts` of it: what was made by other code is not gone on with."""
-    found = sorted(file for part in parts or (".",) for ending in ("*.py", "registry.txt") for file in (PACKAGE / part).rglob(ending))
+    """A short hash of the package's source and registry, or only of `parts` of it."""
+    folders = [PACKAGE / part for part in parts] or [PACKAGE]
+    found = sorted(file for folder in folders for name in ("*.py", "registry.txt") for file in folder.rglob(name))
     return digest(*(line for file in found for line in (file.relative_to(PACKAGE).as_posix(), file.read_text("utf-8"))))
 
 
@@ -105,4 +107,6 @@ def digest(*contents) -> str:
 
 def differing(one: object, other: dict) -> str:
     """The names under which a record's identity, as it was read, differs from `other`."""
-    return (", ".join(key for key in other if one.get(key) != other[key]) or "entries") if isinstance(one, dict) else "code"
+    if not isinstance(one, dict):
+        return "code"
+    return ", ".join(key for key in other if one.get(key) != other[key]) or "entries"

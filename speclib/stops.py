@@ -1,6 +1,7 @@
 """Where a text ends early: after an id, or as soon as it contains a string."""
 
-# transformers' StopStringCriteria does not serve here: it looks a token up by that token's own text, and so never sees a character that is split over two.
+# transformers' StopStringCriteria does not serve here: it looks a token up by that token's own text, and so never sees
+# a character that is split over two.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,9 +50,10 @@ class Stops:
         return emitted, False
 
     def _reached(self, before: list[int], emitted: list[int]) -> bool:
-        """Whether a stop string stands at the end of the text, which held none before its last token: only so much of the end is decoded as can hold one.
+        """Whether a stop string stands at the end of the text, which held none before its last token.
 
-        What the first tokens of a part come to depends on those before them (a space is left out, a character is torn), so LEAD of them are not looked at.
+        Only so much of the end is decoded as can hold one. What the first tokens of a part come to depends on those
+        before them (a space is left out, a character is torn), so LEAD of them are not looked at.
         """
         decode, longest, count = self.tokenizer.decode, max(map(len, self.strings)), len(before) + len(emitted)
         size = longest + SLACK

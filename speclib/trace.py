@@ -130,25 +130,26 @@ class Trace:
 
 
 def pieces(decode: Callable[[list[int]], str], tokens: list[int]) -> list[str]:
-    """What each token adds to the text: joined, exactly `decode(tokens)`. A character of several tokens belongs to the last of them.
+    """What each token adds to the text: joined, exactly `decode(tokens)`.
 
-    A token cannot be decoded alone: in a Llama's first tokens, say, spaces are left out. So a few tokens before it are decoded too.
+    A token cannot be decoded alone (a Llama's loses its space), so a few before it are decoded too. A character of
+    several tokens belongs to the last of them.
     """
     found, start, shown = [], 0, ""
     for k in range(len(tokens)):
         text = decode(tokens[start : k + 1])
-        if text.endswith("\N{REPLACEMENT CHARACTER}") and k + 1 < len(tokens):  # a character that goes on in the next token
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and k + 1 < len(tokens):  # a character that goes on
             found.append("")
             continue
         found.append(text[len(shown) :])
         start = max(start, k + 1 - BACK)
         shown = decode(tokens[start : k + 1])
     whole = decode(tokens)
-    if "".join(found) != whole:  # a decoder that changes what it said, as one that mends the spaces before marks: slow and sure
+    if "".join(found) != whole:  # a decoder that changes what it said, as one that mends spaces: slow and sure
         ends = [0]
-        for k in range(len(tokens)):
-            ends.append(len(whole) if k + 1 == len(tokens) else max(ends[-1], len(commonprefix([decode(tokens[: k + 1]), whole]))))
-        found = [whole[low:high] for low, high in pairwise(ends)]
+        for k in range(1, len(tokens)):
+            ends.append(max(ends[-1], len(commonprefix([decode(tokens[:k]), whole]))))
+        found = [whole[low:high] for low, high in pairwise([*ends, len(whole)])]
     return found
 
 

@@ -13,7 +13,10 @@ TEXT = "the quick brown fox jumps over the lazy dog, naïve café 日本語 🎉
 @cache
 def tokenizer(kind: str) -> PreTrainedTokenizerFast:
     if kind == "byte-level":
-        inner, trainer = Tokenizer(models.BPE()), trainers.BpeTrainer(vocab_size=290, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+        inner, trainer = (
+            Tokenizer(models.BPE()),
+            trainers.BpeTrainer(vocab_size=290, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False),
+        )
         inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
         inner.train_from_iterator(["the quick fox "] * 9, trainer)  # all else is bytes
     elif kind == "Llama":  # SentencePiece: a space belongs to the word behind it, the first one is left out, unknown characters are bytes
@@ -21,7 +24,10 @@ def tokenizer(kind: str) -> PreTrainedTokenizerFast:
         inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
         inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
         special = ["<unk>"] + [f"<0x{i:02X}>" for i in range(256)]
-        inner.train_from_iterator(["the quick brown fox, café "] * 40, trainers.BpeTrainer(vocab_size=380, special_tokens=special, show_progress=False))
+        inner.train_from_iterator(
+            ["the quick brown fox, café "] * 40,
+            trainers.BpeTrainer(vocab_size=380, special_tokens=special, show_progress=False),
+        )
     else:  # words and ## pieces; spaces before marks are taken back when the mark is there
         inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
         inner.pre_tokenizer, inner.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece(cleanup=True)

@@ -43,7 +43,12 @@ def test_a_closed_pipe_ends_quietly():
     for command, unbuffered in ((["-m", "speclib", "--help"], ""), (["-c", printing], ""), (["-c", printing], "1")):
         read, write = os.pipe()
         os.close(read)
-        done = subprocess.run([sys.executable, *command], env=environment(PYTHONUNBUFFERED=unbuffered), stdout=write, stderr=subprocess.PIPE)
+        done = subprocess.run(
+            [sys.executable, *command],
+            env=environment(PYTHONUNBUFFERED=unbuffered),
+            stdout=write,
+            stderr=subprocess.PIPE,
+        )
         os.close(write)
         assert (done.returncode, done.stderr) == (141, b"")
 
@@ -87,7 +92,13 @@ def test_ctrl_c_during_the_imports_ends_quietly(slow, tmp_path):
     (tmp_path / slow).mkdir()
     (tmp_path / slow / "__init__.py").write_text(SWALLOWING)
     path = os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])
-    process = subprocess.Popen([sys.executable, "-m", "speclib", "--version"], env=environment(PYTHONPATH=path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "speclib", "--version"],
+        env=environment(PYTHONPATH=path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline() == "loading\n"
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)

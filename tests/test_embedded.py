@@ -25,7 +25,11 @@ OURS = (PACKAGE.parent / "pyproject.toml").read_text("utf-8")
         (OURS, [], False),
         (None, ["data/models"], False),  # another package's data/ in site-packages
         ('[project]\nname = "other"\n', ["data/models"], False),  # the package was copied into somebody's project
-        ('[project]\nname = "speclib"\n[project.scripts]\nspeclib = "speclib.cli:main"\n', ["data/models"], False),  # the spectra
+        (
+            '[project]\nname = "speclib"\n[project.scripts]\nspeclib = "speclib.cli:main"\n',
+            ["data/models"],
+            False,
+        ),  # the spectra
         (b"\xff\xfe\x00", ["data/models"], False),
     ],
 )
@@ -47,7 +51,13 @@ def installed(tmp_path_factory):
     (site / "data" / "models" / "target" / "config.json").write_text("{}")
     (here / "target" / "debug").mkdir(parents=True)
     (here / "data").mkdir()
-    env = {**os.environ, "PYTHONPATH": str(site), "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(site),
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     env |= {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
     for part in ("models", "prompts"):
         shutil.copytree(embedded.DATA / part, folder / "cache" / "speclib" / part)
@@ -78,9 +88,15 @@ def test_an_installed_package_finds_its_files_and_writes_nothing_beside_itself(i
 def test_without_network_one_line_says_what_is_missing_and_what_to_do(installed):
     folder, run = installed
     (folder / "cache" / "speclib" / "models" / "eagle" / "model.safetensors").unlink()
-    done = run("-c", "from speclib import drafters, errors\ntry: drafters.load_eagle()\nexcept errors.ModelLoadError as error: print(error)")
+    done = run(
+        "-c",
+        "from speclib import drafters, errors\ntry: drafters.load_eagle()\nexcept errors.ModelLoadError as error: print(error)",
+    )
     (told,) = [line for line in done.stdout.splitlines() if line.strip()]
-    assert re.search(r"data/models/eagle/model.safetensors is neither here nor could it be fetched from .*; connect to the network once, or use a checkout", told)
+    assert re.search(
+        r"data/models/eagle/model.safetensors is neither here nor could it be fetched from .*; connect to the network once, or use a checkout",
+        told,
+    )
 
 
 def test_a_folder_called_as_a_model_does_not_take_its_place(tmp_path, monkeypatch):

@@ -127,7 +127,12 @@ def test_a_path_is_refused_before_the_work(arguments, tmp_path, monkeypatch, cap
     def work(*_, **__):
         raise AssertionError("the work began")
 
-    for module, name in ((experiments, "ladder"), (bench, "measure"), (bench, "load_pair"), (bench.published, "measure")):
+    for module, name in (
+        (experiments, "ladder"),
+        (bench, "measure"),
+        (bench, "load_pair"),
+        (bench.published, "measure"),
+    ):
         monkeypatch.setattr(module, name, work)
     for name in ("speclib.models.load_pair", "speclib.models.load_model", "speclib.training.corpus.python_source"):
         monkeypatch.setattr(name, work)
@@ -159,9 +164,29 @@ def measured(monkeypatch):
 
     def run(partial, **more):
         made.clear()
-        settings = {"target": None, "draft": None, "prompts": 1, "tokens": 1, "repeats": 1, "draft_length": [1], "backend": ["eager"]}
+        settings = {
+            "target": None,
+            "draft": None,
+            "prompts": 1,
+            "tokens": 1,
+            "repeats": 1,
+            "draft_length": [1],
+            "backend": ["eager"],
+        }
         try:
-            return bench.measure(argparse.Namespace(**{**settings, "dtype": [None], "domain": ["code"], "temperature": [1.0, 0.0], "threads": None, **more}), partial)
+            return bench.measure(
+                argparse.Namespace(
+                    **{
+                        **settings,
+                        "dtype": [None],
+                        "domain": ["code"],
+                        "temperature": [1.0, 0.0],
+                        "threads": None,
+                        **more,
+                    }
+                ),
+                partial,
+            )
         except KeyboardInterrupt:
             return None
 
@@ -260,7 +285,11 @@ def test_a_hash_tells_pieces_apart_and_code_has_one():
 
 # --- training from a terminal -------------------------------------------------------------------------------------------
 
-WORDS = {"A": "alpha beta def return x y z = + ( ) :", "B": "日本 東京 京都 猫 犬 鳥 山 川", "C": "alpha beta def return x y z = + ( ) ;"}
+WORDS = {
+    "A": "alpha beta def return x y z = + ( ) :",
+    "B": "日本 東京 京都 猫 犬 鳥 山 川",
+    "C": "alpha beta def return x y z = + ( ) ;",
+}
 
 
 def train(corpus, *more):

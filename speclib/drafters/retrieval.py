@@ -100,7 +100,8 @@ class SearchIndex:
             new_tokens.write_bytes(self.data)
             np.save(new_places, self.places)
             hashes = {FILES[0]: pooch.file_hash(str(new_tokens)), FILES[1]: pooch.file_hash(str(new_places))}
-            about = {"depth": self.depth, "vocabulary": self.vocabulary, "alphabet": self.alphabet, "tokens": len(self.tokens), "sha256": hashes}
+            about = {"depth": self.depth, "vocabulary": self.vocabulary, "alphabet": self.alphabet}
+            about |= {"tokens": len(self.tokens), "sha256": hashes}
             new_facts.write_text(json.dumps(about, indent=1) + "\n")
 
 

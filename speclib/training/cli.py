@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from .. import embedded
 from ..errors import TrainingError
-from ..files import check_folder, code_version, digest, reading, replacing
+from ..files import check_folder, code_version, digest, reading, replacing, write_text
 from ..models import EDITOR
 from . import corpus, editor, prompts, readers, seq2seq
 from .recipes import LADDER, SHALLOW, TARGET, UNSHIPPED, Recipe
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if args.tokens is not None and args.tokens < 1:
         raise TrainingError(f"--tokens must be at least 1, not {args.tokens}")
     if args.install and not embedded.CHECKOUT:
-        raise TrainingError("--install puts models into the data/ of a checkout, and this package is an installed one; use the models from --out")
+        raise TrainingError("--install puts models into the data/ of a checkout, and this is an installed package")
     out = Path(args.out)
     check_folder(out)
     train_documents, held_documents = corpus.split(corpus.text_file(args.corpus) if args.corpus else corpus.python_source())
@@ -89,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
         if finished(out / recipe.name, recipe=repr(recipe), seed=args.seed):
             continue
         embeddings = seq2seq.target_embeddings(out, tokenizer)
-        path = seq2seq.train(recipe, train_documents, held_documents, tokenizer, out, embeddings, args.seed, not args.no_compile)
+        texts = (train_documents, held_documents)
+        path = seq2seq.train(recipe, *texts, tokenizer, out, embeddings, args.seed, not args.no_compile)
         print(f"{recipe.name}: {json.loads((path / 'card.json').read_text())['held_out_nats_per_token']} nats per token of held-out answers, in {path}")
     if args.install:
         install(out, held_documents, tokenizer)
@@ -102,7 +103,8 @@ def install(out: Path, held_documents: list[corpus.Document], tokenizer: PreTrai
         with replacing(embedded.DATA / "models" / card.parent.name) as folder:
             shutil.copytree(card.parent, folder)
             for file in folder.glob("tokenizer.json"):  # written for reading, at twice the size
-                file.write_text(json.dumps(json.loads(file.read_text("utf-8")), ensure_ascii=False, separators=(",", ":")), "utf-8", newline="\n")
+                content = json.loads(file.read_text("utf-8"))
+                write_text(file, json.dumps(content, ensure_ascii=False, separators=(",", ":")))
     shutil.copy(out / "corpus.json", embedded.DATA / "models" / "corpus.json")
     prompts.write_prompts(held_documents, tokenizer, embedded.DATA / "prompts" / "held_out.json")
     print(f"installed to {embedded.DATA}; {embedded.write_registry()} files registered")
@@ -111,7 +113,7 @@ def install(out: Path, held_documents: list[corpus.Document], tokenizer: PreTrai
 def _tokenizer(documents: list[corpus.Document], folder: Path) -> PreTrainedTokenizerFast:
     if not (folder / "tokenizer.json").exists():
         print("training the tokenizer")
-        trained = train_tokenizer([d.text for d in documents][::3] if len(documents) > 3000 else [d.text for d in documents])
+        trained = train_tokenizer([d.text for d in documents[:: 3 if len(documents) > 3000 else 1]])
         with replacing(folder) as partial:
             trained.save_pretrained(partial)
     return _read_tokenizer(folder)
@@ -125,8 +127,9 @@ def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def _check_tokenizers(tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Raises TrainingError if a model in `out`, which others may start from, has another tokenizer than they will."""
     for card in sorted(out.glob("*/card.json")):
-        if (card.parent / "tokenizer.json").exists() and _read_tokenizer(card.parent).get_vocab() != tokenizer.get_vocab():
-            raise TrainingError(f"{card.parent} has another tokenizer than {out / 'tokenizer'}; choose another --out, or delete one of them")
+        folder, own = card.parent, out / "tokenizer"
+        if (folder / "tokenizer.json").exists() and _read_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
+            raise TrainingError(f"{folder} has another tokenizer than {own}; choose another --out, or delete one of them")
 
 
 def _teacher(recipe: Recipe, out: Path, tokens: np.ndarray) -> tuple[LlamaForCausalLM | None, np.ndarray | None]:

@@ -154,7 +154,7 @@ def tokenized(documents: list[Document], tokenizer, cache: Path) -> np.ndarray:
 
 
 def write_manifest(train: list[Document], held: list[Document], path: Path) -> dict:
-    """Saves `manifest` as JSON at `path` and returns it. Raises TrainingError if a tokenizer stands beside it that was made from another corpus."""
+    """Saves `manifest` as JSON at `path` and returns it. Raises TrainingError beside a tokenizer of another corpus."""
     content, remedy = manifest(train, held), f"choose another --out, or delete {path.parent}"
     if (path.parent / "tokenizer").exists():
         with reading(path, remedy, TrainingError):
@@ -162,7 +162,7 @@ def write_manifest(train: list[Document], held: list[Document], path: Path) -> d
             packages, others = content["packages"], before["packages"]
         if before != content:
             changed = sorted(name for name in packages.keys() | others.keys() if packages.get(name) != others.get(name))
-            what = f"other content of {', '.join(changed[:3])}{' and more' if len(changed) > 3 else ''}" if changed else "other held-out text"
+            what = f"other content of {', '.join(changed[:3] or ['what is held out'])}{' and more' * (len(changed) > 3)}"
             raise TrainingError(f"{path.parent} holds what was made from another corpus ({what}); {remedy}")
     write_text(path, json.dumps(content, indent=1) + "\n")
     return content

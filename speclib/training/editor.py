@@ -174,7 +174,8 @@ def train(
     adapters = adapt(model)
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     amount, state_path = amount or TOKENS, folder / f"{EDITOR}.state"
-    own = identity(tokenizer, *(document.text for document in (*documents, *held_out)), amount=amount, seed=seed, target=digest, rows=rows, rank=RANK)
+    texts = (document.text for document in (*documents, *held_out))
+    own = identity(tokenizer, *texts, amount=amount, seed=seed, target=digest, rows=rows, rank=RANK)
     step, seen, seconds, curve = 0, 0, 0.0, []
     if state := load_state(state_path, own, device):
         adapters.load_state_dict(state["adapters"])
@@ -182,7 +183,8 @@ def train(
         step, seen, seconds, curve = state["step"], state["seen"], state["seconds"], state["curve"]
 
     def save() -> None:
-        save_state(state_path, own, adapters=adapters.state_dict(), optimizer=optimizer.state_dict(), step=step, seen=seen, seconds=seconds, curve=curve)
+        weights = {"adapters": adapters.state_dict(), "optimizer": optimizer.state_dict()}
+        save_state(state_path, own, **weights, step=step, seen=seen, seconds=seconds, curve=curve)
 
     saved_at = last = time.perf_counter()
     smooth = None

@@ -179,7 +179,8 @@ def train(
     optims = optimizers(reader, module)
     amount, state_path = amount or reader.tokens, folder / f"{name}.state"
     data = (tokens, held_out) if samples is None else (tokens, held_out, samples)
-    own = identity(None, *data, name=name, amount=amount, seed=seed, target=digest, rows=rows, width=width, samples=share)
+    settings = {"name": name, "amount": amount, "seed": seed, "rows": rows, "width": width, "samples": share}
+    own = identity(None, *data, target=digest, **settings)
     step, seconds, curve = 0, 0.0, []
     if state := load_state(state_path, own, device):
         module.load_state_dict(state["module"])
@@ -188,7 +189,8 @@ def train(
         step, seconds, curve = state["step"], state["seconds"], state["curve"]
 
     def save() -> None:
-        save_state(state_path, own, module=module.state_dict(), optims=[optim.state_dict() for optim, _ in optims], step=step, seconds=seconds, curve=curve)
+        weights = {"module": module.state_dict(), "optims": [optim.state_dict() for optim, _ in optims]}
+        save_state(state_path, own, **weights, step=step, seconds=seconds, curve=curve)
 
     loss_function = torch.compile(loss_of, dynamic=False) if compile else loss_of
     steps, saved_at, last = max(1, amount // (rows * width)), time.perf_counter(), time.perf_counter()

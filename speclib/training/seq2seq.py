@@ -277,7 +277,8 @@ def train(
             curve.append([seen, round(smooth, 4), round(seconds, 1)])
             bar.set_postfix(loss=f"{smooth:.3f}")
         if time.perf_counter() - saved_at > SAVE_EVERY_SECONDS or seen >= recipe.tokens:
-            save_state(state_path, own, model=model.state_dict(), optims=[o.state_dict() for o in optims], step=step, seen=seen, seconds=seconds, curve=curve)
+            weights = {"model": model.state_dict(), "optims": [o.state_dict() for o in optims]}
+            save_state(state_path, own, **weights, step=step, seen=seen, seconds=seconds, curve=curve)
             saved_at = time.perf_counter()
     bar.close()
     return save_model(model, tokenizer, folder / recipe.name, recipe, seen, curve, held_out_nats(model, *held), seconds, own)
@@ -309,7 +310,7 @@ def save_model(model, tokenizer, path: Path, recipe: Seq2SeqRecipe, seen: int, c
 
 
 def target_embeddings(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Tensor | None:
-    """The input embeddings [V, d] of the causal target in `folder`, or of the embedded one, if it has this tokenizer and can be had."""
+    """The input embeddings [V, d] of the causal target in `folder`, or of the embedded one: if it has this tokenizer."""
     from safetensors.torch import load_file
 
     try:

@@ -12,7 +12,7 @@ from ..files import code_version, differing, digest, reading, replacing, write_t
 
 
 def identity(tokenizer, *data, files: tuple[Path, ...] = (), **settings) -> dict:
-    """All that decides what a training comes to, as a flat dict: settings, tokenizer, data (texts or arrays), weights in `files` that are there, code."""
+    """All that decides what a training comes to: settings, tokenizer, data (texts, arrays), weights in `files`, code."""
     weights = {file.parent.name: pooch.file_hash(str(file)) for file in files if file.exists()}
     words = digest(tokenizer.backend_tokenizer.to_str()) if tokenizer else None
     pieces = (piece if isinstance(piece, str) else np.ascontiguousarray(piece) for piece in data)
@@ -20,14 +20,15 @@ def identity(tokenizer, *data, files: tuple[Path, ...] = (), **settings) -> dict
 
 
 def load_state(path: Path, identity: dict, device: torch.device) -> dict | None:
-    """What `save_state` kept, or None if there is nothing. Raises TrainingError if it is damaged or belongs to another training."""
+    """What `save_state` kept, or None. Raises TrainingError if it is damaged or belongs to another training."""
     if not path.exists():
         return None
     with reading(path, "delete it to start afresh", TrainingError):
         state = torch.load(path, map_location=device, weights_only=True)
         found = state.get("identity")
     if found != identity:
-        raise TrainingError(f"{path} belongs to another training (other {differing(found, identity)}); delete it to start afresh, or choose another --out")
+        other = differing(found, identity)
+        raise TrainingError(f"{path} belongs to another training (other {other}); delete it, or choose another --out")
     return state
 
 
@@ -37,7 +38,7 @@ def save_state(path: Path, identity: dict, **state) -> None:
         try:
             torch.save({"identity": identity, **state}, partial)
         except RuntimeError as error:  # torch's own word for a full disk
-            raise FileError(f"cannot write {path}: {str(error).partition(chr(10))[0]}; the state before it is as it was") from error
+            raise FileError(f"cannot write {path}: {str(error).splitlines()[0]}; what was there is as it was") from error
 
 
 def save_card(path: Path, card: dict, identity: dict) -> None:
@@ -46,13 +47,14 @@ def save_card(path: Path, card: dict, identity: dict) -> None:
 
 
 def finished(path: Path, **settings) -> bool:
-    """Whether a model is finished, and says so. Raises TrainingError for one that was made with other settings, as far as its card tells them."""
+    """Whether a model is finished, and says so. Raises TrainingError for one of other settings, if its card tells them."""
     card = path / "card.json"
     if not card.exists():
         return False
     with reading(card, f"delete {path} to make it again", TrainingError):
         made = json.loads(card.read_text("utf-8")).get("identity", settings)
     if any(made.get(key) != value for key, value in settings.items()):
-        raise TrainingError(f"{path} was made with other settings (other {differing(made, settings)}); delete it to make it again, or choose another --out")
+        other = differing(made, settings)
+        raise TrainingError(f"{path} was made in another way (other {other}); delete it, or choose another --out")
     print(f"{path.name}: finished already, in {path}")
     return True

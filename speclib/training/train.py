@@ -1,7 +1,8 @@
 """The training loop: one function, resumable after a kill at any moment.
 
-State (weights, both optimisers, step, losses) is written beside the model every few minutes, as a whole (see `state`). The order of the data depends on
-the seed and the step alone: a resumed run sees exactly the batches that an undisturbed run would have seen.
+State (weights, both optimisers, step, losses) is written beside the model every few minutes, as a whole (see `state`).
+The order of the data depends on the seed and the step alone: a resumed run sees exactly the batches that an
+undisturbed run would have seen.
 """
 
 import json
@@ -170,8 +171,8 @@ def train(
     """Trains `recipe` to its number of tokens and saves the model with its card under `folder`/name.
 
     tokens, held_out: uint16 token arrays; samples: the teacher's own text, for recipes that ask for it.
-    Resumes from `folder`/name.state if it is there. Raises TrainingError if that state belongs to another training (recipe, seed, corpus,
-    tokenizer, code) or the loss stops being finite.
+    Resumes from `folder`/name.state if it is there. Raises TrainingError if that state belongs to another training
+    (recipe, seed, corpus, tokenizer, code) or the loss stops being finite.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
@@ -185,7 +186,8 @@ def train(
     model.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")  # faster to train than sdpa on a CPU
     optims = optimizers(model, recipe)
     others = tuple(folder / name / "model.safetensors" for name in (recipe.start_from, recipe.teacher) if name)
-    state_path, own = folder / f"{recipe.name}.state", identity(tokenizer, tokens, held_out, *([] if samples is None else [samples]), files=others, recipe=repr(recipe), seed=seed)
+    data = (tokens, held_out) if samples is None else (tokens, held_out, samples)
+    state_path, own = folder / f"{recipe.name}.state", identity(tokenizer, *data, files=others, recipe=repr(recipe), seed=seed)
     step, seen, seconds, curve = 0, 0, 0.0, []
     total = recipe.tokens
     if state := load_state(state_path, own, device):
@@ -228,7 +230,8 @@ def train(
                 nats = held_out_nats(model, held_out, recipe.context)
                 save_model(model, tokenizer, folder / name, recipe, seen, curve, nats, held_out_bytes / len(held_out), seconds, own, tokens_before)
         if time.perf_counter() - saved_at > SAVE_EVERY_SECONDS or seen >= total:
-            save_state(state_path, own, model=model.state_dict(), optims=[o.state_dict() for o in optims], step=step, seen=seen, seconds=seconds, curve=curve)
+            weights = {"model": model.state_dict(), "optims": [o.state_dict() for o in optims]}
+            save_state(state_path, own, **weights, step=step, seen=seen, seconds=seconds, curve=curve)
             saved_at = time.perf_counter()
     bar.close()
     nats = held_out_nats(model, held_out, recipe.context)
