@@ -1,9 +1,12 @@
 """Speculative sampling of language models, small enough to read: see the notebooks for the story."""
 
-from . import drafters
-from .decoding import Output, generate
-from .distributions import Sampling
-from .models import LanguageModel, Pair, ladder, load_model, load_pair
+from . import console
+
+with console.loading():
+    from . import drafters
+    from .decoding import Output, generate
+    from .distributions import Sampling
+    from .models import LanguageModel, Pair, ladder, load_model, load_pair
 
 __all__ = ["LanguageModel", "Output", "Pair", "Sampling", "drafters", "generate", "ladder", "load_model", "load_pair"]
 __version__ = "0.1.0"

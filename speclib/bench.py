@@ -12,16 +12,17 @@ from functools import cache
 from pathlib import Path
 
 import pandas as pd
+import pooch
 import torch
 
-from . import embedded, experiments, growth, latency, leaderboard, published, theory
+from . import embedded, experiments, growth, latency, leaderboard, machine, published, theory
 from .decoding import generate
 from .distributions import Sampling
 from .drafters import Drafter, EagleDrafter, EnsembleDrafter, FallbackDrafter, LookupDrafter, ModelDrafter, load_eagle
 from .errors import InvalidArgument, UnsupportedModel
+from .files import check_folder, check_output, code_version, differing, reading, replacing, write_text
 from .models import BACKENDS, TARGET, LanguageModel, Pair, load_pair
 
-RESULTS = embedded.DATA / "results"
 TEMPERATURES = (1.0, 0.7, 0.0)
 LENGTHS = (2, 3, 4, 6, 8)  # draft lengths to choose from
 ASSISTANT_TOKENS = (3, 5, 8)  # the same for transformers' assisted generation, its default beside them
@@ -39,9 +40,10 @@ SHOWN = (
 
 def add_parser(subparsers) -> None:
     """Adds `bench` to the subcommands of python -m speclib."""
+    folder = "data/results" if embedded.CHECKOUT else embedded.RESULTS
     parser = subparsers.add_parser(
         "bench",
-        help="measure the speed-up on this machine, beside transformers, and write it to data/results/",
+        help=f"measure the speed-up on this machine, beside transformers, and write it to {folder}/",
         description="Tokens/s of plain, speculative and transformers' decoding with the same two models, interleaved, with 95%% intervals over prompts. "
         "Each method's speed-up is over plain decoding with a cache on the same backend. Interrupt it at any time: the same command goes on with the next table.",
     )
@@ -66,7 +68,8 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        help="the JSON file to write; table and figure go beside it (default: bench.json, ladder.json, leaderboard.json, published.json or growth.json in data/results)",
+        help="the JSON file to write; table and figure go beside it (default: bench.json, ladder.json, leaderboard.json, "
+        f"published.json or growth.json in {folder})",
     )
     parser.set_defaults(run=run)
 
@@ -82,8 +85,18 @@ def run(args: argparse.Namespace) -> int:
     if args.quick:
         args.prompts, args.tokens = min(args.prompts, 2), min(args.tokens, 24)
     chosen = next((name for name in ("ladder", "published", "growth") if getattr(args, name)), "leaderboard" if args.drafters else "bench")
-    out = args.out or RESULTS / f"{chosen}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = args.out or embedded.RESULTS / f"{chosen}.json"
+    image = out.with_suffix(".png") if args.out else out.with_name("headline.png")
+    if args.out:
+        check_output(out, (".json",))
+        for beside in (out.with_suffix(".csv"), image):
+            check_output(beside)
+    else:
+        check_folder(out.parent)
+        if not embedded.CHECKOUT:
+            print(f"installed package, no checkout: results go to {out.parent.resolve()}", file=sys.stderr)
+    if told := machine.busy():
+        print(told, file=sys.stderr)
     if args.published:
         return run_published(out, "gpt2 distilgpt2".split() if args.quick else None, args.dtype[0])
     if args.drafters:
@@ -97,19 +110,23 @@ def run(args: argparse.Namespace) -> int:
         table = pd.DataFrame(record["summary"])
     else:
         args.backend = args.backend or list(BACKENDS)
-        record = measure(args, out.with_suffix(".partial.json"))
+        partial = out.with_suffix(".partial.json")
+        record = measure(args, partial)
         table = flat(record)
-        table.to_csv(out.with_suffix(".csv"), index=False)
-    out.write_text(json.dumps(record) + "\n")
+    write_text(out, json.dumps(record) + "\n")  # before anything is printed: a closed pipe may end that
+    if not args.ladder:
+        write_text(out.with_suffix(".csv"), table.to_csv(index=False, lineterminator="\n"))
+        from .workbook import n05  # matplotlib is slow to import, and the measurement is over
+
+        with replacing(image) as drawn:
+            n05.headline(record).savefig(drawn, bbox_inches="tight", dpi=90)  # data/ has a limit
+        partial.unlink()
     groups = [name for name in ("dtype", "domain", "temperature") if name in table]
     for key, part in table.groupby(groups, sort=False):
         print("\n" + ", ".join(f"{name} {value}" for name, value in zip(groups, key, strict=True)))
         print(part[[name for name in SHOWN if name in part]].to_string(index=False, na_rep="", float_format="{:.3g}".format))
     if not args.ladder:
         print("\n" + "\n".join(findings(record)))
-        from .workbook import n05  # matplotlib is slow to import, and the measurement is over
-
-        n05.headline(record).savefig(out.with_name("headline.png"), bbox_inches="tight", dpi=90)  # data/ has a limit
     print(f"\nwritten: {out}")
     return 0
 
@@ -119,7 +136,7 @@ def run_published(out: Path, names: Sequence[str] | None, dtype: str | None) -> 
     on_gpu = torch.cuda.is_available()
     names = names or (tuple(published.SHAPES) if on_gpu else published.ON_CPU)
     record = published.measure(names, "cuda" if on_gpu else "cpu", getattr(torch, dtype or "float32"), progress=sys.stderr.isatty())
-    out.write_text(json.dumps(record, indent=1) + "\n")
+    write_text(out, json.dumps(record, indent=1) + "\n")
     print(published.predictions(record).to_string(index=False, float_format="{:.3g}".format))
     if {published.ARTICLE["target"], published.ARTICLE["draft"]} <= set(record["models"]):
         print("\n" + "\n".join(f"{name}: {value:.3g}" for name, value in published.article(record).items()))
@@ -132,7 +149,7 @@ def run_leaderboard(out: Path, args: argparse.Namespace) -> int:
     pair = load_pair(args.target, args.draft, dtype=args.dtype[0], backend=(args.backend or ["fast"])[-1])
     few = {"prompts": 1, "tuning": 1, "tokens": args.tokens, "settings": leaderboard.SETTINGS[:1]} if args.quick else {}
     record = leaderboard.measure(pair, **few, progress=sys.stderr.isatty())
-    out.write_text(json.dumps(record) + "\n")
+    write_text(out, json.dumps(record) + "\n")
     for (domain, temperature), part in pd.DataFrame(record["rows"]).groupby(["domain", "temperature"], sort=False):
         columns = [
             "method",
@@ -161,7 +178,7 @@ def run_growth(out: Path, quick: bool, dtype: str | None) -> int:
     """Times the embedded pair's tokens as text, drafts and vocabulary grow, on the fast backend, and writes the record."""
     small = {"lengths": (16, 64), "gammas": (0, 4), "vocabularies": (4096,), "texts": 2, "tokens": 16} if quick else {}
     found = growth.measure(load_pair(dtype=dtype, backend="fast"), **small, progress=sys.stderr.isatty())
-    out.write_text(json.dumps({"machine": experiments.machine(), **found}, indent=1) + "\n")
+    write_text(out, json.dumps({"machine": experiments.machine(), **found}, indent=1) + "\n")
     for name, rows in found.items():
         title = "rules alone, without a model" if name == "rules" else f"ms per token against {name}"
         print(f"\n{title}\n" + pd.DataFrame(rows).round(3).to_string(index=False))
@@ -172,12 +189,24 @@ def run_growth(out: Path, quick: bool, dtype: str | None) -> int:
 def measure(args: argparse.Namespace, partial: Path) -> dict:
     """The whole measurement: {"machine", "settings", "tables", "rows"}; "rows" has every text's figures, as {"columns", "data"}, "tables" has one entry per dtype, domain and temperature:
     {"dtype", "domain", "temperature", "assistant_tokens", "lookup_tokens", "guessers", "methods"}, the last with one row per method.
-    Each finished table is kept in `partial`, with the settings it belongs to, and an interrupted run goes on behind it."""
+    Each finished table is kept in `partial`, with what it belongs to (settings, threads, machine, versions, code, weights
+    in folders), and an interrupted run of the same goes on behind it. Raises FileError for a `partial` that is damaged."""
     progress = sys.stderr.isatty()
     settings = {key: getattr(args, key) for key in ("target", "draft", "prompts", "tokens", "repeats", "draft_length", "backend")}
-    record = {"settings": settings, "tables": [], "rows": [], "memory_gb": 0.0}
-    if partial.exists() and (kept := json.loads(partial.read_text()))["settings"] == settings:
-        record |= kept
+    here = {name: value for name, value in experiments.machine().items() if name != "date"}
+    files = [str(file) for name in (args.target, args.draft) if name for file in Path(name).glob("*.safetensors")]
+    weights = {file: pooch.file_hash(file) for file in sorted(files)}
+    identity = json.loads(json.dumps({**settings, **here, "weights": weights, "code": code_version()}))
+    record = {"identity": identity, "tables": [], "rows": [], "memory_gb": 0.0}
+    if partial.exists():
+        remedy = "delete it to start afresh"
+        with reading(partial, remedy):
+            kept = json.loads(partial.read_text("utf-8"))
+            if kept.get("identity") == identity:
+                record = {key: kept[key] for key in record}
+            else:
+                other = differing(kept.get("identity"), identity)
+                print(f"{partial} is of another measurement (other {other}): starting afresh", file=sys.stderr)
     finished = {(table["dtype"], table["domain"], table["temperature"]) for table in record["tables"]}
     for dtype in args.dtype:
         pairs = load(args.target, args.draft, dtype, args.backend)
@@ -192,8 +221,7 @@ def measure(args: argparse.Namespace, partial: Path) -> dict:
                     record["tables"].append({**where, "date": experiments.machine()["date"], **table})
                     record["rows"] += _plain(frame.drop(columns="text").assign(**where))
                     record["memory_gb"] = max(record["memory_gb"], experiments.peak_memory())  # of this process, or of one that was interrupted
-                    partial.write_text(json.dumps(record))
-    partial.unlink(missing_ok=True)
+                    write_text(partial, json.dumps(record))
     about = {"target": f"{pair.target.name}, {pair.target.size}", "draft": f"{pair.draft.name}, {pair.draft.size}"}
     return {
         "machine": {**experiments.machine(), "memory_gb": record["memory_gb"]},

@@ -7,14 +7,16 @@ import sys
 
 import torch
 
-from . import embedded, experiments, models, statistics
+from . import embedded, experiments, machine, models, statistics
 from .decoding import generate
 from .distributions import Sampling, seeded
 from .drafters import EagleDrafter, ModelDrafter, load_eagle
 from .errors import InvalidArgument
+from .files import check_output, replacing
 from .rules import RULES
 
 LOSSLESS_TEXTS = 3000
+FIGURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")  # what the figure can be
 
 
 def add_parser(subparsers) -> None:
@@ -41,12 +43,14 @@ def run(args: argparse.Namespace) -> int:
     """Runs the demonstration and returns the exit code."""
     if args.repeats < 1:
         raise InvalidArgument(f"--repeats must be at least 1, not {args.repeats}")
+    check_output(args.out, FIGURES)
     sampling = Sampling(temperature=args.temperature)
     pair = models.load_pair(draft=args.draft, backend=args.backend)
     prompt = args.prompt if args.prompt is not None else embedded.prompts("code")[16]
     drafter, gamma = ModelDrafter(pair.draft), args.draft_length
     print(f"{pair.target}\n{pair.draft}")
-    print(f"backend {args.backend!r} runs all forwards, plain decoding's too (`--backend eager`: transformers' own)\n")
+    print(f"backend {args.backend!r} runs all forwards, plain decoding's too (`--backend eager`: transformers' own)")
+    print(f"{machine.busy() or ''}\n", flush=True)
 
     methods = {
         "plain": experiments.ours(pair.target, None, sampling, 0, args.tokens),
@@ -56,6 +60,11 @@ def run(args: argparse.Namespace) -> int:
     shown = generate(pair.target, prompt, drafter, sampling, gamma, max_new_tokens=args.tokens, stop=[], seed=args.seed)
     frame = experiments.interleaved(methods, [prompt], args.repeats, seed=args.seed)
     c, widths = experiments.costs(pair, (1, gamma + 1))
+    plain = generate(pair.target, prompt, None, sampling, max_new_tokens=args.tokens, stop=[], seed=args.seed)
+    from .workbook import n00  # figures are slow to import
+
+    with replacing(args.out) as image:
+        n00.race([shown.trace, plain.trace]).savefig(image)
 
     print(f"\n{prompt}", end="")
     print(_coloured(shown.trace.to_ansi()))
@@ -74,9 +83,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"speed-up: {measured['speculative']:.2f}x measured, {predicted:.2f}x predicted from alpha, c and the width curve")
         print(f"with a draft that reads the target's states (eagle, notebook 07): alpha {seen['alpha'].get('eagle', float('nan')):.2f}, speed-up {measured['eagle']:.2f}x measured")
     print(f"lossless? {lossless_check(pair, prompt, sampling, gamma, args.seed)}")
-    from .workbook import n00  # figures are slow to import, and what was measured is told by now
-
-    n00.race([shown.trace, generate(pair.target, prompt, None, sampling, max_new_tokens=args.tokens, stop=[], seed=args.seed).trace]).savefig(args.out)
     print(f"\nfigure: {args.out}\nnext: `make lab` opens the workbook at notebook 00; `python -m speclib bench` measures thoroughly")
     return 0
 

@@ -11,22 +11,51 @@ from pathlib import Path
 import pooch
 
 from .errors import InvalidArgument, ModelLoadError
+from .files import reading, write_text
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "data"
 REGISTRY = Path(__file__).with_name("registry.txt")
 
 
-def registry() -> dict[str, str]:
-    """Path below data/ -> SHA-256, for every file that ships. Raises ModelLoadError if the list itself is missing."""
+def in_checkout(root: Path = ROOT) -> bool:
+    """Whether this package lies in its own repository: the project around it makes its command, and has models.
+
+    A neighbour called `data` alone proves nothing.
+    """
+    project = root / "pyproject.toml"
+    if not project.is_file() or not (root / "data" / "models").is_dir():
+        return False
+    return 'speclib = "speclib.__main__:main"' in project.read_text("utf-8", "replace")
+
+
+CHECKOUT = in_checkout()
+RESULTS = DATA / "results" if CHECKOUT else Path("speclib-results")  # an installed package writes nothing beside itself
+
+
+def _registered() -> dict[str, tuple[str, int]]:
     if not REGISTRY.exists():
         raise ModelLoadError(f"{REGISTRY.name} is missing: the installation is incomplete; reinstall speclib")
-    return dict(line.split() for line in REGISTRY.read_text().splitlines() if line.strip())
+    with reading(REGISTRY, "reinstall speclib", ModelLoadError):
+        rows = [line.rsplit(maxsplit=2) for line in REGISTRY.read_text("utf-8").splitlines() if line.strip()]
+        return {path: (digest, int(size)) for path, digest, size in rows}
+
+
+def registry() -> dict[str, str]:
+    """Path below data/ -> SHA-256, for every file that ships. Raises ModelLoadError if the list itself is damaged."""
+    return {path: digest for path, (digest, _) in _registered().items()}
+
+
+def sizes() -> dict[str, int]:
+    """Path below data/ -> bytes, for every file that ships, wherever it lies now."""
+    return {path: size for path, (_, size) in _registered().items()}
 
 
 def write_registry() -> int:
     """Hashes everything below data/models and data/prompts into registry.txt; returns the number of files."""
     files = sorted(p for folder in ("models", "prompts") for p in (DATA / folder).rglob("*") if p.is_file())
-    REGISTRY.write_text("".join(f"{p.relative_to(DATA).as_posix()} {pooch.file_hash(str(p))}\n" for p in files))
+    lines = (f"{p.relative_to(DATA).as_posix()} {pooch.file_hash(str(p))} {p.stat().st_size}\n" for p in files)
+    write_text(REGISTRY, "".join(lines))
     return len(files)
 
 
@@ -39,7 +68,7 @@ def fetch(name: str) -> Path:
     wanted = [path for path in known if path == name or path.startswith(name + "/")]
     if not wanted:
         raise ModelLoadError(f"nothing called {name!r} comes with the workbook")
-    if not DATA.is_dir():
+    if not CHECKOUT:
         remote = _remote(known)
         return _common_folder([Path(_retrieve(remote, path)) for path in wanted], name, wanted)
     for path in wanted:
@@ -54,7 +83,7 @@ def held_out(domain: str = "code") -> list[dict[str, str]]:
     """What was cut from text that no model has seen, each with its "source" and "text", the prompt: "code" or, to see a draft away from home,
     "prose", about 100 tokens each; "edit", of two "kind"s in turn: a function, and the signature of a copy "renamed" or "reworded" (120 to 250
     tokens); "repair": short tasks for the encoder-decoder pair. The last two have an "answer" too. Raises InvalidArgument for another domain."""
-    content = json.loads(fetch("prompts/held_out.json").read_text())
+    content = json.loads(fetch("prompts/held_out.json").read_text("utf-8"))
     if domain not in content:
         raise InvalidArgument(f"no prompts called {domain!r}; choose one of {', '.join(content)}")
     return content[domain]
@@ -66,8 +95,13 @@ def prompts(domain: str = "code") -> list[str]:
 
 
 def _remote(known: dict[str, str]) -> pooch.Pooch:
-    addresses = importlib.metadata.metadata("speculative-sampling-workbook").get_all("Project-URL") or []
-    home = next(address.split(", ")[1] for address in addresses if address.startswith("Repository"))
+    """Where the files are fetched from: the repository that the installed distribution names."""
+    try:
+        addresses = importlib.metadata.metadata("speculative-sampling-workbook").get_all("Project-URL") or []
+    except importlib.metadata.PackageNotFoundError:  # copied and not installed; what is in the cache still serves
+        addresses = []
+    homes = [address.split(", ")[1] for address in addresses if address.startswith("Repository")]
+    home = homes[0] if homes else "no known address"
     return pooch.create(path=pooch.os_cache("speclib"), base_url=home + "/raw/main/data/", registry=known)
 
 
@@ -75,7 +109,11 @@ def _retrieve(remote: pooch.Pooch, path: str) -> str:
     try:
         return remote.fetch(path)
     except Exception as error:
-        raise ModelLoadError(f"data/{path} is neither here nor could it be fetched from {remote.base_url}: {error}") from error
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise ModelLoadError(
+            f"data/{path} is neither here nor could it be fetched from {remote.base_url} ({reason}); connect to the "
+            f"network once, or use a checkout of the repository: {remote.path} may hold a copy of its data/"
+        ) from error
 
 
 def _common_folder(found: list[Path], name: str, wanted: list[str]) -> Path:

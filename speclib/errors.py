@@ -35,3 +35,7 @@ class IndexLoadError(SpeclibError, OSError):
 
 class TrainingError(SpeclibError, RuntimeError):
     """Training cannot start or go on: no text, a foreign checkpoint, a loss that is not finite."""
+
+
+class FileError(SpeclibError, OSError):
+    """A file cannot be written where it is to go, or one that was written is torn or foreign."""

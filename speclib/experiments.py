@@ -25,7 +25,8 @@ from .context import ancestry
 from .decoding import generate
 from .distributions import Sampling, overlap, seeded
 from .drafters import Drafter, ModelDrafter
-from .errors import InvalidArgument
+from .errors import FileError, InvalidArgument
+from .files import check_output, code_version, differing, digest, reading, write_text
 from .models import DEFAULT_DRAFT, LanguageModel, Pair, load_model
 from .models import ladder as draft_names
 from .statistics import jackknife_interval
@@ -58,8 +59,10 @@ def peak_memory() -> float:
     """The most memory that this process has held so far, in GB: the GPU's if there is one."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 1e9, 2)
-    import resource  # not on Windows
-
+    try:
+        import resource
+    except ImportError:  # Windows keeps this elsewhere
+        return 0.0
     unit = 1 if platform.system() == "Darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)
 
@@ -129,12 +132,16 @@ def interleaved(
     """Every method on every prompt, taking turns, in an order that rotates: one row per method, prompt and repeat.
 
     Each method is warmed up once, unrecorded. With `file`, each finished trial is appended there as a JSON line, and a
-    run that was interrupted goes on behind the last one: one file for one experiment. between: is called before each prompt's
-    first trial, for what is to be measured in the same minutes.
+    run that was interrupted goes on behind the last one: one file for one experiment, whose first line says which.
+    between: is called before each prompt's first trial, for what is to be measured in the same minutes.
+    Raises FileError for a file of another experiment.
     """
     if not methods or not prompts or repeats < 1:
         raise InvalidArgument("interleaved needs at least one method, one prompt and one repeat")
-    rows = _finished(Path(file)) if file else []
+    rows = []
+    if file:
+        identity = {"prompts": digest(*prompts), "methods": list(methods), "seed": seed}
+        rows = _finished(Path(file), {**identity, "threads": torch.get_num_threads(), "code": code_version()})
     done = {(row["method"], row["prompt"], row["repeat"]) for row in rows}
     names = list(methods)
     warmed, begun = set(), set()
@@ -149,18 +156,24 @@ def interleaved(
         row = {"method": name, "prompt": p, "repeat": repeat, **methods[name](prompts[p], seed + 1000 * repeat + p)}
         rows.append(row)
         if file:
-            with open(file, "a") as lines:
+            with open(file, "a", encoding="utf-8") as lines:
                 lines.write(json.dumps(row) + "\n")
     return pd.DataFrame(rows)
 
 
-def _finished(file: Path) -> list[dict]:
+def _finished(file: Path, identity: dict) -> list[dict]:
     """The trials that a file holds. A line that a kill cut short is removed from it, or the next one would be glued to it."""
-    text = file.read_text() if file.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        file.write_text(whole)
-    return [json.loads(line) for line in whole.splitlines()]
+    check_output(file)
+    remedy = "delete it, or give another file"
+    with reading(file, remedy):
+        text = file.read_text("utf-8") if file.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        first, *rows = [json.loads(line) for line in whole.splitlines()] or [identity]
+    if first != identity:
+        raise FileError(f"{file} holds trials of another experiment (other {differing(first, identity)}); {remedy}")
+    if whole != text or not whole:
+        write_text(file, whole or json.dumps(identity) + "\n")
+    return rows
 
 
 def speedups(frame: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -323,11 +336,19 @@ def advised_length(alpha: float, c: float, widths: pd.DataFrame) -> int:
 
 
 def recorded(name: str) -> dict:
-    """A recorded measurement from data/results, by its file's name without ending. Raises InvalidArgument if there is none."""
-    file = embedded.DATA / "results" / f"{name}.json"
+    """A recorded measurement, by its file's name without ending, from where `bench` writes it.
+
+    Raises InvalidArgument if there is none, FileError if it is damaged.
+    """
+    file = embedded.RESULTS / f"{name}.json"
+    option = {"leaderboard": " --drafters all"} | {kind: f" --{kind}" for kind in ("ladder", "published", "growth")}
+    remedy = f"record it with: python -m speclib bench{option.get(name, '')}"
+    if embedded.CHECKOUT:
+        remedy += f", or restore it with: git checkout -- data/results/{name}.json"
     if not file.exists():
-        raise InvalidArgument(f"data/results/{name}.json is missing; record it with: python -m speclib bench" + (" --ladder" if name == "ladder" else ""))
-    return json.loads(file.read_text())
+        raise InvalidArgument(f"{file} is missing; {remedy}")
+    with reading(file, remedy):
+        return json.loads(file.read_text("utf-8"))
 
 
 def time_oracle(loop: Callable, target: LanguageModel, oracle: Callable, prompt: Sequence[int], lengths: Sequence[int], tokens: int, passes: int = 3) -> list[dict]:

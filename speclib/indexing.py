@@ -1,11 +1,13 @@
 """`python -m speclib index`: makes the search index of notebook 08 from the Python source installed here."""
 
 import argparse
+import shutil
 import time
 from pathlib import Path
 
 from . import models
 from .drafters import retrieval
+from .files import check_folder
 from .training import corpus
 
 
@@ -25,13 +27,14 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Builds and saves the index, then looks something up in it. Returns the exit code."""
     began = time.perf_counter()
+    check_folder(args.out)
     documents, _ = corpus.split(corpus.text_file(args.corpus) if args.corpus else corpus.python_source())
     target = models.load_model("target")
-    tokens = corpus.tokenized(documents, target.tokenizer, args.out)
+    scratch = args.out / "scratch"
+    tokens = corpus.tokenized(documents, target.tokenizer, scratch)
     index = retrieval.build_index(tokens, target.vocabulary, retrieval.fingerprint(target.tokens), progress=True)
     index.save(args.out)
-    for leftover in args.out.glob("tokens-*.npy"):
-        leftover.unlink()
-    size = sum(file.stat().st_size for file in args.out.iterdir())
+    shutil.rmtree(scratch, ignore_errors=True)
+    size = sum((args.out / name).stat().st_size for name in retrieval.FILES)
     print(f"{len(documents)} files, {len(tokens):,} tokens, {size / 1e6:.0f} MB in {args.out}, {time.perf_counter() - began:.0f} s")
     return 0

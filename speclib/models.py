@@ -121,12 +121,9 @@ class Pair:
 
 def ladder() -> list[str]:
     """Names of the embedded drafts, as `load_pair(draft=...)` takes them, from the fewest parameters to the most."""
-    found = [path for path in embedded.registry() if path.startswith("models/draft-") and path.endswith("model.safetensors")]
-
-    def size(path):
-        return (embedded.DATA / path).stat().st_size if (embedded.DATA / path).is_file() else 0
-
-    return [Path(path).parent.name for path in sorted(found, key=size)]
+    sizes = embedded.sizes()
+    found = [path for path in sizes if path.startswith("models/draft-") and path.endswith("model.safetensors")]
+    return [Path(path).parent.name for path in sorted(found, key=sizes.get)]
 
 
 def load_model(
@@ -139,6 +136,8 @@ def load_model(
 ) -> LanguageModel:
     """An embedded model by its name, or any transformers causal or encoder-decoder model from a folder or the hub.
 
+    An embedded name means the embedded model wherever this runs; a folder of that name is given as "./NAME" or a Path.
+
     Where an adapter lies instead of weights (see `adapter`), the model it belongs to is loaded and changed. Only safetensors weights
     are read and no code of the repository is run. device None: cuda, then mps, then cpu. dtype None: bfloat16 on cuda, float32 elsewhere.
     Raises ModelLoadError or UnsupportedModel.
@@ -149,9 +148,10 @@ def load_model(
             raise InvalidArgument(f"dtype must be a torch dtype or its name, such as 'float32' or 'bfloat16', not {dtype!r}")
         dtype = getattr(torch, dtype)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    weights = [f"models/{name}/{file}" for file in ("model.safetensors", adapter.FILE)]
+    own = isinstance(name, str) and any(file in embedded.registry() for file in weights)
     name = str(name)
-    local = Path(name).is_dir()
-    own = not local and any(f"models/{name}/{file}" in embedded.registry() for file in ("model.safetensors", adapter.FILE))
+    local = not own and Path(name).is_dir()
     folder = embedded.fetch(f"models/{name}") if own else Path(name) if local else None
     adapted = folder is not None and (folder / adapter.FILE).is_file()
     source = str(adapter.base(folder, local) if adapted else folder or name)

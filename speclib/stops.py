@@ -1,10 +1,15 @@
 """Where a text ends early: after an id, or as soon as it contains a string."""
 
+# transformers' StopStringCriteria does not serve here: it looks a token up by that token's own text, and so never sees
+# a character that is split over two.
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .errors import InvalidArgument
 from .models import LanguageModel
+
+LEAD, SLACK = 4, 16  # tokens; no character is split over more than LEAD
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,23 @@ class Stops:
         for i, token in enumerate(emitted):
             if token in self.ids:
                 return emitted[: i + 1], True
-            if self.strings:
-                text = self.tokenizer.decode(before + emitted[: i + 1])
-                if any(string in text for string in self.strings):
-                    return emitted[: i + 1], True
+            if self.strings and self._reached(before, emitted[: i + 1]):
+                return emitted[: i + 1], True
         return emitted, False
+
+    def _reached(self, before: list[int], emitted: list[int]) -> bool:
+        """Whether a stop string stands at the end of the text, which held none before its last token.
+
+        Only so much of the end is decoded as can hold one. What the first tokens of a part come to depends on those
+        before them (a space is left out, a character is torn), so LEAD of them are not looked at.
+        """
+        decode, longest, count = self.tokenizer.decode, max(map(len, self.strings)), len(before) + len(emitted)
+        size = longest + SLACK
+        while size < count:
+            tokens = [*before[max(0, count - size) :], *emitted][-size:]
+            lead = len(decode(tokens[:LEAD]))
+            if len(decode(tokens[:-1])) - lead >= longest + LEAD:
+                return any(string in decode(tokens)[lead:] for string in self.strings)
+            size *= 2  # some tokens have no text, or several make one character
+        text = decode([*before, *emitted])
+        return any(string in text for string in self.strings)

@@ -3,8 +3,13 @@
 import html
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
+from os.path import commonprefix
 
 import pandas as pd
+
+BACK = 8  # tokens that are decoded before one, for what it adds
+HARMLESS = "\n\t\u200c\u200d"  # a tab, and what joins and parts the letters of some scripts and the parts of some emoji
 
 
 @dataclass(frozen=True)
@@ -106,16 +111,52 @@ class Trace:
         return "".join(f"{codes[fate]}{text}\x1b[0m" for text, fate in self._fates(row) if fate != "rejected" or text.strip())
 
     def _fates(self, row: int) -> list[tuple[str, str]]:
-        """(text, fate) of every token that one row accepted, first rejected, or took from the target, in order."""
-        fates = []
-        for r in (r for r in self.rounds if r.row == row):
-            kept = min(r.accepted, len(r.emitted))
-            fates += [(token, "accepted") for token in r.emitted[:kept]]
-            fates += [(token, "rejected") for token in r.rejected()]
-            fates += [(token, "own") for token in r.emitted[kept:]]
-        return [(self._text(token), fate) for token, fate in fates]
+        """(text, fate) of every token that one row accepted, first rejected, or took from the target, in order.
 
-    def _text(self, token: int) -> str:
-        text = self.decode([token]) if self.decode else f" {token}"
-        # control and bidirectional characters could reorder or hide the text around them
-        return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+        Without the rejected ones the texts, one after the other, are the row's text.
+        """
+        decode = self.decode or (lambda tokens: "".join(f" {token}" for token in tokens))
+        rounds = [r for r in self.rounds if r.row == row]
+        tokens = [token for r in rounds for token in r.emitted]
+        texts, place, fates = pieces(decode, tokens), 0, []
+        for r in rounds:
+            kept = min(r.accepted, len(r.emitted))
+            fates += [(text, "accepted") for text in texts[place : place + kept]]
+            before = tokens[max(0, place + kept - BACK) : place + kept]
+            fates += [(_added(decode(before), decode([*before, token])), "rejected") for token in r.rejected()]
+            fates += [(text, "own") for text in texts[place + kept : place + len(r.emitted)]]
+            place += len(r.emitted)
+        return [(_harmless(text), fate) for text, fate in fates]
+
+
+def pieces(decode: Callable[[list[int]], str], tokens: list[int]) -> list[str]:
+    """What each token adds to the text: joined, exactly `decode(tokens)`.
+
+    A token cannot be decoded alone (a Llama's loses its space), so a few before it are decoded too. A character of
+    several tokens belongs to the last of them.
+    """
+    found, start, shown = [], 0, ""
+    for k in range(len(tokens)):
+        text = decode(tokens[start : k + 1])
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and k + 1 < len(tokens):  # a character that goes on
+            found.append("")
+            continue
+        found.append(text[len(shown) :])
+        start = max(start, k + 1 - BACK)
+        shown = decode(tokens[start : k + 1])
+    whole = decode(tokens)
+    if "".join(found) != whole:  # a decoder that changes what it said, as one that mends spaces: slow and sure
+        ends = [0]
+        for k in range(1, len(tokens)):
+            ends.append(max(ends[-1], len(commonprefix([decode(tokens[:k]), whole]))))
+        found = [whole[low:high] for low, high in pairwise([*ends, len(whole)])]
+    return found
+
+
+def _added(before: str, after: str) -> str:
+    return after[len(commonprefix([before, after])) :]
+
+
+def _harmless(text: str) -> str:
+    """Control and bidirectional characters could reorder or hide the text around them."""
+    return "".join(c if c.isprintable() or c in HARMLESS else "\N{REPLACEMENT CHARACTER}" for c in text)

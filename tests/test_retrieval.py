@@ -14,7 +14,7 @@ from speclib.__main__ import main
 from speclib.decoding import generate
 from speclib.distributions import Sampling, seeded
 from speclib.drafters import RetrievalDrafter, build_index, load_index
-from speclib.drafters.retrieval import DEPTH, MOST_PLACES, fingerprint
+from speclib.drafters.retrieval import DEPTH, FILES, MOST_PLACES, fingerprint
 from speclib.errors import IncompatibleModels, IndexLoadError, InvalidArgument
 from speclib.exact import TableModel, max_difference, outcomes, plain_law
 from speclib.models import LanguageModel, load_model
@@ -150,13 +150,16 @@ def test_a_damaged_index_is_refused(tmp_path, name, damage):
         load_index(tmp_path)
 
 
-def test_an_interrupted_save_is_no_index(tmp_path, monkeypatch):
-    build_index(CORPUS, 3).save(tmp_path)
+def test_an_interrupted_save_is_no_index_and_leaves_an_older_one(tmp_path, monkeypatch):
+    old, new = tmp_path / "old", tmp_path / "new"
+    build_index(CORPUS, 3).save(old)
     monkeypatch.setattr(np, "save", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        build_index(CORPUS, 3).save(tmp_path)
+    for folder in (old, new):
+        with pytest.raises(ZeroDivisionError):
+            build_index(CORPUS[::-1], 3).save(folder)
     with pytest.raises(IndexLoadError, match="no search index"):
-        load_index(tmp_path)
+        load_index(new)
+    assert load_index(old).tokens.tolist() == list(CORPUS) and sorted(p.name for p in old.iterdir()) == sorted(FILES)
 
 
 def test_bad_settings_are_refused():

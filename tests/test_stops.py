@@ -1,7 +1,9 @@
-"""Stop strings: wherever they fall, text ends exactly where plain decoding would have ended it."""
+"""Stop strings: wherever they fall, text ends exactly where plain decoding would have ended it, and at a cost that does not grow with it."""
 
+import random
 from functools import cache
 
+import alphabets
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -10,6 +12,7 @@ import speclib
 from speclib import LanguageModel, Sampling
 from speclib.drafters import ModelDrafter, SyntheticDrafter
 from speclib.exact import max_difference, outcomes
+from speclib.stops import Stops
 from speclib.training.tokenizer import train_tokenizer
 
 SCRIPT = "begin aé→日z.!"  # every byte of it but "begin" is a token of its own, and none comes twice
@@ -116,3 +119,67 @@ def test_the_law_of_text_with_stop_strings(stop, gamma):
     right = law(None)
     assert sum(mass for text, mass in right.items() if len(text) < 4) > 0.05
     assert max_difference(law(ModelDrafter(draft)), right) < 1e-12
+
+
+def cut_in_rounds(stops, tokens, seed):
+    """What `Stops.cut` makes of a text that comes in rounds of one to five tokens, as `generate` asks."""
+    chance, new, ended = random.Random(seed), [], False
+    while len(new) < len(tokens) and not ended:
+        emitted, ended = stops.cut(new, tokens[len(new) : len(new) + chance.randrange(1, 6)])
+        new = new + emitted
+    return new
+
+
+@pytest.mark.parametrize("kind", alphabets.KINDS)
+def test_only_the_end_is_decoded_and_nothing_is_missed(kind):
+    """Any piece of a text as the stop string, characters of several tokens and mended spaces among them."""
+    tokenizer, late = alphabets.tokenizer(kind), 0
+    for seed in range(150):
+        tokens, chance = alphabets.some_tokens(kind, seed), random.Random(seed)
+        text = tokenizer.decode(tokens)
+        begins = chance.randrange(len(text) - 6)
+        stop = (text[begins : begins + chance.randrange(1, 6)], "never")
+        right = until(tokens, stop, tokenizer)
+        late += 30 < len(right) < len(tokens)
+        assert cut_in_rounds(Stops(frozenset(), stop, tokenizer), tokens, seed) == right, (seed, stop)
+    assert late > 20
+
+
+class Counting:
+    """A tokenizer that counts the tokens it decodes; 0 has no text, k > 0 is k times "a", 99 is "b"."""
+
+    def __init__(self):
+        self.decoded = 0
+
+    def decode(self, ids):
+        self.decoded += len(ids)
+        return "".join("b" if i == 99 else "a" * i for i in ids)
+
+
+def test_the_cost_of_a_token_does_not_grow_with_the_text():
+    counts = {}
+    for length in (200, 2000):
+        tokenizer = Counting()
+        stops, text = Stops(frozenset(), ("xyz", "b" * 20), tokenizer), [1] * length
+        for k in range(0, length, 4):
+            assert stops.cut(text[:k], text[k : k + 4]) == (text[k : k + 4], False)
+        counts[length] = tokenizer.decoded / length
+    assert counts[2000] < 1.2 * counts[200]
+
+
+@pytest.mark.parametrize("silent", [0, 3, 17, 40, 300])
+def test_tokens_without_text_hide_nothing(silent):
+    """The string's beginning lies any number of silent tokens back; and it may stand at the front of a long last token."""
+    stops = Stops(frozenset(), ("aba",), Counting())
+    text = [2] * 50 + [99] + [0] * silent
+    assert stops.cut(text, [0, 50, 1]) == ([0, 50], True)
+    assert stops.cut([2] * 50 + [0] * silent, [99, 0, 0]) == ([99, 0, 0], False)
+
+
+def test_a_part_of_the_text_is_not_taken_for_its_beginning():
+    """A piece of a word is written with ## where a text begins with it: the text has none, wherever its end is cut off."""
+    tokenizer = alphabets.tokenizer("WordPiece")
+    piece = next(token for text, token in tokenizer.get_vocab().items() if text.startswith("##"))
+    tokens = [*tokenizer("the fox")["input_ids"], *[piece] * 80]
+    assert "##" not in tokenizer.decode(tokens)
+    assert cut_in_rounds(Stops(frozenset(), ("##",), tokenizer), tokens, 0) == tokens

@@ -1,10 +1,12 @@
-"""The trace as a page and in a terminal: whatever a model writes is shown as text and does nothing."""
+"""The trace as a page and in a terminal: whatever a model writes is shown as text, reads as the text does, and does nothing."""
 
+import re
 from html.parser import HTMLParser
 
+import alphabets
 import pytest
 
-from speclib.trace import Round, Trace
+from speclib.trace import Round, Trace, pieces
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -109,3 +111,41 @@ def test_the_rejected_guess_of_a_tree():
     """Two first guesses 7 and 8; under 8 the guesses 5 and 6. The text took 8, then neither 5 nor 6."""
     tree = Round(0, 0, [7, 8, 5, 6], [0.9, 0.1], [0.0] * 5, 1, [8, 1], 0.0, 0.0, 0.0, parents=[-1, -1, 1, 1])
     assert tree.rejected() == [5]
+
+
+@pytest.mark.parametrize("kind", alphabets.KINDS)
+def test_what_tokens_add_is_the_text(kind):
+    tokenizer = alphabets.tokenizer(kind)
+    for seed in range(100):
+        for count in (0, 1, 2, 60):
+            tokens = alphabets.some_tokens(kind, seed, count)
+            found = pieces(tokenizer.decode, tokens)
+            assert len(found) == len(tokens) and "".join(found) == tokenizer.decode(tokens)
+
+
+def rounds_of(tokens, rejected):
+    """The tokens in rounds of three accepted guesses and one of the target's own, and in each a guess that was rejected."""
+    made = []
+    for k in range(0, len(tokens), 4):
+        emitted = tokens[k : k + 4]
+        made.append(Round(0, k, [*emitted[:-1], rejected], [0.5] * len(emitted), [0.0] * (len(emitted) + 1), len(emitted) - 1, emitted, 0.1, 0.2, 0.4))
+    return made
+
+
+@pytest.mark.parametrize("kind", alphabets.KINDS)
+def test_a_trace_without_its_colours_reads_as_the_text(kind):
+    tokenizer = alphabets.tokenizer(kind)
+    tokens = tokenizer("the quick fox, 日本語 🎉 the café\u200d so .")["input_ids"]
+    fox = tokenizer("the fox")["input_ids"][-1]
+    made = Trace(tokenizer.decode, rounds_of(tokens, fox))
+    line, word = made.to_ansi(), tokenizer.decode([fox]).strip()
+    rejected = re.findall(r"\x1b\[31;9m(.*?)\x1b\[0m", line)
+    assert len(rejected) == len(made.rounds) and all(text.strip().endswith(word) for text in rejected)
+    assert re.sub(r"\x1b\[[0-9;]*m", "", re.sub(r"\x1b\[31;9m.*?\x1b\[0m", "", line)) == tokenizer.decode(tokens)
+    page = parsed(re.sub(r'<span title="rejected".*?</span>', "", made.to_html()))
+    assert "".join(page.text).startswith(tokenizer.decode(tokens))
+
+
+def test_tokens_of_a_model_without_a_tokenizer_are_numbers():
+    line = Trace(None, rounds_of([5, 6, 7, 8, 9], 3)).to_ansi()
+    assert re.sub(r"\x1b\[[0-9;]*m", "", line) == " 5 6 7 3 8 3 9"

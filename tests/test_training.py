@@ -98,7 +98,7 @@ def test_a_state_of_another_recipe_or_seed_is_refused(tokens, tokenizer, tmp_pat
     killed_at(2, monkeypatch, BASE, tokens, tokenizer, tmp_path)
     before = (tmp_path / "base.state").read_bytes()
     for recipe, seed in ((dataclasses.replace(BASE, learning_rate=0.5), 0), (BASE, 1)):
-        with pytest.raises(TrainingError, match="belongs to another recipe or seed; delete it"):
+        with pytest.raises(TrainingError, match="belongs to another training .other (recipe|seed).; delete it"):
             run(recipe, tokens, tokenizer, tmp_path, seed)
     assert (tmp_path / "base.state").read_bytes() == before
 

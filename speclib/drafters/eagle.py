@@ -21,8 +21,9 @@ from .. import embedded, fast
 from ..compiled import Cache, CompiledContext, Law, Program, Programs
 from ..context import Context
 from ..distributions import Draw, Sampling, invert
-from ..errors import IncompatibleModels
+from ..errors import IncompatibleModels, ModelLoadError
 from ..fast import Decoder, FastContext
+from ..files import reading
 from ..products import product
 from .base import Draft, Drafter, Guessed, Session, always
 
@@ -54,8 +55,9 @@ def load_eagle(name: str = "eagle") -> Eagle:
 
 def read_eagle(folder: Path) -> Eagle:
     """One from a folder that `python -m speclib train eagle` wrote."""
-    eagle = Eagle(LlamaConfig.from_pretrained(folder))
-    eagle.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    with reading(folder, "make it again with: python -m speclib train eagle", ModelLoadError):
+        eagle = Eagle(LlamaConfig.from_pretrained(folder))
+        eagle.load_state_dict(load_file(Path(folder) / "model.safetensors"))
     return eagle.eval().requires_grad_(False)
 
 

@@ -18,7 +18,8 @@ from torch.nn.functional import linear, one_hot, rms_norm, silu
 from .. import embedded
 from ..context import Context
 from ..distributions import Draw, Sampling, point_mass
-from ..errors import IncompatibleModels, InvalidArgument
+from ..errors import IncompatibleModels, InvalidArgument, ModelLoadError
+from ..files import reading
 from .base import Draft, Drafter, Session, always
 from .tree import without
 
@@ -49,9 +50,10 @@ def load_heads(name: str = "heads") -> Heads:
 
 def read_heads(folder: Path) -> Heads:
     """Heads from a folder that `python -m speclib train heads` wrote."""
-    tensors = load_file(Path(folder) / "model.safetensors")
-    heads = Heads(tensors["mix"].shape[0], tensors["mix"].shape[1])
-    heads.load_state_dict(tensors)
+    with reading(folder, "make them again with: python -m speclib train heads", ModelLoadError):
+        tensors = load_file(Path(folder) / "model.safetensors")
+        heads = Heads(tensors["mix"].shape[0], tensors["mix"].shape[1])
+        heads.load_state_dict(tensors)
     return heads.eval().requires_grad_(False)
 
 

@@ -17,8 +17,9 @@ from torch.nn.functional import linear, rms_norm
 from .. import embedded, fast
 from ..context import Context
 from ..distributions import Draw, Sampling
-from ..errors import IncompatibleModels, InvalidArgument, UnsupportedModel
+from ..errors import IncompatibleModels, InvalidArgument, ModelLoadError, UnsupportedModel
 from ..fast import Decoder, FastContext
+from ..files import reading
 from .base import Draft, Drafter, always
 from .model import ModelSession
 
@@ -50,9 +51,10 @@ def load_exits(name: str = "exits") -> Exits:
 
 def read_exits(folder: Path) -> Exits:
     """Exits from a folder that `python -m speclib train exits` wrote."""
-    tensors = load_file(Path(folder) / "model.safetensors")
-    exits = Exits(tuple(tensors.pop("layers").tolist()), tensors["weight"].shape[-1])
-    exits.load_state_dict(tensors)
+    with reading(folder, "make them again with: python -m speclib train exits", ModelLoadError):
+        tensors = load_file(Path(folder) / "model.safetensors")
+        exits = Exits(tuple(tensors.pop("layers").tolist()), tensors["weight"].shape[-1])
+        exits.load_state_dict(tensors)
     return exits.eval().requires_grad_(False)
 
 

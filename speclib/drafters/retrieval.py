@@ -22,9 +22,11 @@ from tqdm.auto import tqdm
 from ..context import Context
 from ..distributions import Draw, Sampling, point_mass
 from ..errors import IncompatibleModels, IndexLoadError, InvalidArgument
+from ..files import reading, replacing
 from .base import Draft, Drafter, Guessed, Session, always
 
 MOST_PLACES = 256  # occurrences looked at; of more, every so-many-th
+FILES = ("tokens.bin", "places.npy", "index.json")  # of an index; the last one has the hashes of the others
 DEPTH = 8  # at least so many tokens decide the order
 
 
@@ -92,14 +94,15 @@ class SearchIndex:
         return self.tokens[np.minimum(chosen[:, None] + size + np.arange(n), len(self.tokens) - 1)].astype(np.int64)
 
     def save(self, folder: Path) -> None:
-        """Writes tokens.bin, places.npy and index.json, the last one last: an interrupted save is no index."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "index.json").unlink(missing_ok=True)
-        (folder / "tokens.bin").write_bytes(self.data)
-        np.save(folder / "places.npy", self.places)
-        hashes = {name: pooch.file_hash(str(folder / name)) for name in ("tokens.bin", "places.npy")}
-        facts = {"depth": self.depth, "vocabulary": self.vocabulary, "alphabet": self.alphabet, "tokens": len(self.tokens), "sha256": hashes}
-        (folder / "index.json").write_text(json.dumps(facts, indent=1) + "\n")
+        """Writes FILES, which take the place of an older index only when all of them are written."""
+        tokens, places, facts = (folder / name for name in FILES)
+        with replacing(facts) as new_facts, replacing(places) as new_places, replacing(tokens) as new_tokens:
+            new_tokens.write_bytes(self.data)
+            np.save(new_places, self.places)
+            hashes = {FILES[0]: pooch.file_hash(str(new_tokens)), FILES[1]: pooch.file_hash(str(new_places))}
+            about = {"depth": self.depth, "vocabulary": self.vocabulary, "alphabet": self.alphabet}
+            about |= {"tokens": len(self.tokens), "sha256": hashes}
+            new_facts.write_text(json.dumps(about, indent=1) + "\n")
 
 
 def build_index(tokens: Sequence[int], vocabulary: int, alphabet: str | None = None, progress: bool = False) -> SearchIndex:
@@ -133,16 +136,14 @@ def load_index(folder: str | Path | None = None) -> SearchIndex:
     command = "python -m speclib index" + ("" if folder == default_folder() else f" --out {folder}")
     if not (folder / "index.json").is_file():
         raise IndexLoadError(f"there is no search index in {folder}; make one with: {command}")
-    try:
-        facts = json.loads((folder / "index.json").read_text())
+    with reading(folder / "index.json", f"make it again with: {command}", IndexLoadError):
+        facts = json.loads((folder / "index.json").read_text("utf-8"))
         for name, digest in facts["sha256"].items():
             if not (folder / name).is_file() or pooch.file_hash(str(folder / name)) != digest:
                 raise IndexLoadError(f"{folder / name} is not what was saved (SHA-256 differs); make it again with: {command}")
         with open(folder / "tokens.bin", "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return SearchIndex(data, np.load(folder / "places.npy", mmap_mode="r"), facts["depth"], facts["vocabulary"], facts["alphabet"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise IndexLoadError(f"{folder / 'index.json'} does not describe an index ({error}); make it again with: {command}") from error
 
 
 def fingerprint(tokens: dict[str, int]) -> str:

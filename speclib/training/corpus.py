@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from .. import files
 from ..errors import TrainingError
+from ..files import reading, replacing, write_text
 
 CAP_BYTES = 8_000_000  # per package
 LONGEST_FILE = 300_000
@@ -131,6 +133,7 @@ def manifest(train: list[Document], held: list[Document]) -> dict:
         "train_files": len(train),
         "held_out_bytes": sum(len(d.text) for d in held),
         "held_out": sorted(d.name for d in held) if len(held) < 200 else len(held),
+        "held_out_digest": files.digest(*(text for d in held for text in (d.name, d.text))),
         "packages": packages,
     }
 
@@ -144,16 +147,22 @@ def tokenized(documents: list[Document], tokenizer, cache: Path) -> np.ndarray:
         for start in tqdm(range(0, len(documents), 256), desc="tokenizing", unit="batch"):
             encoded = tokenizer.backend_tokenizer.encode_batch([d.text for d in documents[start : start + 256]])
             pieces += [np.array(e.ids + [tokenizer.eos_token_id], dtype=np.uint16) for e in encoded]
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, np.concatenate(pieces))
-        partial.replace(path)
-    return np.load(path, mmap_mode="r")
+        with replacing(path) as partial:
+            np.save(partial, np.concatenate(pieces))
+    with reading(path, "delete it", TrainingError):
+        return np.load(path, mmap_mode="r")
 
 
 def write_manifest(train: list[Document], held: list[Document], path: Path) -> dict:
-    """Saves `manifest` as JSON at `path` and returns it."""
-    content = manifest(train, held)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    """Saves `manifest` as JSON at `path` and returns it. Raises TrainingError beside a tokenizer of another corpus."""
+    content, remedy = manifest(train, held), f"choose another --out, or delete {path.parent}"
+    if (path.parent / "tokenizer").exists():
+        with reading(path, remedy, TrainingError):
+            before = json.loads(path.read_text("utf-8"))
+            packages, others = content["packages"], before["packages"]
+        if before != content:
+            changed = sorted(name for name in packages.keys() | others.keys() if packages.get(name) != others.get(name))
+            what = f"other content of {', '.join(changed[:3] or ['what is held out'])}{' and more' * (len(changed) > 3)}"
+            raise TrainingError(f"{path.parent} holds what was made from another corpus ({what}); {remedy}")
+    write_text(path, json.dumps(content, indent=1) + "\n")
     return content

@@ -5,9 +5,6 @@ the target's wish to. The adapter adds a product of two thin matrices to each at
 everything else stays as it was. Training is resumable as in `train`.
 """
 
-import hashlib
-import json
-import os
 import platform
 import random
 import re
@@ -16,6 +13,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import pooch
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -27,6 +25,7 @@ from .. import adapter
 from ..errors import TrainingError
 from ..models import EDITOR
 from .corpus import Document
+from .state import identity, load_state, save_card, save_state
 from .train import SAVE_EVERY_SECONDS, schedule
 
 RANK = 16
@@ -168,29 +167,25 @@ def train(
     learnt, unseen = tasks(documents, tokenizer, seed), tasks(held_out, tokenizer, seed)
     if not learnt or not unseen:
         raise TrainingError(f"{EDITOR} learns to copy Python functions, and the corpus has {len(learnt)} of fitting length, {len(unseen)} of them held out")
-    digest = hashlib.sha256((target_folder / "model.safetensors").read_bytes()).hexdigest()
+    digest = pooch.file_hash(str(target_folder / "model.safetensors"))
     torch.manual_seed(seed)
     model = LlamaForCausalLM.from_pretrained(target_folder, dtype=torch.float32).to(device)
     model.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")  # faster to train than sdpa on a CPU
     adapters = adapt(model)
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     amount, state_path = amount or TOKENS, folder / f"{EDITOR}.state"
-    fingerprint = {"amount": amount, "seed": seed, "target": digest, "rows": rows, "rank": RANK}
+    texts = (document.text for document in (*documents, *held_out))
+    own = identity(tokenizer, *texts, amount=amount, seed=seed, target=digest, rows=rows, rank=RANK)
     step, seen, seconds, curve = 0, 0, 0.0, []
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True, map_location=device)
-        if state["fingerprint"] != fingerprint:
-            raise TrainingError(f"{state_path} belongs to another training; delete it to start afresh")
+    if state := load_state(state_path, own, device):
         adapters.load_state_dict(state["adapters"])
         optimizer.load_state_dict(state["optimizer"])
         step, seen, seconds, curve = state["step"], state["seen"], state["seconds"], state["curve"]
 
-    def save_state() -> None:
-        state = {"fingerprint": fingerprint, "adapters": adapters.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seen": seen, "seconds": seconds, "curve": curve}
-        torch.save(state, state_path.with_suffix(".partial"))
-        os.replace(state_path.with_suffix(".partial"), state_path)
+    def save() -> None:
+        weights = {"adapters": adapters.state_dict(), "optimizer": optimizer.state_dict()}
+        save_state(state_path, own, **weights, step=step, seen=seen, seconds=seconds, curve=curve)
 
-    folder.mkdir(parents=True, exist_ok=True)
     saved_at = last = time.perf_counter()
     smooth = None
     with tqdm(total=amount, initial=seen, desc=EDITOR, unit="tok", unit_scale=True, mininterval=5) as bar:
@@ -214,13 +209,13 @@ def train(
                 curve.append([seen, *(round(value, 4) for value in smooth), round(seconds, 1)])
                 bar.set_postfix(loss=f"{smooth[0]:.3f}", right=f"{smooth[1]:.3f}")
             if now - saved_at > SAVE_EVERY_SECONDS:
-                save_state()
+                save()
                 saved_at = now
-    save_state()
-    return _save(model, adapters, unseen, folder / EDITOR, target_folder.name, digest, seen, seconds, curve)
+    save()
+    return _save(model, adapters, unseen, folder / EDITOR, target_folder.name, own, seen, seconds, curve)
 
 
-def _save(model: LlamaForCausalLM, adapters: nn.ModuleDict, unseen: list[Task], path: Path, target: str, digest: str, seen: int, seconds: float, curve: list) -> Path:
+def _save(model: LlamaForCausalLM, adapters: nn.ModuleDict, unseen: list[Task], path: Path, target: str, identity: dict, seen: int, seconds: float, curve: list) -> Path:
     """Writes bf16 safetensors and `card.json` to `path`; returns `path`."""
     path.mkdir(parents=True, exist_ok=True)
     adapter.save({name.replace("/", "."): value for name, value in adapters.state_dict().items()}, path)
@@ -229,7 +224,7 @@ def _save(model: LlamaForCausalLM, adapters: nn.ModuleDict, unseen: list[Task], 
         "name": path.name,
         "parameters": sum(p.numel() for p in adapters.parameters()),
         "adapter_of": target,
-        "target_sha256": digest,
+        "target_sha256": identity["target"],
         "rank": RANK,
         "tokens_seen": seen,
         "held_out_nats_per_token": round(nats, 4),
@@ -240,5 +235,5 @@ def _save(model: LlamaForCausalLM, adapters: nn.ModuleDict, unseen: list[Task], 
         "corpus": "corpus.json",
         "loss_curve": {"columns": ["tokens", "training loss (nats)", "share of first choices", "seconds"], "rows": curve},
     }
-    (path / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    save_card(path, card, identity)
     return path

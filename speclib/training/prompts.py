@@ -11,6 +11,7 @@ import random
 import re
 from pathlib import Path
 
+from ..files import write_text
 from . import editor
 from .corpus import Document
 from .seq2seq import repair_prompts
@@ -75,6 +76,5 @@ def edit_prompts(held_out: list[Document], tokenizer, count: int = 24, least: in
 def write_prompts(held_out: list[Document], tokenizer, path: Path) -> dict[str, list[dict]]:
     """Saves all kinds as JSON at `path` and returns them."""
     content = {"code": code_prompts(held_out, tokenizer), "prose": prose_prompts(tokenizer), "repair": repair_prompts(held_out, tokenizer), "edit": edit_prompts(held_out, tokenizer)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_text(path, json.dumps(content, indent=1) + "\n")
     return content

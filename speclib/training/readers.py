@@ -4,9 +4,6 @@ All learn from one forward of the target per batch, and lose what the drafts los
 divergence (see `train.loss_of`). Training is resumable in the same way.
 """
 
-import hashlib
-import json
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -14,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pooch
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,6 +24,7 @@ from ..drafters.eagle import Eagle
 from ..drafters.heads import Heads
 from ..drafters.layer_skip import Exits
 from ..errors import TrainingError
+from .state import identity, load_state, save_card, save_state
 from .train import SAVE_EVERY_SECONDS, batch, schedule
 
 EXIT_LAYERS = (1, 2, 3, 4, 6, 8, 12, 16, 20)  # of the target's; those it has not are left out
@@ -171,7 +170,7 @@ def train(
         raise TrainingError(f"{name} needs a finished target, which is not in {target_folder}; train it first")
     reader, device = READERS[name], torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows, share = rows or reader.rows, reader.samples if samples is not None else 0.0
-    digest = hashlib.sha256((target_folder / "model.safetensors").read_bytes()).hexdigest()
+    digest = pooch.file_hash(str(target_folder / "model.safetensors"))
     target = LlamaForCausalLM.from_pretrained(target_folder, dtype=torch.bfloat16).to(device).eval().requires_grad_(False)
     if device.type == "cpu":
         target.set_attn_implementation("eager")  # faster than sdpa there
@@ -179,23 +178,20 @@ def train(
     module = reader.make(target).to(device)
     optims = optimizers(reader, module)
     amount, state_path = amount or reader.tokens, folder / f"{name}.state"
-    fingerprint = {"name": name, "amount": amount, "seed": seed, "target": digest, "rows": rows, "width": width, "samples": share}
+    data = (tokens, held_out) if samples is None else (tokens, held_out, samples)
+    settings = {"name": name, "amount": amount, "seed": seed, "rows": rows, "width": width, "samples": share}
+    own = identity(None, *data, target=digest, **settings)
     step, seconds, curve = 0, 0.0, []
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True, map_location=device)
-        if state["fingerprint"] != fingerprint:
-            raise TrainingError(f"{state_path} belongs to another training; delete it to start afresh")
+    if state := load_state(state_path, own, device):
         module.load_state_dict(state["module"])
         for (optim, _), saved in zip(optims, state["optims"], strict=True):
             optim.load_state_dict(saved)
         step, seconds, curve = state["step"], state["seconds"], state["curve"]
 
-    def save_state() -> None:
-        state = {"fingerprint": fingerprint, "module": module.state_dict(), "optims": [optim.state_dict() for optim, _ in optims], "step": step, "seconds": seconds, "curve": curve}
-        torch.save(state, state_path.with_suffix(".partial"))
-        os.replace(state_path.with_suffix(".partial"), state_path)
+    def save() -> None:
+        weights = {"module": module.state_dict(), "optims": [optim.state_dict() for optim, _ in optims]}
+        save_state(state_path, own, **weights, step=step, seconds=seconds, curve=curve)
 
-    folder.mkdir(parents=True, exist_ok=True)
     loss_function = torch.compile(loss_of, dynamic=False) if compile else loss_of
     steps, saved_at, last = max(1, amount // (rows * width)), time.perf_counter(), time.perf_counter()
     smooth = None
@@ -221,13 +217,13 @@ def train(
                 curve.append([step * rows * width, [round(value, 4) for value in smooth.tolist()], round(seconds, 1)])
                 bar.set_postfix(overlap=" ".join(f"{value:.2f}" for value in smooth.tolist()))
             if now - saved_at > SAVE_EVERY_SECONDS:
-                save_state()
+                save()
                 saved_at = now
-    save_state()
-    return _save(reader, module, target, held_out, folder / name, digest, steps * rows * width, seconds, curve)
+    save()
+    return _save(reader, module, target, held_out, folder / name, own, steps * rows * width, seconds, curve)
 
 
-def _save(reader: Reader, module: nn.Module, target, held_out: np.ndarray, path: Path, digest: str, seen: int, seconds: float, curve: list) -> Path:
+def _save(reader: Reader, module: nn.Module, target, held_out: np.ndarray, path: Path, identity: dict, seen: int, seconds: float, curve: list) -> Path:
     """Writes bf16 safetensors and `card.json` to `path`; returns `path`."""
     path.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().to("cpu", torch.bfloat16).contiguous() for key, value in module.state_dict().items()}
@@ -239,7 +235,7 @@ def _save(reader: Reader, module: nn.Module, target, held_out: np.ndarray, path:
     card = {
         "name": path.name,
         "parameters": sum(p.numel() for p in module.parameters()),
-        "target_sha256": digest,
+        "target_sha256": identity["target"],
         "tokens_seen": seen,
         "guesses": list(getattr(module, "layers", range(1, getattr(module, "count", STEPS) + 1))),
         "held_out_overlap": [round(value, 4) for value in held_out_overlap(reader, module, target, held_out)],
@@ -248,5 +244,5 @@ def _save(reader: Reader, module: nn.Module, target, held_out: np.ndarray, path:
         "torch": torch.__version__,
         "overlap_curve": {"columns": ["tokens", "overlap of each guess in training", "seconds"], "rows": curve},
     }
-    (path / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    save_card(path, card, identity)
     return path

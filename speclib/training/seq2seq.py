@@ -5,8 +5,6 @@ stands in the question, a few tokens of it do not: an easy task with hard places
 learns in minutes. T5-shaped (Raffel et al. 1910.10683, gated as in 1.1); target deep and narrow, draft with a single decoder layer, distilled.
 """
 
-import json
-import os
 import platform
 import random
 import re
@@ -24,8 +22,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from .. import embedded
-from ..errors import TrainingError
+from ..errors import SpeclibError, TrainingError
 from .corpus import Document
+from .state import identity, load_state, save_card, save_state
 from .train import SAVE_EVERY_SECONDS, schedule
 
 LONGEST = 47  # tokens of a source, and of a target without its end-of-text
@@ -242,27 +241,17 @@ def train(
     tasks = examples(documents, tokenizer, recipe.tokens // 8, seed)
     sources, targets = tensors(tasks, tokenizer)
     held = tensors(examples(held_out, tokenizer, 2000, seed=2), tokenizer)
-    state_path, fingerprint = folder / f"{recipe.name}.state", repr((recipe, seed))
+    state_path, texts = folder / f"{recipe.name}.state", [document.text for document in (*documents, *held_out)]
+    start = [] if embeddings is None else [embeddings.float().cpu().numpy()]
+    files = (folder / recipe.teacher / "model.safetensors",) if recipe.teacher else ()
+    own = identity(tokenizer, *texts, *start, files=files, recipe=repr(recipe), seed=seed)
     step, seen, seconds, curve = 0, 0, 0.0, []
-    if state_path.exists():
-        state = torch.load(state_path, map_location=device, weights_only=True)
-        if state["fingerprint"] != fingerprint:
-            raise TrainingError(f"{state_path} belongs to another recipe or seed; delete it to start afresh")
+    if state := load_state(state_path, own, device):
         model.load_state_dict(state["model"])
         for optim, saved in zip(optims, state["optims"], strict=True):
             optim.load_state_dict(saved)
         step, seen, seconds, curve = state["step"], state["seen"], state["seconds"], state["curve"]
 
-    def save_state():
-        partial = state_path.with_suffix(".partial")
-        torch.save(
-            {"fingerprint": fingerprint, "model": model.state_dict(), "optims": [o.state_dict() for o in optims],
-             "step": step, "seen": seen, "seconds": seconds, "curve": curve},
-            partial,
-        )  # fmt: skip
-        os.replace(partial, state_path)
-
-    folder.mkdir(parents=True, exist_ok=True)
     loss_function = torch.compile(loss_of, dynamic=False) if compile else loss_of
     began, saved_at, started_with, smooth = time.perf_counter(), time.perf_counter(), seconds, None
     bar = tqdm(total=recipe.tokens, initial=seen, desc=recipe.name, unit="tok", unit_scale=True, mininterval=5)
@@ -288,13 +277,14 @@ def train(
             curve.append([seen, round(smooth, 4), round(seconds, 1)])
             bar.set_postfix(loss=f"{smooth:.3f}")
         if time.perf_counter() - saved_at > SAVE_EVERY_SECONDS or seen >= recipe.tokens:
-            save_state()
+            weights = {"model": model.state_dict(), "optims": [o.state_dict() for o in optims]}
+            save_state(state_path, own, **weights, step=step, seen=seen, seconds=seconds, curve=curve)
             saved_at = time.perf_counter()
     bar.close()
-    return save_model(model, tokenizer, folder / recipe.name, recipe, seen, curve, held_out_nats(model, *held), seconds)
+    return save_model(model, tokenizer, folder / recipe.name, recipe, seen, curve, held_out_nats(model, *held), seconds, own)
 
 
-def save_model(model, tokenizer, path: Path, recipe: Seq2SeqRecipe, seen: int, curve: list, nats: float, seconds: float) -> Path:
+def save_model(model, tokenizer, path: Path, recipe: Seq2SeqRecipe, seen: int, curve: list, nats: float, seconds: float, identity: dict) -> Path:
     """Writes bf16 safetensors, the tokenizer and `card.json` to `path`; returns `path`."""
     copy = T5ForConditionalGeneration(model.config)
     copy.load_state_dict(model.state_dict())
@@ -315,13 +305,17 @@ def save_model(model, tokenizer, path: Path, recipe: Seq2SeqRecipe, seen: int, c
         "corpus": "corpus.json",
         "loss_curve": {"columns": ["tokens", "training loss (nats)" if recipe.teacher is None else "training loss (0.3 KL + TV)", "seconds"], "rows": curve},
     }
-    (path / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    save_card(path, card, identity)
     return path
 
 
-def target_embeddings(folder: Path) -> Tensor | None:
-    """The input embeddings [V, d] of the causal target in `folder`, or of the embedded one."""
+def target_embeddings(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Tensor | None:
+    """The input embeddings [V, d] of the causal target in `folder`, or of the embedded one: if it has this tokenizer."""
     from safetensors.torch import load_file
 
-    found = [p for p in (folder / "target" / "model.safetensors", embedded.DATA / "models" / "target" / "model.safetensors") if p.exists()]
-    return load_file(found[0])["model.embed_tokens.weight"] if found else None
+    try:
+        source = folder / "target" if (folder / "target" / "card.json").exists() else embedded.fetch("models/target")
+    except SpeclibError:
+        return None
+    alike = PreTrainedTokenizerFast.from_pretrained(source).get_vocab() == tokenizer.get_vocab()
+    return load_file(source / "model.safetensors")["model.embed_tokens.weight"] if alike else None

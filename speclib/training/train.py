@@ -1,13 +1,12 @@
 """The training loop: one function, resumable after a kill at any moment.
 
-State (weights, both optimisers, step, losses) is written beside the model every few minutes, first to a
-temporary name and then renamed, so that what is on disk is always whole. The order of the data depends on
-the seed and the step alone: a resumed run sees exactly the batches that an undisturbed run would have seen.
+State (weights, both optimisers, step, losses) is written beside the model every few minutes, as a whole (see `state`).
+The order of the data depends on the seed and the step alone: a resumed run sees exactly the batches that an
+undisturbed run would have seen.
 """
 
 import json
 import math
-import os
 import platform
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ..errors import TrainingError
 from .recipes import Recipe
+from .state import identity, load_state, save_card, save_state
 
 SAVE_EVERY_SECONDS = 120
 
@@ -167,13 +167,12 @@ def train(
     samples: np.ndarray | None = None,
     seed: int = 0,
     compile: bool = True,
-    corpus_manifest: str = "corpus.json",
 ) -> Path:
     """Trains `recipe` to its number of tokens and saves the model with its card under `folder`/name.
 
     tokens, held_out: uint16 token arrays; samples: the teacher's own text, for recipes that ask for it.
-    Resumes from `folder`/name.state if it is there. Raises TrainingError if the state on disk belongs to another
-    recipe or the loss stops being finite.
+    Resumes from `folder`/name.state if it is there. Raises TrainingError if that state belongs to another training
+    (recipe, seed, corpus, tokenizer, code) or the loss stops being finite.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
@@ -182,35 +181,21 @@ def train(
     if recipe.start_from:
         start = LlamaForCausalLM.from_pretrained(folder / recipe.start_from, dtype=torch.float32)
         model.load_state_dict(grow(start.state_dict(), recipe.layers))
-        tokens_before = json.loads((folder / recipe.start_from / "card.json").read_text())["tokens_seen"]
+        tokens_before = json.loads((folder / recipe.start_from / "card.json").read_text("utf-8"))["tokens_seen"]
     first_step = tokens_before // recipe.batch_tokens
     model.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")  # faster to train than sdpa on a CPU
     optims = optimizers(model, recipe)
-    state_path, fingerprint = folder / f"{recipe.name}.state", repr((recipe, seed))
+    others = tuple(folder / name / "model.safetensors" for name in (recipe.start_from, recipe.teacher) if name)
+    data = (tokens, held_out) if samples is None else (tokens, held_out, samples)
+    state_path, own = folder / f"{recipe.name}.state", identity(tokenizer, *data, files=others, recipe=repr(recipe), seed=seed)
     step, seen, seconds, curve = 0, 0, 0.0, []
     total = recipe.tokens
-    if state_path.exists():
-        try:
-            state = torch.load(state_path, map_location=device, weights_only=True)
-        except Exception as error:
-            raise TrainingError(f"{state_path} is damaged; delete it to start afresh") from error
-        if state["fingerprint"] != fingerprint:
-            raise TrainingError(f"{state_path} belongs to another recipe or seed; delete it to start afresh")
+    if state := load_state(state_path, own, device):
         model.load_state_dict(state["model"])
         for optim, saved in zip(optims, state["optims"], strict=True):
             optim.load_state_dict(saved)
         step, seen, seconds, curve = state["step"], state["seen"], state["seconds"], state["curve"]
 
-    def save_state():
-        partial = state_path.with_suffix(".partial")
-        torch.save(
-            {"fingerprint": fingerprint, "model": model.state_dict(), "optims": [o.state_dict() for o in optims],
-             "step": step, "seen": seen, "seconds": seconds, "curve": curve},
-            partial,
-        )  # fmt: skip
-        os.replace(partial, state_path)
-
-    folder.mkdir(parents=True, exist_ok=True)
     loss_function = torch.compile(loss_of, dynamic=False) if compile else loss_of
     began, saved_at, started_with = time.perf_counter(), time.perf_counter(), seconds
     bar = tqdm(total=total, initial=seen, desc=recipe.name, unit="tok", unit_scale=True, mininterval=5)
@@ -243,16 +228,17 @@ def train(
             if progress < share <= seen / total:
                 name = f"{recipe.name}-at-{round(100 * share):02d}"
                 nats = held_out_nats(model, held_out, recipe.context)
-                save_model(model, tokenizer, folder / name, recipe, seen, curve, nats, held_out_bytes / len(held_out), seconds, corpus_manifest, tokens_before)
+                save_model(model, tokenizer, folder / name, recipe, seen, curve, nats, held_out_bytes / len(held_out), seconds, own, tokens_before)
         if time.perf_counter() - saved_at > SAVE_EVERY_SECONDS or seen >= total:
-            save_state()
+            weights = {"model": model.state_dict(), "optims": [o.state_dict() for o in optims]}
+            save_state(state_path, own, **weights, step=step, seen=seen, seconds=seconds, curve=curve)
             saved_at = time.perf_counter()
     bar.close()
     nats = held_out_nats(model, held_out, recipe.context)
-    return save_model(model, tokenizer, folder / recipe.name, recipe, seen, curve, nats, held_out_bytes / len(held_out), seconds, corpus_manifest, tokens_before)
+    return save_model(model, tokenizer, folder / recipe.name, recipe, seen, curve, nats, held_out_bytes / len(held_out), seconds, own, tokens_before)
 
 
-def save_model(model, tokenizer, path: Path, recipe: Recipe, seen, curve, nats, bytes_per_token, seconds, corpus_manifest, tokens_before=0) -> Path:
+def save_model(model, tokenizer, path: Path, recipe: Recipe, seen, curve, nats, bytes_per_token, seconds, identity: dict, tokens_before=0) -> Path:
     """Writes bf16 safetensors, the tokenizer and `card.json` to `path`; returns `path`."""
     copy = LlamaForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
@@ -270,8 +256,8 @@ def save_model(model, tokenizer, path: Path, recipe: Recipe, seen, curve, nats, 
         "seconds": round(seconds),
         "machine": f"{torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + ' CPU'}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
-        "corpus": corpus_manifest,
+        "corpus": "corpus.json",
         "loss_curve": {"columns": ["tokens", "training loss (nats)", "seconds"], "rows": curve},
     }
-    (path / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    save_card(path, card, identity)
     return path
