@@ -15,7 +15,7 @@ import pandas as pd
 import pooch
 import torch
 
-from . import embedded, experiments, growth, latency, leaderboard, machine, published, theory
+from . import console, embedded, experiments, growth, latency, leaderboard, machine, published, theory
 from .decoding import generate
 from .distributions import Sampling
 from .drafters import Drafter, EagleDrafter, EnsembleDrafter, FallbackDrafter, LookupDrafter, ModelDrafter, load_eagle
@@ -116,7 +116,8 @@ def run(args: argparse.Namespace) -> int:
     write_text(out, json.dumps(record) + "\n")  # before anything is printed: a closed pipe may end that
     if not args.ladder:
         write_text(out.with_suffix(".csv"), table.to_csv(index=False, lineterminator="\n"))
-        from .workbook import n05  # matplotlib is slow to import, and the measurement is over
+        with console.loading():
+            from .workbook import n05  # matplotlib is slow to import, and the measurement is over
 
         with replacing(image) as drawn:
             n05.headline(record).savefig(drawn, bbox_inches="tight", dpi=90)  # data/ has a limit

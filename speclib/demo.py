@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from . import embedded, experiments, machine, models, statistics
+from . import console, embedded, experiments, machine, models, statistics
 from .decoding import generate
 from .distributions import Sampling, seeded
 from .drafters import EagleDrafter, ModelDrafter, load_eagle
@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
     frame = experiments.interleaved(methods, [prompt], args.repeats, seed=args.seed)
     c, widths = experiments.costs(pair, (1, gamma + 1))
     plain = generate(pair.target, prompt, None, sampling, max_new_tokens=args.tokens, stop=[], seed=args.seed)
-    from .workbook import n00  # figures are slow to import
+    with console.loading():
+        from .workbook import n00  # figures are slow to import
 
     with replacing(args.out) as image:
         n00.race([shown.trace, plain.trace]).savefig(image)

@@ -86,7 +86,7 @@ except BaseException as error:  # as libraries do around their compiled parts
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
-@pytest.mark.parametrize("slow", ["torch", "matplotlib"])
+@pytest.mark.parametrize("slow", ["torch", "transformers"])
 def test_ctrl_c_during_the_imports_ends_quietly(slow, tmp_path):
     """Whichever import is slow, and though it turns a KeyboardInterrupt into an error of its own."""
     (tmp_path / slow).mkdir()
