@@ -24,7 +24,7 @@ from ..distributions import Draw, Sampling, invert
 from ..errors import IncompatibleModels
 from ..fast import Decoder, FastContext
 from ..products import product
-from .base import Draft, always
+from .base import Draft, always, made_of
 
 
 class Eagle(nn.Module):
@@ -64,15 +64,16 @@ class EagleDrafter:
 
     def __init__(self, eagle: Eagle):
         self.eagle = eagle
-        self._made: tuple[object, Eagle, Decoder, Programs | None] | None = None  # the target last met, and what was made for it: weights are fused once
+        self._made: tuple[tuple, Eagle, Decoder, Programs | None] | None = None  # the target last met, and what was made for it: weights are fused once
 
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> "EagleGuesser":
         target = context.language_model
         context.wants_hidden = True
-        if self._made is None or self._made[0] is not target:
+        met = made_of(target, self.eagle)
+        if self._made is None or self._made[0] != met:
             own = deepcopy(self.eagle).to(target.device, target.dtype)
             made = decoder(own, target)
-            self._made = (target, own, made, Programs(made, "eagle", target.vocabulary) if target.programs else None)
+            self._made = (met, own, made, Programs(made, "eagle", target.vocabulary) if target.programs else None)
         _, own, made, programs = self._made
         reading = EagleContext(target, made, own) if programs is None else CompiledEagleContext(target, made, own, programs)
         return EagleGuesser(context, reading, sampling, draw)

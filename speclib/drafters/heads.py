@@ -19,7 +19,7 @@ from .. import embedded
 from ..context import Context
 from ..distributions import Draw, Sampling, point_mass
 from ..errors import IncompatibleModels, InvalidArgument
-from .base import Draft, always
+from .base import Draft, always, placed
 
 
 class Heads(nn.Module):
@@ -76,13 +76,13 @@ class HeadsDrafter:
         if not self.heads.width == table.shape[1] == output.shape[1]:
             raise IncompatibleModels(f"the heads were trained for a model of width {self.heads.width}, but {target.name} has {output.shape[1]}")
         context.wants_hidden = True
-        self.heads.to(target.device, target.dtype)
-        return HeadsGuesser(self, context, table, output[: target.vocabulary], sampling, draw)
+        heads = placed(self.heads, target.device, target.dtype)
+        return HeadsGuesser(self, heads, context, table, output[: target.vocabulary], sampling, draw)
 
 
 class HeadsGuesser:
-    def __init__(self, drafter: HeadsDrafter, context: Context, table: Tensor, output: Tensor, sampling: Sampling, draw: Draw):
-        self.drafter, self.context, self.table, self.output = drafter, context, table, output  # table [V', d], output [V, d]
+    def __init__(self, drafter: HeadsDrafter, heads: Heads, context: Context, table: Tensor, output: Tensor, sampling: Sampling, draw: Draw):
+        self.drafter, self.heads, self.context, self.table, self.output = drafter, heads, context, table, output  # table [V', d], output [V, d]
         self.sampling, self.draw = sampling, draw
 
     def prepare(self, text: list[int]) -> None:
@@ -105,7 +105,7 @@ class HeadsGuesser:
 
     def logits(self, newest: int) -> Tensor:
         """What each head expects behind the newest token. [count, V]"""
-        return linear(self.drafter.heads(self.context.last_hidden(), self.table[newest]), self.output)
+        return linear(self.heads(self.context.last_hidden(), self.table[newest]), self.output)
 
     def _top(self, logits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Each head's likeliest tokens [n, R] and their point masses [n, R, V]."""
