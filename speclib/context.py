@@ -36,6 +36,11 @@ class Context:
         One forward for all k tokens: this is what makes checking guesses cheap. With `parents` the tokens form a tree: token
         i follows token parents[i] < i of this same call (-1: it follows the text), and sees only the text and its own ancestors.
         """
+        if parents is not None:
+            self.language_model.try_trees(type(self))
+        return self._extend(tokens, keep, parents)
+
+    def _extend(self, tokens: Tensor, keep: int | None, parents: Sequence[int] | None) -> Tensor:
         logits = self._forward(tokens, keep or tokens.shape[1], parents)
         self._latest = self.length
         self.length += tokens.shape[1]
@@ -85,7 +90,7 @@ class Context:
         return self.hidden[0, -1]
 
     def _empty_cache(self):
-        return DynamicCache(config=self.language_model.model.config.get_text_config())
+        return DynamicCache()  # of whole layers, also where a window as long as the context would make rolling ones
 
     def _forward(self, tokens: Tensor, keep: int, parents: Sequence[int] | None) -> Tensor:
         tree = {} if parents is None else self._tree(parents)
@@ -120,9 +125,7 @@ class EncoderDecoderContext(Context):
     @torch.inference_mode()
     def __init__(self, language_model, prompt: Sequence[int] = ()):
         super().__init__(language_model, prompt)
-        config = language_model.model.config
-        first = config.decoder_start_token_id if config.decoder_start_token_id is not None else config.pad_token_id
-        self.begin = [first]
+        self.begin = [start_token(language_model)]
         ids = torch.tensor([self.prompt], device=language_model.device)
         self._encoded = language_model.model.get_encoder()(ids)
 
@@ -138,6 +141,25 @@ class EncoderDecoderContext(Context):
         if self.wants_hidden:
             self.hidden = out.decoder_hidden_states[-1]
         return out.logits[:, -keep:]
+
+
+def start_token(language_model) -> int:
+    """The token with which the decoder's text starts, where transformers' generate() looks for it. Raises UnsupportedModel if it is nowhere."""
+    model = language_model.model
+    places = ((model.generation_config, "decoder_start_token_id"), (model.generation_config, "bos_token_id"), (model.config, "decoder_start_token_id"),
+              (getattr(model.config, "decoder", None), "decoder_start_token_id"))  # fmt: skip
+    for place, name in places:
+        found = ids(getattr(place, name, None))
+        if len(found) == 1:
+            return found[0]
+    raise UnsupportedModel(f"nothing says with which token a text of {language_model.name} starts; set model.generation_config.decoder_start_token_id")
+
+
+def ids(value) -> list[int]:
+    """Token ids that a configuration gives as None, a number, a list, or a tensor: without repeats, in their order."""
+    if value is None:
+        return []
+    return list(dict.fromkeys(torch.as_tensor(value).flatten().tolist()))
 
 
 def ancestry(parents: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,7 @@ def generate(
     rule = rules.find(rule)
     length = draft_length if hasattr(draft_length, "start") else FixedLength(draft_length)
     texts = encode(target, prompts)
-    check(target, drafter, sampling, rule, texts, max_new_tokens, seed)
+    check(target, drafter, sampling, rule, texts, max_new_tokens, seed, draw)
     stops = Stops.of(target, stop)
     target.announce({1, *(n + 1 for n in drafter.lengths(length.gamma))} if drafter and isinstance(length, FixedLength) else {1})
 
@@ -216,7 +216,7 @@ def taken(parents: Sequence[int], path: Sequence[int], stop_probs: Sequence[floa
 
 def _row_seed(seed: int, row: int) -> int:
     """A seed for each row, so that a row's text does not depend on how many rows there are."""
-    return (seed * 1_000_003 + row * 7_919) % 2**63
+    return (int(seed) * 1_000_003 + row * 7_919) % 2**63
 
 
 def _now(device: torch.device) -> float:

@@ -6,6 +6,7 @@ follow from what is known before the next guess is drawn, or the text is biased 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Protocol
 
 from torch import Tensor
@@ -41,7 +42,7 @@ class FixedLength:
     gamma: int
 
     def __post_init__(self):
-        if not isinstance(self.gamma, int) or isinstance(self.gamma, bool) or self.gamma < 0:
+        if not isinstance(self.gamma, Integral) or isinstance(self.gamma, bool) or self.gamma < 0:
             raise InvalidArgument(f"draft_length must be a whole number >= 0 (0 drafts nothing), not {self.gamma!r}")
 
     def start(self) -> "FixedLength":

@@ -11,12 +11,13 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from . import adapter, embedded, fast
+from . import probe as probing
 from .compiled import CompiledContext, Programs
-from .context import Context, EncoderDecoderContext
+from .context import Context, EncoderDecoderContext, ids
 from .errors import IncompatibleModels, InvalidArgument, ModelLoadError, UnsupportedModel
 from .fast import FastContext
 
@@ -29,26 +30,61 @@ BACKENDS = ("eager", "fast", "compiled")
 class LanguageModel:
     """A language model with its tokenizer: `.model` and `.tokenizer` are the transformers objects themselves.
 
-    `vocabulary` is the number of tokens that both the tokenizer and the model's output know: many checkpoints pad
-    their output to a round number, and a padded slot must never be drawn. backend: "eager" runs transformers' own forward;
-    "fast" runs the same weights through plain functions (see `fast`), and raises UnsupportedModel for an architecture it cannot read;
+    `vocabulary` is the number of token ids that may be drawn: the tokenizer's highest id + 1, as far as the model has rows to write and read them.
+    Many checkpoints pad their output to a round number, and a padded slot must never be drawn. `reads` bounds the ids of a prompt. `context_length` and
+    `source_length` (of an encoder) are tokens that fit, None where nothing says so.
+
+    backend: "eager" runs transformers' own forward; "fast" runs the same weights through plain functions (see `fast`), and follows them when they change;
     "compiled" makes programs of the fast forwards at their first use, which takes a minute once per machine (see `compiled`).
+    probe: before it is believed, the model reads a few tokens in pieces, after a rollback, by the backend that was asked for, and, when the first tree is drafted,
+    as a tree; False leaves these forwards out (a large model on a slow machine), at your own risk. Raises UnsupportedModel where the logits
+    differ, and for what a few tokens cannot show (see `probe`).
     """
 
-    def __init__(self, model, tokenizer=None, name: str | None = None, backend: str = "eager"):
+    def __init__(self, model, tokenizer=None, name: str | None = None, backend: str = "eager", probe: bool = True):
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         if backend not in BACKENDS:
             raise InvalidArgument(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
         self.encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
-        config = model.config.get_text_config(decoder=True)
-        if not self.encoder_decoder:
-            _check_cache(model, config, self.name)
         self.model, self.tokenizer, self.backend = model, tokenizer, backend
-        self.context_length: int | None = None if self.encoder_decoder else getattr(config, "max_position_embeddings", None)
-        width = model.get_output_embeddings().weight.shape[0]
-        self.vocabulary = width if tokenizer is None else min(width, len(tokenizer))
-        self.decoder = None if backend == "eager" else fast.decoder(model)
-        self.programs = Programs(self.decoder, self.name, self.vocabulary) if backend == "compiled" else None
+        self.source_rows, self.input_rows, output_rows = _rows(model, self.name)
+        self.source_length, self.context_length = probing.limits(model)
+        probing.check_configuration(model, model.config.get_text_config(decoder=True), self.name, self.context_length)
+        highest = output_rows if tokenizer is None else _highest(tokenizer) + 1
+        self.vocabulary: int = min(output_rows, self.input_rows, highest)
+        self.reads: int = min(self.source_rows, self.vocabulary)
+        self.probe, self.decoder, self.programs, self._made_of = probe, None, None, None
+        self.refresh()
+        self._try_cache()
+
+    def refresh(self) -> None:
+        """Brings the fast backend in line with weights that were changed, loaded, moved or copied since. Each text begins with it."""
+        if self.backend == "eager":
+            return
+        now = fast.fingerprint(self.model, numbers=True)
+        if now != self._made_of:
+            self._made_of = None
+            self.decoder = fast.decoder(self.model)
+            self.programs = Programs(self.decoder, self.name, self.vocabulary) if self.backend == "compiled" else None
+            if self.probe and not probing.skipped(self):
+                probing.fast(self)
+            self._made_of = now
+
+    def _try_cache(self) -> None:
+        self._untried = self.probe and self.model.training  # dropout: later
+        if self.probe and not self._untried and self.backend == "eager":
+            probing.cache(self)
+
+    def try_trees(self, kind: type[Context] | None = None) -> None:
+        """Raises UnsupportedModel if this model does not read trees of guesses as it reads their branches. `kind`: the context that is to read them."""
+        if self.encoder_decoder:
+            raise UnsupportedModel(f"{self.name} is an encoder-decoder model; trees of guesses need position ids, which it has not")
+        if self.probe:
+            probing.trees(self, kind or self._context)
+
+    def __getstate__(self) -> dict:
+        """Without what was made of the weights: a copy, or what was pickled, makes it again."""
+        return {**vars(self), "decoder": None, "programs": None, "_made_of": None}
 
     @property
     def device(self) -> torch.device:
@@ -76,20 +112,28 @@ class LanguageModel:
     @property
     def end_tokens(self) -> frozenset[int]:
         """The ids after which the model says that its text has ended."""
-        ids = getattr(self.model.generation_config, "eos_token_id", None)
-        if ids is None and self.tokenizer is not None:
-            ids = self.tokenizer.eos_token_id
-        return frozenset([ids] if isinstance(ids, int) else ids or [])
+        found = getattr(self.model.generation_config, "eos_token_id", None)
+        if found is None and self.tokenizer is not None:
+            found = self.tokenizer.eos_token_id
+        return frozenset(ids(found))
 
     def context(self, prompt: Sequence[int] = ()) -> Context:
         """A text in front of this model with nothing read yet; the encoder of an encoder-decoder model reads the prompt here."""
+        self.refresh()
+        if self._untried:
+            self._try_cache()
+        return self._context(self, prompt)
+
+    @property
+    def _context(self) -> type[Context]:
         if self.encoder_decoder:
-            return EncoderDecoderContext(self, prompt)
-        return {"eager": Context, "fast": FastContext, "compiled": CompiledContext}[self.backend](self, prompt)
+            return EncoderDecoderContext
+        return {"eager": Context, "fast": FastContext, "compiled": CompiledContext}[self.backend]
 
     def announce(self, widths: Iterable[int]) -> None:
         """Says how many tokens forwards will often read at once: the compiled backend makes a program for each. `generate` calls this."""
-        if self.programs is not None:
+        if self.backend == "compiled":
+            self.refresh()
             self.programs.announce(widths)
 
     def __repr__(self) -> str:
@@ -97,14 +141,22 @@ class LanguageModel:
         return f"LanguageModel({self.name}, {self.size}, {dtype}, {self.device}{'' if self.backend == 'eager' else f', {self.backend}'})"
 
 
-def _check_cache(model, config, name: str) -> None:
-    """Raises UnsupportedModel unless the model keeps keys and values of every token, which can be rolled back."""
-    if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
-        raise UnsupportedModel(f"{type(model).__name__} keeps a state that cannot be rolled back; speculative sampling needs a key-value cache")
-    kinds = {type(layer).__name__ for layer in DynamicCache(config=config).layers}
-    window = getattr(config, "sliding_window", None)
-    if kinds - {"DynamicLayer"} and not (kinds == {"DynamicSlidingWindowLayer"} and window and window >= (getattr(config, "max_position_embeddings", None) or 0)):
-        raise UnsupportedModel(f"{name} has a sliding-window or recurrent cache ({', '.join(sorted(kinds))}); it cannot be rolled back")
+def _rows(model, name: str) -> tuple[int, int, int]:
+    """How many token ids a model can read as a prompt, read in its text, and write. Raises UnsupportedModel if it writes none."""
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    rows = getattr(output, "out_features", None) or getattr(getattr(output, "weight", None), "shape", [None])[0]
+    if rows is None:
+        raise UnsupportedModel(f"{name} ({type(model).__name__}) has no output matrix over a vocabulary; load it with AutoModelForCausalLM or AutoModelForSeq2SeqLM")
+    parts = (model.get_encoder(), model.get_decoder()) if getattr(model.config, "is_encoder_decoder", False) else (model, model)
+    tables = [getattr(part.get_input_embeddings(), "weight", None) for part in parts]
+    if any(table is None or table.ndim != 2 or table.dtype == torch.bool for table in tables):
+        raise UnsupportedModel(f"{name} ({type(model).__name__}) does not read token ids, or does so by no matrix; choose a language model")
+    return tables[0].shape[0], tables[1].shape[0], rows
+
+
+def _highest(tokenizer) -> int:
+    """The highest id of a tokenizer: ids may have gaps, so it is no matter of counting."""
+    return max(tokenizer.get_vocab().values())
 
 
 @dataclass(frozen=True)
@@ -200,14 +252,17 @@ def check_compatible(target: LanguageModel, draft: LanguageModel) -> None:
     if target.tokenizer is None or draft.tokenizer is None:
         if target.vocabulary != draft.vocabulary:
             raise IncompatibleModels(f"{target.name} has {target.vocabulary} tokens and {draft.name} has {draft.vocabulary}; without tokenizers they cannot be matched")
-        return
-    ours, theirs = target.tokens, draft.tokens
-    if ours != theirs:
+    elif (ours := target.tokens) != (theirs := draft.tokens):
         differing = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
         example = differing[0]
         raise IncompatibleModels(
             f"{target.name} and {draft.name} have different tokenizers: {len(differing)} tokens differ, for example {example!r} is "
             f"{ours.get(example)} in one and {theirs.get(example)} in the other; choose two models of one family"
+        )
+    if min(draft.source_rows, draft.input_rows) < target.vocabulary:
+        raise IncompatibleModels(
+            f"{draft.name} has rows for {min(draft.source_rows, draft.input_rows)} tokens, but {target.name} writes ids up to {target.vocabulary - 1}; "
+            "resize its embedding (model.resize_token_embeddings), or choose another draft"
         )
 
 

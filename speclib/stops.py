@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from .errors import InvalidArgument
 from .models import LanguageModel
@@ -27,13 +28,14 @@ class Stops:
             return cls(target.end_tokens, (), target.tokenizer)
         if isinstance(stop, str | int):
             raise InvalidArgument(f"stop must be a list such as [{stop!r}], [] for never, or None for the model's end-of-text")
+        stop = list(stop)  # a generator can be looked at once
         for item in stop:
-            if isinstance(item, bool) or not isinstance(item, str | int) or item == "":
+            if isinstance(item, bool) or not isinstance(item, str | Integral) or item == "":
                 raise InvalidArgument(f"stop takes token ids and non-empty strings, not {item!r}")
         strings = tuple(s for s in stop if isinstance(s, str))
         if strings and target.tokenizer is None:
             raise InvalidArgument("stop strings need a model with a tokenizer; use token ids")
-        return cls(frozenset(s for s in stop if isinstance(s, int)), strings, target.tokenizer)
+        return cls(frozenset(int(s) for s in stop if isinstance(s, Integral)), strings, target.tokenizer)
 
     def cut(self, before: list[int], emitted: list[int]) -> tuple[list[int], bool]:
         """The part of `emitted` that plain decoding would have produced after `before`, and whether the text ended.

@@ -5,12 +5,15 @@ distribution the tokens were drawn from. A guess that involves no chance is a po
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..context import Context
 from ..distributions import Draw, Sampling
+from ..fast import fingerprint
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,18 @@ Guessed = Callable[[], list[list[int]]]
 def always(probs: Tensor) -> bool:
     """Go on guessing, whatever the next distribution is."""
     return True
+
+
+def placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The module as `device` and `dtype` want it: itself, or a copy, so that the caller's, which other drafters may hold too, stays as it is."""
+    if all(p.device == device and p.dtype == dtype for p in module.parameters()):
+        return module
+    return deepcopy(module).to(device, dtype)
+
+
+def made_of(target, module: nn.Module | None) -> tuple:
+    """What a decoder made of a target's weights and a module's depends on, to be compared later."""
+    return target, fingerprint(target.model, numbers=True), module and fingerprint(module, numbers=True)
 
 
 class Session:

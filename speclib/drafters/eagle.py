@@ -25,7 +25,7 @@ from ..errors import IncompatibleModels, ModelLoadError
 from ..fast import Decoder, FastContext
 from ..files import reading
 from ..products import product
-from .base import Draft, Drafter, Guessed, Session, always
+from .base import Draft, Drafter, Guessed, Session, always, made_of
 
 
 class Eagle(nn.Module):
@@ -66,15 +66,16 @@ class EagleDrafter(Drafter):
 
     def __init__(self, eagle: Eagle):
         self.eagle = eagle
-        self._made: tuple[object, Eagle, Decoder, Programs | None] | None = None  # the target last met, and what was made for it: weights are fused once
+        self._made: tuple[tuple, Eagle, Decoder, Programs | None] | None = None  # the target last met, and what was made for it: weights are fused once
 
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> "EagleSession":
         target = context.language_model
         context.wants_hidden = True
-        if self._made is None or self._made[0] is not target:
+        met = made_of(target, self.eagle)
+        if self._made is None or self._made[0] != met:
             own = deepcopy(self.eagle).to(target.device, target.dtype)
             made = decoder(own, target)
-            self._made = (target, own, made, Programs(made, "eagle", target.vocabulary) if target.programs else None)
+            self._made = (met, own, made, Programs(made, "eagle", target.vocabulary) if target.programs else None)
         _, own, made, programs = self._made
         reading = EagleContext(target, made, own) if programs is None else CompiledEagleContext(target, made, own, programs)
         return EagleSession(context, reading, sampling, draw)

@@ -20,7 +20,7 @@ from ..context import Context
 from ..distributions import Draw, Sampling, point_mass
 from ..errors import IncompatibleModels, InvalidArgument, ModelLoadError
 from ..files import reading
-from .base import Draft, Drafter, Session, always
+from .base import Draft, Drafter, Session, always, placed
 from .tree import without
 
 
@@ -79,13 +79,13 @@ class HeadsDrafter(Drafter):
         if not self.heads.width == table.shape[1] == output.shape[1]:
             raise IncompatibleModels(f"the heads were trained for a model of width {self.heads.width}, but {target.name} has {output.shape[1]}")
         context.wants_hidden = True
-        self.heads.to(target.device, target.dtype)
-        return HeadsSession(self, context, table, output[: target.vocabulary], sampling, draw)
+        heads = placed(self.heads, target.device, target.dtype)
+        return HeadsSession(self, heads, context, table, output[: target.vocabulary], sampling, draw)
 
 
 class HeadsSession(Session):
-    def __init__(self, drafter: HeadsDrafter, context: Context, table: Tensor, output: Tensor, sampling: Sampling, draw: Draw):
-        self.drafter, self.context, self.table, self.output = drafter, context, table, output  # table [V', d], output [V, d]
+    def __init__(self, drafter: HeadsDrafter, heads: Heads, context: Context, table: Tensor, output: Tensor, sampling: Sampling, draw: Draw):
+        self.drafter, self.heads, self.context, self.table, self.output = drafter, heads, context, table, output  # table [V', d], output [V, d]
         self.sampling, self.draw = sampling, draw
 
     def propose(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Draft:
@@ -136,7 +136,7 @@ class HeadsSession(Session):
 
     def logits(self, newest: int) -> Tensor:
         """What each head expects behind the newest token. [count, V]"""
-        return linear(self.drafter.heads(self.context.last_hidden(), self.table[newest]), self.output)
+        return linear(self.heads(self.context.last_hidden(), self.table[newest]), self.output)
 
     def _top(self, logits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Each head's likeliest tokens [n, R] and their point masses [n, R, V]."""

@@ -20,7 +20,7 @@ from ..distributions import Draw, Sampling
 from ..errors import IncompatibleModels, InvalidArgument, ModelLoadError, UnsupportedModel
 from ..fast import Decoder, FastContext
 from ..files import reading
-from .base import Draft, Drafter, always
+from .base import Draft, Drafter, always, made_of, placed
 from .model import ModelSession
 
 
@@ -72,12 +72,13 @@ class LayerSkipDrafter(Drafter):
         if exits is not None and layers not in exits.layers:
             raise InvalidArgument(f"there is no trained exit after layer {layers}, only after {', '.join(map(str, exits.layers))}")
         self.layers, self.exits = layers, exits
-        self._made: tuple[object, Decoder] | None = None  # the target last met and its decoder cut short: weights are fused once
+        self._made: tuple[tuple, Decoder] | None = None  # the target last met and its decoder cut short: weights are fused once
 
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> ModelSession:
         target = context.language_model
-        if self._made is None or self._made[0] is not target:
-            self._made = (target, self.shortened(target))
+        met = made_of(target, self.exits)
+        if self._made is None or self._made[0] != met:
+            self._made = (met, self.shortened(target))
         decoder = self._made[1]
         if isinstance(context, FastContext):
             return SharedSession(SharedContext(context, decoder), target.vocabulary, sampling, draw)
@@ -95,7 +96,7 @@ class LayerSkipDrafter(Drafter):
         width = target.model.get_input_embeddings().weight.shape[1]
         if self.exits.weight.shape[-1] != width:
             raise IncompatibleModels(f"the exits were trained for a model of width {self.exits.weight.shape[-1]}, but {target.name} has {width}")
-        exits = self.exits.to(target.device, target.dtype)
+        exits = placed(self.exits, target.device, target.dtype)
         return replace(whole, blocks=whole.blocks[: self.layers], norm=lambda x: whole.norm(exits(x, self.layers)))
 
 
