@@ -133,7 +133,8 @@ def run(column: str, python: str, override: Path | None, chosen: list[str]) -> d
 def main() -> int:
     """Runs what was asked for and writes the record after each environment; 1 if anything failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("columns", nargs="*", choices=[*RESOLUTION, []], metavar="COLUMN", help="lowest, tested, newest; or all")
+    columns = [*RESOLUTION, []]
+    parser.add_argument("columns", nargs="*", choices=columns, metavar="COLUMN", help="lowest, tested, newest; or all")
     parser.add_argument("--python", action="append", help="instead of those on the path; again for more, lowest first")
     parser.add_argument(
         "--part",
