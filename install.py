@@ -1,10 +1,12 @@
-"""Makes .venv from the tested set (constraints.txt) or brings it up to date: what `make` does first, and what Windows has instead of make.
+"""Makes .venv from the tested set (constraints.txt) or brings it up to date.
+
+`make` runs it first; Windows has it instead of make.
 
     python install.py                  torch: a CPU build where no GPU is, else what pip takes by itself
-    python install.py --torch cpu      auto (the default), cpu, pypi (what pip takes), or another channel of PyTorch's index: cu130, xpu, ...
+    python install.py --torch cpu      auto (the default), cpu, pypi (what pip takes), or a channel of PyTorch: cu130
 
-Needs Python and nothing else. Where nothing is new a call takes a tenth of a second and no network. A folder that was moved or copied, a
-changed set, another Python and a .venv that another tool made are noticed and mended.
+Needs Python and nothing else. Where nothing is new a call takes a tenth of a second and no network. A folder that was
+moved or copied, a changed set, another Python and a .venv that another tool made are noticed and mended.
 """
 
 import argparse
@@ -40,7 +42,8 @@ def say(text):
 def output(*command):
     """What a command prints, without blanks around it; nothing if it cannot be run."""
     try:
-        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=60, check=True).stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
 
@@ -54,7 +57,7 @@ def version(python):
 
 
 def choose():
-    """The Python to make .venv with, and its version: the one that runs this file (its base, if that is in a venv), else another one found here."""
+    """The Python to make .venv with, and its version: the one that runs this file (never one in a venv), or another."""
     own = getattr(sys, "_base_executable", "") or sys.executable
     others = [shutil.which(f"python3.{minor}") for minor in (13, 12, 11, 14)]
     for python in [own, *filter(None, others)]:
@@ -64,8 +67,8 @@ def choose():
                 say(f"{own} is no Python 3.{OLDEST[1]} to 3.{NEWEST[1]} with venv; using {python}")
             return python, found
     sys.exit(
-        f"The tested set needs Python 3.{OLDEST[1]} to 3.{NEWEST[1]} with venv, and {own} is none (Debian, Ubuntu: apt install python3-venv). "
-        "Another one: make PYTHON=python3.12, or python3.12 install.py"
+        f"The tested set needs Python 3.{OLDEST[1]} to 3.{NEWEST[1]} with venv, and {own} is none "
+        "(Debian, Ubuntu: apt install python3-venv). Another one: make PYTHON=python3.12, or python3.12 install.py"
     )
 
 
@@ -87,7 +90,10 @@ def reachable(channel):
 
 
 def torch_source(choice, pin):
-    """What pip is told to install as torch `pin`, options included, and its size in words. Exits if a chosen channel cannot be reached."""
+    """What pip is told to install as torch `pin`, with options, and its size in words.
+
+    Exits if a channel that was chosen cannot be reached.
+    """
     channel = choice
     if sys.platform == "darwin":  # there is one build
         channel = "pypi"
@@ -95,7 +101,11 @@ def torch_source(choice, pin):
         channel = "cpu" if sys.platform == "linux" and not gpu() else "pypi"
     if channel != "pypi" and reachable(channel):
         name = f"torch=={pin}" if choice == "auto" else f"torch=={pin}+{channel}"
-        return [name, "--extra-index-url", INDEX + channel], "a CPU build, 0.2 GB" if channel == "cpu" else f"a build for {channel}"
+        return [
+            name,
+            "--extra-index-url",
+            INDEX + channel,
+        ], "a CPU build, 0.2 GB" if channel == "cpu" else f"a build for {channel}"
     if channel != "pypi" and choice != "auto":
         sys.exit(f"PyTorch's index {INDEX}{channel} cannot be reached; TORCH=pypi takes what pip finds without it")
     if channel != "pypi":
@@ -110,9 +120,23 @@ def pip(*arguments):
     """pip install within the tested set. Raises CalledProcessError, after the last lines that pip said."""
     command = [PYTHON, "-m", "pip", "install", "--progress-bar", "off", "-c", "constraints.txt", *arguments]
     env = {name: value for name, value in os.environ.items() if name not in UNWANTED}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**env, **SETTINGS}, text=True, errors="replace", cwd=ROOT)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**env, **SETTINGS},
+        text=True,
+        errors="replace",
+        cwd=ROOT,
+    )
     arriving = queue.Queue()
-    threading.Thread(target=lambda: [arriving.put(line) for line in process.stdout] + [arriving.put("")], daemon=True).start()
+
+    def read():
+        for line in process.stdout:
+            arriving.put(line)
+        arriving.put("")
+
+    threading.Thread(target=read, daemon=True).start()
     lines, now, begun = [], "pip starts", time.monotonic()
     shown = begun
     while True:
@@ -164,7 +188,11 @@ def text_of(path):
 def identity():
     """What an environment depends on: where it lies, who made it, and the sets."""
     sets = "".join(text_of(os.path.join(ROOT, name)) for name in ("pyproject.toml", "constraints.txt"))
-    return {"place": VENV, "venv": text_of(os.path.join(VENV, "pyvenv.cfg")), "sets": hashlib.sha256(sets.encode()).hexdigest()}
+    return {
+        "place": VENV,
+        "venv": text_of(os.path.join(VENV, "pyvenv.cfg")),
+        "sets": hashlib.sha256(sets.encode()).hexdigest(),
+    }
 
 
 def stamp():
@@ -178,8 +206,10 @@ def stamp():
 def up_to_date(choice, python):
     """Whether .venv is whole, and of this version of Python if one is given."""
     old = stamp()
-    fits = not python or tuple(map(str, python)) in re.findall(r"^version(?:_info)? = (\d+)\.(\d+)", old.get("venv", ""), re.M)
-    return fits and all(old.get(part) == value for part, value in identity().items()) and choice in ("auto", old["torch"]) and os.path.exists(PYTHON)
+    made_by = re.findall(r"^version(?:_info)? = (\d+)\.(\d+)", old.get("venv", ""), re.M)
+    if not os.path.exists(PYTHON) or (python and tuple(map(str, python)) not in made_by):
+        return False
+    return all(old.get(part) == value for part, value in identity().items()) and choice in ("auto", old["torch"])
 
 
 def prepare(python, wanted_version, old):
@@ -194,7 +224,8 @@ def prepare(python, wanted_version, old):
     if old.get("place", VENV) != VENV:
         say("This folder was moved or copied: mending .venv")
         for entry in os.scandir(BIN):  # scripts name the Python that runs them by its path
-            if entry.is_file(follow_symlinks=False) and entry.stat().st_size < 100_000 and not entry.name.endswith(".exe"):
+            script = entry.is_file(follow_symlinks=False) and not entry.name.endswith(".exe")
+            if script and entry.stat().st_size < 100_000:
                 with open(entry.path, "rb+") as file:
                     text = file.read().replace(os.fsencode(old["place"]), os.fsencode(VENV))
                     file.seek(0)
@@ -212,7 +243,7 @@ def site_packages(python):
 
 
 def link():
-    """Lets .venv import the package from the folder in which it lies, by a relative path: a moved or copied folder runs its own code."""
+    """Lets .venv import the package from the folder in which it lies, wherever that folder is moved or copied."""
     site = site_packages(PYTHON)
     with open(os.path.join(site, "0-workbook.pth"), "w", encoding="utf-8") as file:
         file.write(os.path.relpath(ROOT, site).replace(os.sep, "/") + "\n")
@@ -224,7 +255,7 @@ def fill(choice, old):
     have = output(PYTHON, "-c", "import importlib.metadata as m; print(m.version('torch'))")
     if have.split("+")[0] != pin or choice not in ("auto", old.get("torch")):
         source, size = torch_source(choice, pin)
-        say(f"Installing into .venv, once, in two steps: torch {pin} ({size}), then JupyterLab and the rest (0.2 GB). That takes some minutes.")
+        say(f"Installing into .venv, once: torch {pin} ({size}), then JupyterLab and the rest (0.2 GB); some minutes.")
         say("Step 1 of 2: torch (make TORCH=cpu or TORCH=pypi takes another build)")
         pip(*source)
     say("Step 2 of 2: the rest")
@@ -264,7 +295,7 @@ def lock():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--torch", default="auto", help="auto (the default), cpu, pypi, or a channel of PyTorch's index")
+    parser.add_argument("--torch", default="auto", help="auto (default), cpu, pypi, or a channel of PyTorch's index")
     parser.add_argument("--keep", action="store_true", help="keep a .venv of another Python that will do")
     args = parser.parse_args()
     sys.stdout.reconfigure(errors="replace")  # a path, on a console that cannot show it

@@ -1,10 +1,12 @@
-"""Runs the ranges that pyproject.toml declares, each in an environment of its own, and records what came of it in data/results/matrix.json.
+"""Runs the ranges that pyproject.toml declares, each in an environment of its own, and records what came of it.
 
-lowest: the lowest versions admitted, on the lowest Python found; newest: the newest, on the highest; both run the demo, the unit tests and
-notebooks 00, 03 and 04. tested: constraints.txt on each Python found; the demo and notebooks 00 and 03.
+The record is data/results/matrix.json.
+
+lowest: the lowest versions admitted, on the lowest Python found; newest: the newest, on the highest; both run the demo,
+the unit tests and notebooks 00, 03 and 04. tested: constraints.txt on each Python found; the demo, notebooks 00 and 03.
 
     python tests/matrix.py                            all of it: an hour or two, one environment (1 to 6 GB) at a time
-    python tests/matrix.py newest --python python3.13 --part demo     one column, one Python, one part; the record keeps the others
+    python tests/matrix.py newest --python python3.13 --part demo     one part; the record keeps the others
 
 --override FILE takes versions whatever anybody asks (a requirements file, as uv's option); the record names them.
 """
@@ -36,7 +38,8 @@ RESOLUTION = {"lowest": ["--resolution", "lowest-direct"], "tested": ["-c", "con
 def parts(column: str, folder: str) -> dict[str, list[str]]:
     """Name -> arguments of python, for what a column runs."""
     strictly = ["-m", "pytest", "-q", "--nbval", "--nbval-sanitize-with", "notebooks/sanitize.cfg"]
-    own = "tests/test_packaging.py::test_the_record_of_the_matrix_has_every_column_and_no_failure"  # it would judge what is being made
+    # that one would judge what is being made
+    own = "tests/test_packaging.py::test_the_record_of_the_matrix_has_no_failure"
     unit = {"unit tests": ["-m", "pytest", "-q", "-n", "2", "tests", "--deselect", own]} if column != "tested" else {}
     notebooks = sorted(ROOT.glob("notebooks/0[03]*.ipynb" if column == "tested" else "notebooks/0[034]*.ipynb"))
     books = {f"notebook {path.name[:2]}": [*strictly, str(path.relative_to(ROOT))] for path in notebooks}
@@ -46,21 +49,47 @@ def parts(column: str, folder: str) -> dict[str, list[str]]:
 def pythons() -> list[str]:
     """The Pythons on the path that the tested set supports, lowest first; of each version the one that runs."""
     minors = range(install.OLDEST[1], install.NEWEST[1] + 1)
-    return [path for minor in minors if (path := shutil.which(f"python3.{minor}")) and install.version(path) == (3, minor)]
+    found = {minor: shutil.which(f"python3.{minor}") for minor in minors}
+    return [path for minor, path in found.items() if path and install.version(path) == (3, minor)]
 
 
 def resolve(column: str, python: str, override: Path | None, into: Path) -> list[str]:
     """Writes what uv resolves; returns pip's further options. Raises CalledProcessError if nothing fits."""
     cpu = sys.platform == "linux" and not install.gpu() and install.reachable("cpu")
-    options = [*RESOLUTION[column], *(["--torch-backend", "cpu"] if cpu else []), *(["--override", str(override)] if override else [])]
-    command = [sys.executable, "-m", "uv", "pip", "compile", "-q", "pyproject.toml", "--extra", "all", "--python", python, *options, "-o", str(into)]
+    options = [
+        *RESOLUTION[column],
+        *(["--torch-backend", "cpu"] if cpu else []),
+        *(["--override", str(override)] if override else []),
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "uv",
+        "pip",
+        "compile",
+        "-q",
+        "pyproject.toml",
+        "--extra",
+        "all",
+        "--python",
+        python,
+        *options,
+        "-o",
+        str(into),
+    ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     return ["--extra-index-url", install.INDEX + "cpu"] if cpu else []
 
 
 def run(column: str, python: str, override: Path | None, chosen: list[str]) -> dict:
     """One environment, made, used for the chosen parts (or all) and removed: its entry of the record."""
-    entry = {"column": column, "date": date.today().isoformat(), "system": f"{platform.system()} {platform.machine()}", "overridden": [], "parts": {}}
+    entry = {
+        "column": column,
+        "date": date.today().isoformat(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "overridden": [],
+        "parts": {},
+    }
     if override:
         entry["overridden"] = [line for line in override.read_text().split("\n") if line and not line.startswith("#")]
     with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
@@ -71,21 +100,30 @@ def run(column: str, python: str, override: Path | None, chosen: list[str]) -> d
             entry["python"] = install.output(python, "-c", "import platform; print(platform.python_version())")
             options = resolve(column, python, override, sets)
             subprocess.run([python, "-m", "venv", str(own)], check=True)
-            subprocess.run([inside, "-m", "pip", "install", "-q", "--no-deps", "--no-compile", "-r", str(sets), *options], check=True, env=env)
+            subprocess.run(
+                [inside, "-m", "pip", "install", "-q", "--no-deps", "--no-compile", "-r", str(sets), *options],
+                check=True,
+                env=env,
+            )
         except subprocess.CalledProcessError as error:
             entry["parts"]["installation"] = f"failed: {(error.stderr or str(error)).strip().splitlines()[-1]}"
             return entry
-        installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions(path=[install.site_packages(inside)])}
+        found = importlib.metadata.distributions(path=[install.site_packages(inside)])
+        installed = {d.metadata["Name"].lower(): d.version for d in found}
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        entry["versions"] = {name: installed[name] for name in sorted(Requirement(line).name for line in project["dependencies"])}
+        names = sorted(Requirement(line).name for line in project["dependencies"])
+        entry["versions"] = {name: installed[name] for name in names}
         for name, arguments in parts(column, folder).items():
             if chosen and name not in chosen:
                 entry["parts"][name] = "not run"
                 continue
             begun = time.monotonic()
-            done = subprocess.run([inside, *arguments], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            command = [inside, *arguments]
+            streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            done = subprocess.run(command, cwd=ROOT, env=env, **streams)
             said = (done.stdout.strip().splitlines() or [""])[-1].strip("= ")
-            entry["parts"][name] = f"passed in {time.monotonic() - begun:.0f} s" if done.returncode == 0 else f"failed: {said}"
+            passed = f"passed in {time.monotonic() - begun:.0f} s"
+            entry["parts"][name] = f"failed: {said}" if done.returncode else passed
             print(f"{column}, Python {entry['python']}, {name}: {entry['parts'][name]}", flush=True)
             if done.returncode:
                 print(done.stdout[-6000:], flush=True)
@@ -95,10 +133,16 @@ def run(column: str, python: str, override: Path | None, chosen: list[str]) -> d
 def main() -> int:
     """Runs what was asked for and writes the record after each environment; 1 if anything failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("columns", nargs="*", choices=[*RESOLUTION, []], metavar="COLUMN", help="lowest, tested, newest (default: all)")
-    parser.add_argument("--python", action="append", help="a Python, instead of those on the path; again for more, lowest first")
-    parser.add_argument("--part", action="append", default=[], help="only this part, such as 'unit tests'; again for more (default: all)")
-    parser.add_argument("--override", type=Path, help="a requirements file with versions to take whatever the ranges say")
+    columns = [*RESOLUTION, []]
+    parser.add_argument("columns", nargs="*", choices=columns, metavar="COLUMN", help="lowest, tested, newest; or all")
+    parser.add_argument("--python", action="append", help="instead of those on the path; again for more, lowest first")
+    parser.add_argument(
+        "--part",
+        action="append",
+        default=[],
+        help="only this part, such as 'unit tests'; again for more (default: all)",
+    )
+    parser.add_argument("--override", type=Path, help="a requirements file: versions to take")
     args = parser.parse_args()
     found = args.python or pythons()
     chosen = {"lowest": found[:1], "tested": found, "newest": found[-1:]}

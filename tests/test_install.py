@@ -1,4 +1,4 @@
-"""install.py: which Python, which torch, what a stamp notices, and that a person is told every few seconds how far it is."""
+"""install.py: which Python, which torch, what a stamp notices, and that a person is told how far it is."""
 
 import json
 import os
@@ -27,7 +27,13 @@ def settle(folder, monkeypatch):
     for name in ("pyproject.toml", "constraints.txt"):
         if not (folder / name).exists():
             shutil.copy(ROOT / name, folder)
-    for name, value in {"ROOT": ".", "VENV": ".venv", "BIN": ".venv/bin", "PYTHON": ".venv/bin/python", "STAMP": ".venv/.installed"}.items():
+    for name, value in {
+        "ROOT": ".",
+        "VENV": ".venv",
+        "BIN": ".venv/bin",
+        "PYTHON": ".venv/bin/python",
+        "STAMP": ".venv/.installed",
+    }.items():
         monkeypatch.setattr(install, name, str(folder / value) if value != "." else str(folder))
     return folder
 
@@ -179,7 +185,8 @@ def test_pip_is_never_silent_for_long_and_what_it_says_is_shortened(place, monke
     monkeypatch.setattr(install, "QUIET", 0.2)
     fake_pip(
         place,
-        "echo Requirement already satisfied: a; echo Collecting torch; sleep 0.7; echo '  Downloading torch (1 MB)'; echo Installing collected packages: a, b\n",
+        "echo Requirement already satisfied: a; echo Collecting torch; sleep 0.7\n"
+        "echo '  Downloading torch (1 MB)'; echo Installing collected packages: a, b\n",
     )
     install.pip("torch")
     lines = [line.split(" s  ")[1] for line in capsys.readouterr().out.splitlines()]
@@ -189,7 +196,12 @@ def test_pip_is_never_silent_for_long_and_what_it_says_is_shortened(place, monke
 
 @posix
 def test_pip_obeys_the_environment_only_where_that_does_no_harm(place, monkeypatch, capsys):
-    for name, value in {"PIP_USER": "1", "PIP_TARGET": "/elsewhere", "PYTHONPATH": "/elsewhere", "PIP_INDEX_URL": "kept"}.items():
+    for name, value in {
+        "PIP_USER": "1",
+        "PIP_TARGET": "/elsewhere",
+        "PYTHONPATH": "/elsewhere",
+        "PIP_INDEX_URL": "kept",
+    }.items():
         monkeypatch.setenv(name, value)
     fake_pip(place, 'echo "Installing $PIP_USER,$PIP_TARGET,$PYTHONPATH,$PIP_INDEX_URL"\n')
     install.pip("torch")
@@ -226,11 +238,12 @@ def test_a_whole_installation_is_noted_and_the_next_call_does_nothing(place, mon
     monkeypatch.setattr(install, "prepare", lambda *given: True)
     install.main()
     (first,), rest = asked
-    assert first.startswith("torch==") and {"jupyterlab>=4", "nbval>=0.11"} <= set(rest) and any(line.startswith("transformers") for line in rest)
+    assert first.startswith("torch==") and {"jupyterlab>=4", "nbval>=0.11"} <= set(rest)
+    assert any(line.startswith("transformers") for line in rest)
     assert "9 GB" in capsys.readouterr().out and (place / ".venv/.installed").exists()
     install.main()
     assert len(asked) == 2 and capsys.readouterr().out == ""
-    monkeypatch.setattr(sys, "argv", ["install.py", "--keep", "--torch", "cpu"])  # another build than the one that is there
+    monkeypatch.setattr(sys, "argv", ["install.py", "--keep", "--torch", "cpu"])  # another build
     install.main()
     assert install.stamp()["torch"] == "cpu"
 
@@ -261,7 +274,8 @@ def test_the_makefile_uses_no_script_that_names_a_place_and_mends_a_moved_folder
     site.mkdir(parents=True)
 
     def make(*arguments):
-        return subprocess.run(["make", *arguments], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
+        done = subprocess.run(["make", *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
 
     assert any(line.startswith("demo") for line in make("help"))
     (path,) = site.glob("*.pth")
@@ -270,6 +284,7 @@ def test_the_makefile_uses_no_script_that_names_a_place_and_mends_a_moved_folder
     assert lab.startswith(".venv/bin/python -m jupyter lab") and lab.endswith("--no-browser")
     assert ("--allow-root" in lab) == (os.getuid() == 0)
     for target in ("demo", "test", "lint", "unit", "nb", "bench", "matrix", "mutants", "notebooks"):
-        assert all(line.split(".venv/bin/")[1].startswith("python ") for line in make("-n", target) if ".venv/bin/" in line), target
+        named = [line.split(".venv/bin/")[1] for line in make("-n", target) if ".venv/bin/" in line]
+        assert all(name.startswith("python ") for name in named), target
     assert "--torch cpu --keep" in "".join(make("-n", "install", "TORCH=cpu"))
     assert "python3.12 install.py --torch auto" in "".join(make("-n", "install", "PYTHON=python3.12"))

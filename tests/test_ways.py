@@ -1,4 +1,4 @@
-"""Each way beside make that the README walks through, once: the environment is made as it says, without the heavy packages, which are borrowed.
+"""Each way beside make that the README walks through, once, with the heavy packages borrowed and not installed.
 
 Slow (environments, a build, a network): python -m pytest -m slow tests/test_ways.py
 """
@@ -19,7 +19,8 @@ CODE = "import importlib.metadata as m, speclib; print(speclib.__file__, m.versi
 
 def run(*command, cwd, ok=True):
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run([str(part) for part in command], cwd=cwd, env={**env, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    env["OMP_NUM_THREADS"] = "1"
+    done = subprocess.run([str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True)
     assert (done.returncode == 0) == ok, done.stderr
     return done.stdout if ok else done.stderr
 
@@ -27,8 +28,8 @@ def run(*command, cwd, ok=True):
 @pytest.fixture
 def clone(tmp_path):
     """The folder as a clone would have it, without the notebooks' outputs and the museum of results."""
-    unwanted = shutil.ignore_patterns(".git", ".venv*", ".*_cache", "__pycache__", ".hypothesis", "*.egg-info", "build", "runs", "solutions")
-    return Path(shutil.copytree(ROOT, tmp_path / "clone", ignore=unwanted))
+    unwanted = (".git", ".venv*", ".*_cache", "__pycache__", ".hypothesis", "*.egg-info", "build", "runs", "solutions")
+    return Path(shutil.copytree(ROOT, tmp_path / "clone", ignore=shutil.ignore_patterns(*unwanted)))
 
 
 def borrow(python, cwd):
@@ -60,7 +61,8 @@ def test_a_wheel_or_an_sdist_in_an_empty_folder(clone, tmp_path, kind):
     else:
         run(python, "-m", "pip", "install", "-q", "build", cwd=tmp_path)
         run(python, "-m", "build", "-q", "--sdist", "-o", tmp_path, clone, cwd=tmp_path)
-    (made,) = tmp_path.glob("speculative_sampling_workbook-*.whl" if kind == "wheel" else "speculative_sampling_workbook-*.tar.gz")
+    ending = "whl" if kind == "wheel" else "tar.gz"
+    (made,) = tmp_path.glob(f"speculative_sampling_workbook-*.{ending}")
     run(python, "-m", "pip", "install", "-q", "--no-deps", made, cwd=empty)
     site = borrow(python, empty)
     assert run(python, "-c", CODE, cwd=empty).startswith(site)
