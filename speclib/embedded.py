@@ -33,22 +33,15 @@ CHECKOUT = in_checkout()
 RESULTS = DATA / "results" if CHECKOUT else Path("speclib-results")  # an installed package writes nothing beside itself
 
 
-def _registered() -> dict[str, tuple[str, int]]:
+def registry() -> dict[str, str]:
+    """Path below data/ -> SHA-256, for every file that ships, from the smallest to the largest. Raises ModelLoadError if the list is missing or damaged."""
     if not REGISTRY.exists():
         raise ModelLoadError(f"{REGISTRY.name} is missing: the installation is incomplete; reinstall speclib")
     with reading(REGISTRY, "reinstall speclib", ModelLoadError):
-        rows = [line.rsplit(maxsplit=2) for line in REGISTRY.read_text("utf-8").splitlines() if line.strip()]
-        return {path: (digest, int(size)) for path, digest, size in rows}
-
-
-def registry() -> dict[str, str]:
-    """Path below data/ -> SHA-256, for every file that ships. Raises ModelLoadError if the list itself is damaged."""
-    return {path: digest for path, (digest, _) in _registered().items()}
-
-
-def sizes() -> dict[str, int]:
-    """Path below data/ -> bytes, for every file that ships, wherever it lies now."""
-    return {path: size for path, (_, size) in _registered().items()}
+        known = dict(line.split() for line in REGISTRY.read_text("utf-8").splitlines() if line.strip())
+        if any(len(digest) != 64 for digest in known.values()):
+            raise ValueError("a hash of another length")
+        return known
 
 
 def write_registry() -> int:

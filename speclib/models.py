@@ -190,9 +190,8 @@ class Pair:
 
 def ladder() -> list[str]:
     """Names of the embedded drafts, as `load_pair(draft=...)` takes them, from the fewest parameters to the most."""
-    sizes = embedded.sizes()
-    found = [path for path in sizes if path.startswith("models/draft-") and path.endswith("model.safetensors")]
-    return [Path(path).parent.name for path in sorted(found, key=sizes.get)]
+    drafts = [path for path in embedded.registry() if path.startswith("models/draft-") and path.endswith("model.safetensors")]
+    return [Path(path).parent.name for path in drafts]
 
 
 def load_model(
