@@ -47,8 +47,8 @@ def registry() -> dict[str, str]:
 def write_registry() -> int:
     """Hashes everything below data/models and data/prompts into registry.txt; returns the number of files."""
     files = sorted(p for folder in ("models", "prompts") for p in (DATA / folder).rglob("*") if p.is_file())
-    lines = (f"{p.relative_to(DATA).as_posix()} {pooch.file_hash(str(p))} {p.stat().st_size}\n" for p in files)
-    write_text(REGISTRY, "".join(lines))
+    files.sort(key=lambda p: p.stat().st_size)  # the order is known where the files are not
+    write_text(REGISTRY, "".join(f"{p.relative_to(DATA).as_posix()} {pooch.file_hash(str(p))}\n" for p in files))
     return len(files)
 
 
