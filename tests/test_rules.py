@@ -195,5 +195,7 @@ def test_find():
     assert find(mine) is mine
     with pytest.raises(InvalidArgument, match="token, block, typical, lenience"):
         find("tokens")
-    assert {name: rule.lossless for name, rule in RULES.items()} == {"token": True, "block": True, "typical": False, "lenience": False}
+    assert {name: rule.lossless for name, rule in RULES.items()} == {
+        "token": True, "block": True, "typical": False, "lenience": False, "ensemble": False
+    }  # fmt: skip
     assert all(rule.source for rule in RULES.values())
