@@ -132,7 +132,8 @@ def shared_noise_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
     hit = (torch.minimum(ends, high[..., None]) - torch.maximum(ends - rest, begin)).clamp_min(0)
     mass = hit.sum(-1, keepdim=True)
     recovered = torch.where(mass > 0, hit / mass.where(mass > 0, torch.ones_like(mass)), rest)
-    return Verdict(chain_stops((kept / chance).clamp(max=1)), torch.cat([recovered, p[:, n:]], 1))
+    accept = torch.where(chance > 0, kept / chance, 0.0).clamp(max=1)
+    return Verdict(chain_stops(accept), torch.cat([recovered, p[:, n:]], 1))
 
 
 def reused_noise_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:

@@ -137,11 +137,11 @@ def detection(truth: Mapping | ArrayLike, null: Mapping | ArrayLike, n: int, sig
     truth, null = (_law(table) for table in aligned(truth, null))
     forbidden = min(truth[null == 0].sum(), 1.0)
     truth, null = truth[null > 0], null[null > 0]
-    if forbidden == 1:
+    if not truth.any():
         return 1.0
     groups = _pool(n * null, MIN_EXPECTED)
     cells = groups.max() + 1
-    divergence = stats.entropy(np.bincount(groups, truth, cells), np.bincount(groups, null, cells))
+    divergence = max(0.0, stats.entropy(np.bincount(groups, truth, cells), np.bincount(groups, null, cells)))  # rounding: a little below
     by_test = stats.ncx2.sf(stats.chi2.isf(significance, cells - 1), cells - 1, 2 * n * divergence) if cells > 1 else 0.0
     return float(max(by_test, -np.expm1(n * np.log1p(-forbidden))))
 

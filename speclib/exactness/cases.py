@@ -254,7 +254,8 @@ def texts() -> Iterator[dict]:
         yield text_case(f"{rule}/text-points/v3-g2-l4", "text, guesses without chance", rule, 3, 2, 4, zeros=(1, 2))
         yield text_case(f"{rule}/text-cap/v3-g3-l2", "text, cut by its cap", rule, 3, 3, 2)
         for i, settings in enumerate(SETTINGS):
-            yield text_case(f"{rule}/text-settings-{i}/v4-g1-l3", "text, settings", rule, 4, 1, 3, settings=settings)
+            yield text_case(f"{rule}/text-settings-{i}/v4-g1-l3", "text, " + " ".join(settings), rule, 4, 1, 3, settings=settings)
+            yield text_case(f"{rule}/text-settings-{i}/v3-g2-l4", "text, " + " ".join(settings), rule, 3, 2, 4, settings=settings)
     for rule, parameters in LOSSY.items():
         if rule != "typical":
             for gamma in (1, 2):
