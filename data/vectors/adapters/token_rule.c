@@ -24,8 +24,7 @@ int main(void) {
     for (int k = 0; k <= n; k++) { // p[k] becomes what the guesses tried behind k leave of it
       double *left = p + k * v, sum = 0;
       for (int x = 0; x < v; x++) sum += left[x] *= masked ? mask[k * v + x] : 1;
-      for (int x = 0; x < v; x++) left[x] /= sum;
-      reached[0] = missed[k] = 1;
+      for (int x = 0; x < v; x++) left[x] /= sum, reached[0] = missed[k] = 1;
       for (int i = 0; i < n; i++) if ((chain ? i : (int)parents[i] + 1) == k) {
         int token = drafted[i];
         double *given = q + i * v, ratio = given[token] > 0 ? left[token] / given[token] : 0;
