@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from ..errors import InvalidArgument
 from ..exact import max_difference
 from . import cases
-from .judge import FEATURES, LEVEL, N, Suite, Unanswered, chosen, judge
+from .judge import FEATURES, LEVEL, N, Unanswered, chosen, judge, suite_of
 from .library import SUSPECTS, expected, law
 from .program import Program
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
             rules = args.rule or program.rules
             if unknown := set(rules) - set(program.rules):
                 raise InvalidArgument(f"{program.name} does not follow {', '.join(sorted(unknown))}; it follows {', '.join(program.rules)}")
-            suite = Suite(chosen(rules, {*program.skip, *args.skip}, args.quick))
+            suite = suite_of(tuple(rules), frozenset([*program.skip, *args.skip]), args.quick)
             options = {"rules": rules, "answers": program.answers, "n": args.n, "level": args.level, "seed": args.seed}
             report = judge(program.name, program.answer, suite, **options, say=lambda text: print(text, flush=True), bar=lambda x: tqdm(x, unit="case"))
     except Unanswered as problem:

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from xml.etree import ElementTree
 
 import numpy as np
@@ -40,12 +40,18 @@ def features(case: dict) -> set[str]:
     return {name for name, there in found.items() if there} | ({"not made"} if any(not any(row) for row in case["q"]) else set())
 
 
+@cache
+def all_cases() -> list[dict]:
+    """Every vector, with numbers in place of fractions."""
+    return [numbers(case) for make in cases.FILES.values() for case in make()]
+
+
 def chosen(rules: Sequence[str] = ("token",), skip: Iterable[str] = (), quick: bool = False) -> list[dict]:
     """The cases of these rules without those that need a feature in `skip`; quick: one of each kind, the one with most outcomes.
 
     Raises InvalidArgument for a rule or a feature that does not exist, or when nothing is left.
     """
-    every = [numbers(case) for make in cases.FILES.values() for case in make()]
+    every = all_cases()
     known = {case["rule"] for case in every}
     if unknown := [*(set(rules) - known), *(set(skip) - set(FEATURES))]:
         raise InvalidArgument(f"{unknown[0]!r} is neither a rule ({', '.join(sorted(known))}) nor a feature to skip ({', '.join(FEATURES)})")
@@ -127,6 +133,12 @@ class Suite:
         return [list(SUSPECTS)[s - 1] for s in right], float((scores[1:].max() - scores[0]) / np.log(10))
 
 
+@cache
+def suite_of(rules: tuple[str, ...], skip: frozenset[str], quick: bool) -> Suite:
+    """The suite of `chosen` cases: its laws take seconds, and are the same each time."""
+    return Suite(chosen(rules, skip, quick))
+
+
 # --- a run -----------------------------------------------------------------------------------------------------------------
 
 
@@ -185,11 +197,12 @@ class Report:
         lines = [f"{len(self.findings)} cases: " + ", ".join(f"{self.count(o)} {o}" for o in ("right", "wrong", "skipped", "unanswered"))]
         lines += [f"  wrong: {f.id}: {f.detail}" for f in self.findings if f.outcome == "wrong"][:5]
         rest = Counter((f.outcome, f.detail) for f in self.findings if f.outcome in ("skipped", "unanswered"))
-        lines += [f"  {outcome}: {count} of this kind: {detail}" for (outcome, detail), count in rest.items()]
+        lines += [f"  {outcome}: {count} times: {detail}" for (outcome, detail), count in rest.most_common(5)]
         if self.named:
             first = SUSPECTS[self.named[0]]
-            odds = "the right law cannot have given these answers" if self.ratio == np.inf else f"1e{self.ratio:.0f} times as likely as the right law"
-            lines += [f"MOST PROBABLY {first.name}: {first.what}. {odds if self.n else 'Its law is the one that was stated'}; see {first.see}"]
+            odds = "the right law cannot give these answers" if self.ratio == np.inf else f"1e{self.ratio:.0f} times as likely as the right law"
+            odds = odds if self.n else "exactly the law that was stated"
+            lines += [f"MOST PROBABLY {first.name}: {first.what} ({odds}; see {first.see})"]
             lines += [f"  hardly to be told from: {', '.join(self.named[1:])}"] if self.named[1:] else []
         elif self.count("wrong"):
             lines += ["no fault of the museum explains these answers: it is something else, or several at once"]
@@ -331,5 +344,5 @@ def certify(
         raise InvalidArgument(f"answers must be one of {', '.join(ANSWERS)}, 0 < level < 1, and n at least 100: not {answers!r}, {level}, {n}")
     rules = [rules] if isinstance(rules, str) else list(rules)
     ask = function if answers == "draws" else lambda case, n, seed: function(case)
-    suite = Suite(chosen(rules, skip, quick))
+    suite = suite_of(tuple(rules), frozenset(skip), quick)
     return judge(getattr(function, "__name__", type(function).__name__), ask, suite, rules=rules, answers=answers, n=n, level=level, seed=seed)

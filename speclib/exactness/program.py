@@ -1,5 +1,6 @@
 """A program that answers JSON lines on its standard input and output, as data/vectors/PROTOCOL.md says."""
 
+import contextlib
 import json
 import queue
 import subprocess
@@ -92,5 +93,6 @@ class Program:
     def __exit__(self, *_) -> None:
         self.process.kill()
         self.process.wait()
-        self.process.stdin.close()
+        with contextlib.suppress(OSError):  # what it did not read any more
+            self.process.stdin.close()
         self.errors.close()
