@@ -21,7 +21,8 @@ class Program:
     """
 
     def __init__(self, command: Sequence[str], timeout: float = 60.0):
-        self.timeout, self.errors = timeout, tempfile.TemporaryFile()
+        self.timeout = timeout
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the program is left)
         try:
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
         except OSError as error:
