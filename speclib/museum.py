@@ -137,10 +137,10 @@ def shared_noise_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
 
 
 def reused_noise_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
-    """The exponential noise E that drafted argmax q / E draws from the residual again after a rejection, as argmax r / E.
+    """The exponential noise E that drafted argmax q / E draws from the residual r after a rejection, as argmax r / E.
 
-    Given that x won with E(x) / q(x) = t, the others wait for t and then run freshly (no memory): token y enters the second race at
-    t q(y) / r(y) and goes at rate r(y). Over t, which is exponential, the integral is rational.
+    Given that x won with E(x) / q(x) = t, the others wait for t and then run freshly (no memory): token y enters the
+    second race at t q(y) / r(y) and goes at rate r(y). Over t, which is exponential, the integral is rational.
     """
     n = drafted.shape[1]
     rest = residual(p[:, :n], q)

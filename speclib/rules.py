@@ -5,7 +5,8 @@ verification stops and which token comes next, as probabilities. `decoding` draw
 sums over it. What is proved is therefore the very code that decodes.
 
 A chain of n drafted tokens has n + 1 places to stop: after 0, 1, ..., n accepted tokens. A tree has as many: the text and
-each of its n nodes. A guess not made (a shorter row of a batch) has a row of zeros in q: nothing is accepted where q(x) = 0.
+each of its n nodes. A guess not made (a shorter row of a batch) has a row of zeros in q: nothing is accepted where
+q(x) = 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,7 +60,7 @@ def drafted_probs(probs: Tensor, drafted: Tensor) -> Tensor:
 
 
 def ratios(p: Tensor, q: Tensor, drafted: Tensor) -> Tensor:
-    """p(x) / q(x) of each drafted token; 0 where q(x) is 0, for a guess that was not made. p [B, n+1, V], q [B, n, V] -> [B, n]"""
+    """p(x) / q(x) of each drafted token, and 0 for a guess that was not made. p [B, n+1, V], q [B, n, V] -> [B, n]"""
     given = drafted_probs(q, drafted)
     return torch.where(given > 0, drafted_probs(p[:, : drafted.shape[1]], drafted) / given, 0.0)
 
@@ -125,8 +126,8 @@ def block_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
 def typical_law(p: Tensor, q: Tensor, drafted: Tensor, epsilon: float = 0.09, delta: float = 0.3) -> Verdict:
     """LOSSY. Keep a draft if the target finds it typical: p(x) > min(epsilon, delta exp(-H(p))).
 
-    Typical acceptance, Medusa (2401.10774), section 2.3. No chance is involved, and of q only whether a guess was made: text comes
-    out more probable than the target's own.
+    Typical acceptance, Medusa (2401.10774), section 2.3. No chance is involved, and of q only whether a guess was
+    made: text comes out more probable than the target's own.
     """
     n = drafted.shape[1]
     threshold = (delta * (-entropy(p[:, :n])).exp()).clamp(max=epsilon)  # [B, n]
@@ -149,8 +150,8 @@ def lenience_law(p: Tensor, q: Tensor, drafted: Tensor, lenience: float = 0.5) -
 def ensemble_law(p: Tensor, q: Tensor, drafted: Tensor, weight: float = 0.5) -> Verdict:
     """LOSSY. Test drafted places against weight p + (1 - weight) q; the bonus token is p's own.
 
-    DIVERSE (2604.07622); `assistant_ensemble_weight` of transformers. A token that a guess was made for follows the mixture, every
-    other one follows p: the law of the text depends on gamma. At weight 1 it is `token_law`.
+    DIVERSE (2604.07622); `assistant_ensemble_weight` of transformers. A token that a guess was made for follows the
+    mixture, every other one follows p: the law of the text depends on gamma. At weight 1 it is `token_law`.
     """
     if not 0 < weight <= 1:
         raise InvalidArgument(f"weight must be above 0 and at most 1, not {weight!r}")

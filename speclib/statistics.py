@@ -131,9 +131,11 @@ def worst_divergence(variation: float) -> float:
     return 2 * variation**2
 
 
-def detection(truth: Mapping | ArrayLike, null: Mapping | ArrayLike, n: int, significance: float = SIGNIFICANCE) -> float:
-    """The chance that n samples of `truth` fail a G-test against `null`, small cells pooled: by the test, or by one sample that
-    `null` forbids, whichever is more probable."""
+def detection(
+    truth: Mapping | ArrayLike, null: Mapping | ArrayLike, n: int, significance: float = SIGNIFICANCE
+) -> float:
+    """The chance that n samples of `truth` fail a G-test against `null`, small cells pooled: by the test, or by one
+    sample that `null` forbids, whichever is more probable."""
     truth, null = (_law(table) for table in aligned(truth, null))
     forbidden = min(truth[null == 0].sum(), 1.0)
     truth, null = truth[null > 0], null[null > 0]
@@ -141,8 +143,8 @@ def detection(truth: Mapping | ArrayLike, null: Mapping | ArrayLike, n: int, sig
         return 1.0
     groups = _pool(n * null, MIN_EXPECTED)
     cells = groups.max() + 1
-    divergence = max(0.0, stats.entropy(np.bincount(groups, truth, cells), np.bincount(groups, null, cells)))  # rounding: a little below
-    by_test = stats.ncx2.sf(stats.chi2.isf(significance, cells - 1), cells - 1, 2 * n * divergence) if cells > 1 else 0.0
+    divergence = stats.entropy(np.bincount(groups, truth, cells), np.bincount(groups, null, cells))
+    by_test = power(n, max(divergence, 0.0), cells, significance) if cells > 1 else 0.0  # rounding: a little below 0
     return float(max(by_test, -np.expm1(n * np.log1p(-forbidden))))
 
 

@@ -1,4 +1,4 @@
-"""The bug hunt: every fault can be found, what is drawn follows the law that is shown, and the checks are not fooled."""
+"""The bug hunt: every fault can be found, draws follow the laws that are shown, and the checks are not fooled."""
 
 from collections import Counter
 
@@ -31,10 +31,15 @@ def test_every_suspect_can_be_told_from_every_other():
     names = list(known[n04b.PLACES[0]])
     assert set(n04b.suspects()["suspect"]) | {"right"} == set(names) and list(n04b.cases()["case"]) == list(known)
     for i, name in enumerate(names):
-        assert all(max(n04b.distance(laws[name], laws[other]) for laws in known.values()) > 1e-3 for other in names[:i]), name
+        assert all(
+            max(n04b.distance(laws[name], laws[other]) for laws in known.values()) > 1e-3 for other in names[:i]
+        ), name
 
 
-@pytest.mark.parametrize(("case", "n"), [("token/ordinary/3", 0), ("no such case", 1), ("token/ordinary/3", 20_001), ("token/ordinary/3", 2.5)])
+@pytest.mark.parametrize(
+    ("case", "n"),
+    [("token/ordinary/3", 0), ("no such case", 1), ("token/ordinary/3", 20_001), ("token/ordinary/3", 2.5)],
+)
 def test_what_cannot_be_drawn(case, n):
     with pytest.raises(InvalidArgument, match="20,000 draws in all"):
         n04b.samplers()[0].draw(case, n)

@@ -1,4 +1,6 @@
-"""The exactness vectors: two implementations that share no line agree on all, files are reproduced, and every law of the museum fails some."""
+"""The exactness vectors: two implementations that share no line agree on all, files are reproduced, and every law of
+the museum fails some.
+"""
 
 import json
 from collections import Counter

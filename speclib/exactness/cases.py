@@ -1,7 +1,7 @@
 """The exactness vectors: what is asked, and the exact answer. `python -m speclib vectors` writes them.
 
-The page that defines every field is data/vectors/README.md. Nothing is drawn by a generator whose stream may change with Python's
-version: all chance is Random.random(), which the language promises to keep.
+The page that defines every field is data/vectors/README.md. Nothing is drawn by a generator whose stream may change
+with Python's version: all chance is Random.random(), which the language promises to keep.
 """
 
 import json
@@ -20,7 +20,12 @@ LOSSY = {
     "lenience": {"lenience": Fraction(1, 2)},
     "ensemble": {"weight": Fraction(3, 5)},
 }
-SETTINGS = ({"temperature": Fraction(1, 2)}, {"top_k": 2}, {"top_p": Fraction(4, 5)}, {"temperature": Fraction(1, 2), "top_k": 3, "top_p": Fraction(9, 10)})
+SETTINGS = (
+    {"temperature": Fraction(1, 2)},
+    {"top_k": 2},
+    {"top_p": Fraction(4, 5)},
+    {"temperature": Fraction(1, 2), "top_k": 3, "top_p": Fraction(9, 10)},
+)
 
 
 class Chance:
@@ -56,7 +61,7 @@ def point(token: int, vocabulary: int) -> Row:
     return [ONE if x == token else ZERO for x in range(vocabulary)]
 
 
-# --- kinds of rounds: (chance, V, n) -> p, q ------------------------------------------------------------------------------
+# --- kinds of rounds: (chance, V, n) -> p, q -------------------------------------------------------------------------
 
 
 def ordinary(c, v, n):
@@ -131,7 +136,7 @@ KINDS: dict[str, tuple[Callable, int]] = {  # name -> (its rows, how many cases 
 }
 
 
-# --- cases ----------------------------------------------------------------------------------------------------------------
+# --- cases -----------------------------------------------------------------------------------------------------------
 
 
 def verify_case(name, kind, rule, p, q, drafted, parents=None, mask=None, parameters=None) -> dict:
@@ -139,7 +144,16 @@ def verify_case(name, kind, rule, p, q, drafted, parents=None, mask=None, parame
     parameters = parameters or {}
     rows = p if mask is None else [reference.masked(row, allowed) for row, allowed in zip(p, mask, strict=True)]
     stop, after = reference.round_law(rule, rows, q, drafted, parents, **parameters)
-    case = {"id": name, "task": "verify", "kind": kind, "rule": rule, "parameters": parameters, "vocabulary": len(p[0]), "p": p, "q": q}
+    case = {
+        "id": name,
+        "task": "verify",
+        "kind": kind,
+        "rule": rule,
+        "parameters": parameters,
+        "vocabulary": len(p[0]),
+        "p": p,
+        "q": q,
+    }
     case |= {"drafted": drafted, "parents": parents, "mask": mask, "law": {"stop": stop, "next": after}}
     return plain(case)
 
@@ -164,14 +178,18 @@ def lossy_chains() -> Iterator[dict]:
                 c = Chance(f"{rule} {kind} {i}")
                 p, q = KINDS[kind][0](c, c.whole(3, 5), 1 + i)
                 drafted = [c.drawn(row) if any(row) else 0 for row in q]
-                yield verify_case(f"{rule}/{kind}/{i}".replace(" ", "-"), kind, rule, p, q, drafted, parameters=parameters)
+                yield verify_case(
+                    f"{rule}/{kind}/{i}".replace(" ", "-"), kind, rule, p, q, drafted, parameters=parameters
+                )
 
 
 SHAPES = ([-1, -1], [-1, -1, -1], [-1, -1, 0, 0], [-1, 0, -1, 2], [-1, -1, 0, 1, 1], [-1, 0, 0, 1, 2, -1])
 
 
 def trees() -> Iterator[dict]:
-    """Trees of guesses under the token rule: siblings drawn with or without replacement, the same guess twice, point masses, guesses not made."""
+    """Trees of guesses under the token rule: siblings drawn with or without replacement, the same guess twice, point
+    masses, guesses not made.
+    """
     kinds = ("with replacement", "without replacement", "twins", "point masses", "guess not made")
     for kind, (i, parents) in product(kinds, enumerate(SHAPES)):
         c = Chance(f"tree {kind} {i}")
@@ -193,7 +211,9 @@ def trees() -> Iterator[dict]:
 
 
 def masks() -> Iterator[dict]:
-    """Places where some tokens are forbidden, the one behind the last guess included; the draft knows of it or does not."""
+    """Places where some tokens are forbidden, the one behind the last guess included; the draft knows of it or does
+    not.
+    """
     for rule, knows, i in product(("token", "block", "match"), (True, False), range(4)):
         c = Chance(f"mask {knows} {i}")
         v, n = c.whole(3, 5), 1 + i % 3
@@ -210,7 +230,9 @@ def masks() -> Iterator[dict]:
 
 
 def table(c: Chance, vocabulary: int, length: int, settings: dict, zeros: int) -> reference.Table:
-    """A row after every text of fewer than `length` tokens, a third of them with that many zeros; none whose filters a tie would decide."""
+    """A row after every text of fewer than `length` tokens, a third of them with that many zeros; none whose filters a
+    tie would decide.
+    """
     found = {}
     for depth in range(length):
         for text in product(range(vocabulary), repeat=depth):
@@ -222,7 +244,9 @@ def table(c: Chance, vocabulary: int, length: int, settings: dict, zeros: int) -
 
 
 def clear(row: Row, settings: dict) -> bool:
-    """Whether the filters leave the same set when every probability is a little different: no ties, and no total at the line itself."""
+    """Whether the filters leave the same set when every probability is a little different: no ties, and no total at
+    the line itself.
+    """
     if len(set(row)) < len(row):
         return False
     before = reference.filtered(row, **{name: value for name, value in settings.items() if name != "top_p"})
@@ -230,16 +254,30 @@ def clear(row: Row, settings: dict) -> bool:
     return "top_p" not in settings or all(sum(ranked[:k]) != settings["top_p"] for k in range(len(ranked)))
 
 
-def text_case(name, kind, rule, vocabulary, gamma, length, eos=None, settings=None, parameters=None, zeros=(0, 0)) -> dict:
+def text_case(
+    name, kind, rule, vocabulary, gamma, length, eos=None, settings=None, parameters=None, zeros=(0, 0)
+) -> dict:
     """A whole text to write by rounds, with its law. zeros: how many in a row of p's and q's tables that has some."""
     settings, parameters = settings or {}, parameters or {}
     c = Chance(name.partition("/")[2])
     p, q = (table(c, vocabulary, length, settings, some) for some in zeros)
     seen = [{text: reference.filtered(row, **settings) for text, row in rows.items()} for rows in (p, q)]
     law = reference.speculative(rule, *seen, gamma, length, eos, **parameters)
-    assert (law == reference.plain(seen[0], length, eos)) is (rule not in LOSSY), f"{name}: {rule} keeps the target's law, or should not"
-    case = {"id": name, "task": "text", "kind": kind, "rule": rule, "parameters": parameters, "vocabulary": vocabulary, "gamma": gamma}
-    return plain(case | {"length": length, "eos": eos, "sampling": settings, "p": p, "q": q, "law": dict(sorted(law.items()))})
+    assert (law == reference.plain(seen[0], length, eos)) is (rule not in LOSSY), (
+        f"{name}: {rule} keeps the target's law, or should not"
+    )
+    case = {
+        "id": name,
+        "task": "text",
+        "kind": kind,
+        "rule": rule,
+        "parameters": parameters,
+        "vocabulary": vocabulary,
+        "gamma": gamma,
+    }
+    return plain(
+        case | {"length": length, "eos": eos, "sampling": settings, "p": p, "q": q, "law": dict(sorted(law.items()))}
+    )
 
 
 def texts() -> Iterator[dict]:
@@ -249,23 +287,35 @@ def texts() -> Iterator[dict]:
         for v, gamma, length in sizes:
             yield text_case(f"{rule}/text/v{v}-g{gamma}-l{length}", "text", rule, v, gamma, length)
         for v, gamma, length in ((3, 2, 4), (2, 2, 5)):
-            yield text_case(f"{rule}/text-eos/v{v}-g{gamma}-l{length}", "text with an end token", rule, v, gamma, length, eos=v - 1)
+            yield text_case(
+                f"{rule}/text-eos/v{v}-g{gamma}-l{length}", "text with an end token", rule, v, gamma, length, eos=v - 1
+            )
         yield text_case(f"{rule}/text-zeros/v3-g2-l4", "text, zeros", rule, 3, 2, 4, zeros=(1, 1))
         yield text_case(f"{rule}/text-points/v3-g2-l4", "text, guesses without chance", rule, 3, 2, 4, zeros=(1, 2))
         yield text_case(f"{rule}/text-cap/v3-g3-l2", "text, cut by its cap", rule, 3, 3, 2)
         for i, settings in enumerate(SETTINGS):
-            yield text_case(f"{rule}/text-settings-{i}/v4-g1-l3", "text, " + " ".join(settings), rule, 4, 1, 3, settings=settings)
-            yield text_case(f"{rule}/text-settings-{i}/v3-g2-l4", "text, " + " ".join(settings), rule, 3, 2, 4, settings=settings)
+            yield text_case(
+                f"{rule}/text-settings-{i}/v4-g1-l3", "text, " + " ".join(settings), rule, 4, 1, 3, settings=settings
+            )
+            yield text_case(
+                f"{rule}/text-settings-{i}/v3-g2-l4", "text, " + " ".join(settings), rule, 3, 2, 4, settings=settings
+            )
     for rule, parameters in LOSSY.items():
         if rule != "typical":
             for gamma in (1, 2):
                 yield text_case(f"{rule}/text/v3-g{gamma}-l4", "text, lossy", rule, 3, gamma, 4, parameters=parameters)
 
 
-FILES: dict[str, Callable[[], Iterator[dict]]] = {"chains": chains, "lossy": lossy_chains, "trees": trees, "masks": masks, "texts": texts}
+FILES: dict[str, Callable[[], Iterator[dict]]] = {
+    "chains": chains,
+    "lossy": lossy_chains,
+    "trees": trees,
+    "masks": masks,
+    "texts": texts,
+}
 
 
-# --- on disk --------------------------------------------------------------------------------------------------------------
+# --- on disk ---------------------------------------------------------------------------------------------------------
 
 
 def plain(value):
@@ -273,7 +323,9 @@ def plain(value):
     if isinstance(value, Fraction):
         return str(value)
     if isinstance(value, dict):
-        return {",".join(map(str, key)) if isinstance(key, tuple) else key: plain(entry) for key, entry in value.items()}
+        return {
+            ",".join(map(str, key)) if isinstance(key, tuple) else key: plain(entry) for key, entry in value.items()
+        }
     return [plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 

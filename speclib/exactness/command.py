@@ -1,4 +1,4 @@
-"""`python -m speclib vectors` writes the exactness vectors; `python -m speclib certify` holds a program against them."""
+"""`python -m speclib vectors` writes the exactness vectors; `... certify` holds a program against them."""
 
 import argparse
 import sys
@@ -21,23 +21,47 @@ def add_parser(subparsers) -> None:
     vectors = subparsers.add_parser(
         "vectors",
         help="write the exactness vectors: what a verifier must do, with exact answers",
-        description="Writes data/vectors/*.json again, byte for byte, and the table in README.md beside them that says which vectors show which fault.",
+        description="Writes data/vectors/*.json again, byte for byte, and the table in README.md beside them that "
+        "says which vectors show which fault.",
     )
-    vectors.add_argument("--out", type=Path, default=Path("data/vectors"), metavar="DIR", help="where they go (default: %(default)s)")
+    vectors.add_argument(
+        "--out", type=Path, default=Path("data/vectors"), metavar="DIR", help="where they go (default: %(default)s)"
+    )
     vectors.set_defaults(run=write)
     parser = subparsers.add_parser(
         "certify",
         help="hold a program of yours, in any language, against the exactness vectors",
-        description="Starts COMMAND and asks it, in JSON lines, for the law or for draws of each case: data/vectors/PROTOCOL.md is the page to read. "
-        "Exit code 0: all is right; 1: something is wrong; 2: the program could not be judged.",
+        description="Starts COMMAND and asks it, in JSON lines, for the law or for draws of each case: "
+        "data/vectors/PROTOCOL.md is the page to read. Exit code 0: all is right; 1: something is wrong; "
+        "2: the program could not be judged.",
     )
-    parser.add_argument("--n", type=int, default=N, metavar="N", help="draws a case, of a program that draws (default: %(default)s)")
-    parser.add_argument("--level", type=float, default=LEVEL, metavar="P", help="the chance that a right program fails (default: %(default)s)")
+    parser.add_argument(
+        "--n", type=int, default=N, metavar="N", help="draws a case, of a program that draws (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--level",
+        type=float,
+        default=LEVEL,
+        metavar="P",
+        help="the chance that a right program fails (default: %(default)s)",
+    )
     parser.add_argument("--quick", action="store_true", help="one case of each kind")
-    parser.add_argument("--rule", action="append", metavar="RULE", help="only this rule, of those that the program says it follows")
-    parser.add_argument("--skip", action="append", default=[], metavar="FEATURE", help=f"leave cases out: {', '.join(FEATURES)}")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="passed on to the program with each request (default: %(default)s)")
-    parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds to wait for an answer (default: %(default)s)")
+    parser.add_argument(
+        "--rule", action="append", metavar="RULE", help="only this rule, of those that the program says it follows"
+    )
+    parser.add_argument(
+        "--skip", action="append", default=[], metavar="FEATURE", help=f"leave cases out: {', '.join(FEATURES)}"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="passed on to the program with each request (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=60.0, metavar="S", help="seconds to wait for an answer (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write a JUnit report there")
     parser.add_argument("command", nargs="+", metavar="-- COMMAND", help="the program and its arguments")
@@ -52,10 +76,20 @@ def run(args: argparse.Namespace) -> int:
         with Program(args.command, args.timeout) as program:
             rules = args.rule or program.rules
             if unknown := set(rules) - set(program.rules):
-                raise InvalidArgument(f"{program.name} does not follow {', '.join(sorted(unknown))}; it follows {', '.join(program.rules)}")
+                raise InvalidArgument(
+                    f"{program.name} does not follow {', '.join(sorted(unknown))}; "
+                    f"it follows {', '.join(program.rules)}"
+                )
             suite = suite_of(tuple(rules), frozenset([*program.skip, *args.skip]), args.quick)
             options = {"rules": rules, "answers": program.answers, "n": args.n, "level": args.level, "seed": args.seed}
-            report = judge(program.name, program.answer, suite, **options, say=lambda text: print(text, flush=True), bar=lambda x: tqdm(x, unit="case"))
+            report = judge(
+                program.name,
+                program.answer,
+                suite,
+                **options,
+                say=lambda text: print(text, flush=True),
+                bar=lambda x: tqdm(x, unit="case"),
+            )
     except Unanswered as problem:
         raise InvalidArgument(f"{args.command[0]}: {problem}") from None
     print(report.verdict())
@@ -72,7 +106,10 @@ def write(args: argparse.Namespace) -> int:
     if page.exists():
         before, _, after = page.read_text(encoding="utf-8").split(MARK)
         page.write_text(f"{before}{MARK}\n{table()}\n{MARK}{after}", encoding="utf-8")
-    print(f"{sum(sizes.values()) / 1e3:.0f} kB in {args.out}: " + ", ".join(f"{name}.json" for name in sizes), file=sys.stdout)
+    print(
+        f"{sum(sizes.values()) / 1e3:.0f} kB in {args.out}: " + ", ".join(f"{name}.json" for name in sizes),
+        file=sys.stdout,
+    )
     return 0
 
 

@@ -1,4 +1,6 @@
-"""How well failures are named: every fault of the museum, drawn many times. `python -m speclib.exactness.fingerprints` records it."""
+"""How well failures are named: every fault of the museum, drawn many times. `python -m speclib.exactness.fingerprints`
+records it.
+"""
 
 import json
 from collections import Counter
@@ -21,7 +23,9 @@ def named(suite: Suite, s: int, n: int, level: float, rng: np.random.Generator) 
 
 
 def confusion(suite: Suite, runs: int = 20, right: int = 200, n: int = N, level: float = LEVEL, seed: int = 0) -> dict:
-    """What `runs` runs of each suspect, and `right` runs of the right law, were told. Suspects that equal the right law have none."""
+    """What `runs` runs of each suspect, and `right` runs of the right law, were told. Suspects that equal the right
+    law have none.
+    """
     rng = np.random.default_rng(seed)
     alike = [sorted(group) for group in suite.alike()]
     hidden = {name for group in alike if "right" in group for name in group}
@@ -29,7 +33,14 @@ def confusion(suite: Suite, runs: int = 20, right: int = 200, n: int = N, level:
     for s, name in enumerate(tqdm(SUSPECTS), 1):
         if name not in hidden:
             told[name] = Counter(named(suite, s, n, level, rng) for _ in range(runs))
-    settings = {"cases": len(suite.cases), "draws a case": n, "level": level, "seed": seed, "runs": runs, "right runs": right}
+    settings = {
+        "cases": len(suite.cases),
+        "draws a case": n,
+        "level": level,
+        "seed": seed,
+        "runs": runs,
+        "right runs": right,
+    }
     return settings | {"indistinguishable": alike, "told": {name: dict(counter) for name, counter in told.items()}}
 
 

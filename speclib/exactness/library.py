@@ -1,7 +1,7 @@
 """The library's own answer to a case, and that of each fault of the museum.
 
-A case is a plain dictionary, as data/vectors/README.md defines it, with numbers in place of fractions. Laws are mappings from what is
-emitted (a tuple of tokens) to its probability.
+A case is a plain dictionary, as data/vectors/README.md defines it, with numbers in place of fractions. Laws are
+mappings from what is emitted (a tuple of tokens) to its probability.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,8 +43,8 @@ def expected(case: dict) -> TextLaw:
 class Suspect:
     """Something that a sampler may do instead of what it should. Parts that are honest are None.
 
-    what: in words; see: where it is explained; loop: a chain's; settings: those under which the loop's rows are wrong (None: any);
-    tree: a tree's; masks: the mask [n+1, V] -> what becomes of it.
+    what: in words; see: where it is explained; loop: a chain's; settings: those under which the loop's rows are wrong
+    (None: any); tree: a tree's; masks: the mask [n+1, V] -> what becomes of it.
     """
 
     name: str
@@ -80,8 +80,14 @@ def law(case: dict, suspect: Suspect | None = None) -> TextLaw:
     settings = Sampling(**{name: int(value) if name == "top_k" else value for name, value in case["sampling"].items()})
     target, draft = (table(case, side) for side in "pq")
     loop = suspect.loop if suspect and suspect.loop else Loop(law=partial(LAWS[case["rule"]], **case["parameters"]))
-    if suspect is None or suspect.settings != settings:  # the loop sees filtered rows; a suspect with settings filters on its own
-        loop = loop if suspect is None or suspect.settings is None else replace(loop, sees=Loop.sees, proposes=Loop.proposes)
+    if (
+        suspect is None or suspect.settings != settings
+    ):  # the loop sees filtered rows; a suspect with settings filters on its own
+        loop = (
+            loop
+            if suspect is None or suspect.settings is None
+            else replace(loop, sees=Loop.sees, proposes=Loop.proposes)
+        )
         target, draft = (warped(model, by(settings)) if settings != PLAIN else model for model in (target, draft))
     return rule_law(loop, target, draft, case["gamma"], case["length"], case["eos"])
 
@@ -92,7 +98,7 @@ def table(case: dict, side: str) -> TableModel:
     return TableModel(case["vocabulary"], rows.__getitem__)
 
 
-# --- suspects -----------------------------------------------------------------------------------------------------------
+# --- suspects --------------------------------------------------------------------------------------------------------
 
 
 def other_rows(change: Callable, p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
@@ -112,18 +118,36 @@ def last_is_free(mask: Tensor) -> Tensor:
 
 def _suspects() -> dict[str, Suspect]:
     chains = [
-        Suspect(name=name, what=exhibit.what, loop=exhibit, settings=None if exhibit.sampling == PLAIN else exhibit.sampling)
+        Suspect(
+            name=name, what=exhibit.what, loop=exhibit, settings=None if exhibit.sampling == PLAIN else exhibit.sampling
+        )
         for name, exhibit in EXHIBITS.items()
     ]
     rows = {"copied as drawn": lambda q: torch.full_like(q, 1 / q.shape[-1]), "another head's q": lambda q: q.flip(-2)}
-    guesses = [Suspect(name=name, what=GUESSERS[name].what, loop=Loop(law=partial(other_rows, change))) for name, change in rows.items()]
+    guesses = [
+        Suspect(name=name, what=GUESSERS[name].what, loop=Loop(law=partial(other_rows, change)))
+        for name, change in rows.items()
+    ]
     trees = [
-        Suspect(name="siblings apart", what=GUESSERS["siblings apart"].what, see="notebook 09", tree=GUESSERS["siblings apart"].rule.tree),
+        Suspect(
+            name="siblings apart",
+            what=GUESSERS["siblings apart"].what,
+            see="notebook 09",
+            tree=GUESSERS["siblings apart"].rule.tree,
+        ),
         Suspect(name="with replacement", what=GUESSERS["with replacement"].what, see="notebook 09", tree=elder_rows),
     ]
     masks = [
-        Suspect(name="bonus without its mask", what="forgets the mask behind the last guess: a forbidden token comes there", masks=last_is_free),
-        Suspect(name="mask on the draft alone", what="never masks the target: what replaces a rejected guess is free", masks=torch.ones_like),
+        Suspect(
+            name="bonus without its mask",
+            what="forgets the mask behind the last guess: a forbidden token comes there",
+            masks=last_is_free,
+        ),
+        Suspect(
+            name="mask on the draft alone",
+            what="never masks the target: what replaces a rejected guess is free",
+            masks=torch.ones_like,
+        ),
     ]
     rules = [
         Suspect(name=f"the {name} rule", what=f"follows the {name} rule", see="notebook 03", loop=Loop(law=LAWS[name]))

@@ -17,7 +17,8 @@ VERSION = 1
 class Program:
     """A running program, and what it said of itself. Use it in a `with`: it is ended when that is left.
 
-    Raises InvalidArgument when it cannot be started, and Unanswered when it does not introduce itself within `timeout` seconds.
+    Raises InvalidArgument when it cannot be started, and Unanswered when it does not introduce itself within `timeout`
+    seconds.
     """
 
     def __init__(self, command: Sequence[str], timeout: float = 60.0):
@@ -34,7 +35,11 @@ class Program:
             self.name, self.answers = str(hello.get("name", command[0])), hello.get("answers")
             self.rules, self.skip = hello.get("rules", ["token"]), hello.get("skip", [])
             if self.answers not in ANSWERS or not isinstance(self.rules, list) or not isinstance(self.skip, list):
-                raise Unanswered(f'hello must say "answers": "draws" or "law", and lists "rules" and "skip"; it was {str(hello)[:80]}', over=True)
+                raise Unanswered(
+                    'hello must say "answers": "draws" or "law", and lists "rules" and "skip"; '
+                    f"it was {str(hello)[:80]}",
+                    over=True,
+                )
         except BaseException:
             self.__exit__()
             raise
@@ -64,7 +69,9 @@ class Program:
                 number = answer["id"]
             except (ValueError, TypeError, KeyError):
                 shown = line[:60].decode(errors="replace").strip()
-                raise Unanswered(f'an answer is one line, a JSON object with the request\'s "id", not {shown!r}') from None
+                raise Unanswered(
+                    f'an answer is one line, a JSON object with the request\'s "id", not {shown!r}'
+                ) from None
             if number == request["id"]:
                 return answer  # else: late, of a request that was given up
 
@@ -80,7 +87,11 @@ class Program:
 
     def answer(self, case: dict, n: int | None, seed: int):
         """What `judge` asks for: n draws of a case, or its law where n is None."""
-        request = {"op": "law", "id": case["id"], "case": case} if n is None else {"op": "draw", "id": case["id"], "n": n, "seed": seed, "case": case}
+        request = (
+            {"op": "law", "id": case["id"], "case": case}
+            if n is None
+            else {"op": "draw", "id": case["id"], "n": n, "seed": seed, "case": case}
+        )
         answer = self.ask(request)
         if "skip" in answer or n is None:
             return answer

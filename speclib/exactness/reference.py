@@ -1,8 +1,9 @@
 """The laws once more, in fractions: written from the papers' definitions, and sharing no line with `rules` or `exact`.
 
-What is exact here needs no tolerance: a lossless rule's text has the target's law, or it has not. A row is a list of Fraction that sums to 1.
-The law of a round is (stop, after): stop[k] is the chance that verification ends at place k, after[k] the next token's row there,
-or None where stop[k] is 0. The places of a chain are 0, 1, ..., n accepted guesses; those of a tree are the text and its n nodes.
+What is exact here needs no tolerance: a lossless rule's text has the target's law, or it has not. A row is a list of
+Fraction that sums to 1. The law of a round is (stop, after): stop[k] is the chance that verification ends at place k,
+after[k] the next token's row there, or None where stop[k] is 0. The places of a chain are 0, 1, ..., n accepted
+guesses; those of a tree are the text and its n nodes.
 """
 
 import math
@@ -26,11 +27,15 @@ def above(p: Row, q: Row) -> Row:
     return normal(excess) if any(excess) else p
 
 
-# --- settings -----------------------------------------------------------------------------------------------------------
+# --- settings --------------------------------------------------------------------------------------------------------
 
 
-def filtered(row: Row, temperature: Fraction | None = None, top_k: int | None = None, top_p: Fraction | None = None) -> Row:
-    """Temperature (1 / temperature must be whole), then the k most probable, then the fewest whose total is at least top_p."""
+def filtered(
+    row: Row, temperature: Fraction | None = None, top_k: int | None = None, top_p: Fraction | None = None
+) -> Row:
+    """Temperature (1 / temperature must be whole), then the k most probable, then the fewest whose total is at least
+    top_p.
+    """
     if temperature is not None:
         row = normal([x ** int(1 / temperature) for x in row])
     ranked = sorted(range(len(row)), key=lambda token: -row[token])
@@ -47,7 +52,7 @@ def masked(row: Row, allowed: Sequence[int]) -> Row:
     return normal([x * bit for x, bit in zip(row, allowed, strict=True)])
 
 
-# --- rounds -------------------------------------------------------------------------------------------------------------
+# --- rounds ----------------------------------------------------------------------------------------------------------
 
 
 def one_by_one(p: list[Row], accept: Sequence[Fraction], rejected: Sequence[Row]) -> Round:
@@ -62,13 +67,17 @@ def one_by_one(p: list[Row], accept: Sequence[Fraction], rejected: Sequence[Row]
 def token(p: list[Row], q: list[Row], drafted: Sequence[int]) -> Round:
     """Leviathan et al. 2211.17192, algorithm 1."""
     n = len(drafted)
-    return one_by_one(p, [min(ONE, p[k][x] / q[k][x]) for k, x in enumerate(drafted)], [above(p[k], q[k]) for k in range(n)])
+    return one_by_one(
+        p, [min(ONE, p[k][x] / q[k][x]) for k, x in enumerate(drafted)], [above(p[k], q[k]) for k in range(n)]
+    )
 
 
 def match(p: list[Row], q: list[Row], drafted: Sequence[int]) -> Round:
     """Draw from the target, keep the guess if it is the same token: the next token is the one that was drawn."""
     others = [[ZERO if token == x else chance for token, chance in enumerate(p[k])] for k, x in enumerate(drafted)]
-    return one_by_one(p, [p[k][x] for k, x in enumerate(drafted)], [normal(row) if any(row) else p[k] for k, row in enumerate(others)])
+    return one_by_one(
+        p, [p[k][x] for k, x in enumerate(drafted)], [normal(row) if any(row) else p[k] for k, row in enumerate(others)]
+    )
 
 
 def lenience(p: list[Row], q: list[Row], drafted: Sequence[int], lenience: Fraction) -> Round:
@@ -126,7 +135,9 @@ def tree(p: list[Row], q: list[Row], drafted: Sequence[int], parents: Sequence[i
 RULES = {"token": token, "block": block, "match": match, "typical": typical, "lenience": lenience, "ensemble": ensemble}
 
 
-def round_law(rule: str, p: list[Row], q: list[Row], drafted: Sequence[int], parents: Sequence[int] | None = None, **parameters) -> Round:
+def round_law(
+    rule: str, p: list[Row], q: list[Row], drafted: Sequence[int], parents: Sequence[int] | None = None, **parameters
+) -> Round:
     """The law of a round in which some guesses may not have been made: their row of q is 0 everywhere.
 
     Such a guess, and all that follows it, is left out; the places behind it are never reached.
@@ -137,7 +148,11 @@ def round_law(rule: str, p: list[Row], q: list[Row], drafted: Sequence[int], par
         if parent in kept and q[node][drafted[node]]:
             kept[node] = len(kept) - 1
     nodes = list(kept)[1:]
-    rows, told, tokens = [p[0], *(p[node + 1] for node in nodes)], [q[node] for node in nodes], [drafted[node] for node in nodes]
+    rows, told, tokens = (
+        [p[0], *(p[node + 1] for node in nodes)],
+        [q[node] for node in nodes],
+        [drafted[node] for node in nodes],
+    )
     if chain:
         stop, after = RULES[rule](rows, told, tokens, **parameters)
     else:
@@ -147,8 +162,12 @@ def round_law(rule: str, p: list[Row], q: list[Row], drafted: Sequence[int], par
     return stops, [after[place[k]] if stops[k] else None for k in range(len(p))]
 
 
-def emitted(stop: Sequence, after: Sequence, drafted: Sequence[int], parents: Sequence[int] | None = None) -> dict[tuple[int, ...], Fraction]:
-    """What a round adds to the text: (accepted guesses and the next token) -> chance. Entries may be of any number type."""
+def emitted(
+    stop: Sequence, after: Sequence, drafted: Sequence[int], parents: Sequence[int] | None = None
+) -> dict[tuple[int, ...], Fraction]:
+    """What a round adds to the text: (accepted guesses and the next token) -> chance. Entries may be of any number
+    type.
+    """
     law: dict[tuple[int, ...], Fraction] = {}
     for place, row in enumerate(after):
         path, node = [], place - 1
@@ -162,7 +181,7 @@ def emitted(stop: Sequence, after: Sequence, drafted: Sequence[int], parents: Se
     return law
 
 
-# --- texts --------------------------------------------------------------------------------------------------------------
+# --- texts -----------------------------------------------------------------------------------------------------------
 
 Table = dict[tuple[int, ...], Row]
 
@@ -181,7 +200,9 @@ def plain(p: Table, length: int, eos: int | None) -> dict[tuple[int, ...], Fract
     return law
 
 
-def speculative(rule: str, p: Table, q: Table, gamma: int, length: int, eos: int | None, **parameters) -> dict[tuple[int, ...], Fraction]:
+def speculative(
+    rule: str, p: Table, q: Table, gamma: int, length: int, eos: int | None, **parameters
+) -> dict[tuple[int, ...], Fraction]:
     """The law of the text that rounds of at most `gamma` guesses write: every draft of every round, summed."""
     growing: dict[tuple[int, ...], Fraction] = {(): ONE}
     finished: dict[tuple[int, ...], Fraction] = {}
@@ -204,5 +225,10 @@ def drafts(q: Table, text: tuple[int, ...], n: int) -> list[tuple[tuple[int, ...
     """Every draft of n tokens after `text`, with its chance."""
     found = [((), ONE)]
     for _ in range(n):
-        found = [((*guesses, x), mass * chance) for guesses, mass in found for x, chance in enumerate(q[text + guesses]) if chance]
+        found = [
+            ((*guesses, x), mass * chance)
+            for guesses, mass in found
+            for x, chance in enumerate(q[text + guesses])
+            if chance
+        ]
     return found

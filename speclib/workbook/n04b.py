@@ -1,4 +1,4 @@
-"""Notebook 04b, the bug hunt: twelve samplers without names, a solver that finds all, and the checks of its exercises."""
+"""Notebook 04b, the bug hunt: twelve samplers without names, a solver that finds all, and its checks."""
 
 from collections.abc import Callable
 from functools import cache
@@ -14,13 +14,14 @@ Text = tuple[int, ...]
 Laws = dict[str, dict[str, dict[Text, float]]]
 
 PLACES = (  # what may be asked: rounds of each kind, and whole texts
-    "token/ordinary/3", "token/ordinary/7", "token/zeros-in-p/2", "token/ties/3", "token/point-masses-in-q/1", "tree/with-replacement/2",
-    "tree/without-replacement/3", "token/mask-that-the-draft-knows/3", "token/text/v3-g2-l4", "token/text-zeros/v3-g2-l4",
+    "token/ordinary/3", "token/ordinary/7", "token/zeros-in-p/2", "token/ties/3", "token/point-masses-in-q/1",
+    "tree/with-replacement/2", "tree/without-replacement/3", "token/mask-that-the-draft-knows/3",
+    "token/text/v3-g2-l4", "token/text-zeros/v3-g2-l4",
     "token/text-settings-0/v3-g2-l4", "token/text-settings-2/v4-g1-l3",
 )  # fmt: skip
 HIDDEN = (
-    "reseeded", "siblings apart", "argmax draft", "squared ratio", "bonus without its mask", "reused noise", "resample from p", "argmax bonus",
-    "one-sided top-k", "r <= ratio", "dropped draft", "shared noise",
+    "reseeded", "siblings apart", "argmax draft", "squared ratio", "bonus without its mask", "reused noise",
+    "resample from p", "argmax bonus", "one-sided top-k", "r <= ratio", "dropped draft", "shared noise",
 )  # fmt: skip
 LIMIT = 20_000  # draws of one sampler
 ODDS = 1e4
@@ -38,19 +39,28 @@ def laws() -> Laws:
     names = ["right", *(name for name in SUSPECTS if not name.startswith("the "))]
     rows = [0, *(s for s, name in enumerate(SUSPECTS, 1) if not name.startswith("the "))]
     return {
-        case: {name: {text: float(table[s, i]) for text, i in outcomes.items() if table[s, i] > 0} for s, name in zip(rows, names, strict=True)}
+        case: {
+            name: {text: float(table[s, i]) for text, i in outcomes.items() if table[s, i] > 0}
+            for s, name in zip(rows, names, strict=True)
+        }
         for case, outcomes, table in zip(PLACES, suite().outcomes, suite().laws, strict=True)
     }
 
 
 def suspects() -> pd.DataFrame:
     """The faults that a sampler may have, in words."""
-    return pd.DataFrame({name: suspect.what for name, suspect in SUSPECTS.items() if not name.startswith("the ")}.items(), columns=["suspect", "what it does"])
+    return pd.DataFrame(
+        {name: suspect.what for name, suspect in SUSPECTS.items() if not name.startswith("the ")}.items(),
+        columns=["suspect", "what it does"],
+    )
 
 
 def cases() -> pd.DataFrame:
     """What may be asked."""
-    rows = [{"case": case["id"], "kind": case["kind"], "outcomes": len(o)} for case, o in zip(suite().cases, suite().outcomes, strict=True)]
+    rows = [
+        {"case": case["id"], "kind": case["kind"], "outcomes": len(o)}
+        for case, o in zip(suite().cases, suite().outcomes, strict=True)
+    ]
     return pd.DataFrame(rows)
 
 
@@ -62,13 +72,19 @@ class Sampler:
         self._chance = np.random.default_rng([seed, number])
 
     def draw(self, case: str, n: int = 1) -> list[Text]:
-        """n independent texts: of a round, the accepted guesses and the next token; of a text, all of it. Raises InvalidArgument for
-        a case that does not exist, and after 20,000 draws."""
+        """n independent texts: of a round, the accepted guesses and the next token; of a text, all of it. Raises
+        InvalidArgument for a case that does not exist, and after 20,000 draws.
+        """
         if case not in PLACES or not isinstance(n, int) or not 1 <= n <= LIMIT - self.draws:
-            raise InvalidArgument(f"ask for one of {len(PLACES)} cases, such as {PLACES[0]!r}, and for at most {LIMIT:,} draws in all")
+            raise InvalidArgument(
+                f"ask for one of {len(PLACES)} cases, such as {PLACES[0]!r}, and for at most {LIMIT:,} draws in all"
+            )
         self.draws += n
         place = PLACES.index(case)
-        law, texts = suite().laws[place][1 + list(SUSPECTS).index(HIDDEN[self.number - 1])], list(suite().outcomes[place])
+        law, texts = (
+            suite().laws[place][1 + list(SUSPECTS).index(HIDDEN[self.number - 1])],
+            list(suite().outcomes[place]),
+        )
         return [texts[i] for i in self._chance.choice(len(texts), n, p=law / law.sum())]
 
     def __repr__(self) -> str:
@@ -81,7 +97,9 @@ def samplers(seed: int = 0) -> list[Sampler]:
 
 
 def reference(sampler: Sampler) -> str:
-    """One draw at a time, of the case in which the two likeliest suspects differ most, until the first is 10,000 times as likely."""
+    """One draw at a time, of the case in which the two likeliest suspects differ most, until the first is 10,000 times
+    as likely.
+    """
     known = laws()
     names = list(known[PLACES[0]])
     scores = dict.fromkeys(names, 0.0)
@@ -106,15 +124,24 @@ def score(solver: Callable[[Sampler], str], seed: int = 0) -> pd.DataFrame:
     rows = []
     for sampler in samplers(seed):
         said = solver(sampler)
-        rows.append({"sampler": sampler.number, "said": said, "right": said == HIDDEN[sampler.number - 1], "draws": sampler.draws})
+        rows.append(
+            {
+                "sampler": sampler.number,
+                "said": said,
+                "right": said == HIDDEN[sampler.number - 1],
+                "draws": sampler.draws,
+            }
+        )
     return pd.DataFrame(rows).set_index("sampler")
 
 
-# --- checks ---------------------------------------------------------------------------------------------------------------
+# --- checks ----------------------------------------------------------------------------------------------------------
 
 
 def _tried(function: Callable, complaint: Callable[[], str], praise: str) -> None:
-    """Prints the verdict on a reader's function: `complaint` calls it and says what is wrong, or nothing. Never raises."""
+    """Prints the verdict on a reader's function: `complaint` calls it and says what is wrong, or nothing. Never
+    raises.
+    """
     try:
         wrong = complaint()
     except Exception as error:
@@ -130,7 +157,12 @@ def my_suspicion(function: Callable) -> None:
 
     def complaint():
         right = {(0,): 0.5, (1, 2): 0.5}
-        for texts, wanted in (([(0,), (1, 2)], []), ([(0,), (2,), (0,)], [(2,)]), ([], []), ([(1,), (1, 2), (1,)], [(1,), (1,)])):
+        for texts, wanted in (
+            ([(0,), (1, 2)], []),
+            ([(0,), (2,), (0,)], [(2,)]),
+            ([], []),
+            ([(1,), (1, 2), (1,)], [(1,), (1,)]),
+        ):
             answer = function(list(texts), dict(right))
             if answer is ...:
                 return UNDONE
