@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -24,6 +25,7 @@ from speclib.exactness.judge import FEATURES, LEVEL, Suite, chosen, read_draws, 
 from speclib.exactness.library import SUSPECTS, Suspect, law, verdict
 from speclib.museum import EXHIBITS, accepts, residuals
 from speclib.rules import Verdict, chain_stops
+from speclib.statistics import g_test
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT / "data" / "vectors"
@@ -140,6 +142,38 @@ def test_transformers_ensemble_weight_is_the_ensemble_rule_and_no_other(connecte
 
     report = speclib.certify(weighted, skip=skip, n=1000, quick=True)
     assert not report and report.code == 1 and not report.named  # lossy, and no fault of the museum
+
+
+def test_transformers_assisted_generation_end_to_end(monkeypatch):
+    """The embedded pair, three tokens, two guesses a round: it follows the target. With the ensemble's weight it does not."""
+    pair, sampling = speclib.load_pair(), speclib.Sampling(top_k=2)
+    target, draft = pair.target.model, pair.draft.model
+    settings = {
+        "num_assistant_tokens": 2,
+        "num_assistant_tokens_schedule": "constant",
+        "assistant_confidence_threshold": 0,
+    }
+    for name, value in settings.items():
+        monkeypatch.setattr(draft.generation_config, name, value)
+    prompt = torch.tensor([pair.tokenizer("def add(a, b):\n    return a")["input_ids"]])
+    exact = {(): 1.0}
+    for _ in range(3):
+        longer = {}
+        for text, mass in exact.items():
+            with torch.no_grad():
+                read = target(torch.cat([prompt, torch.tensor([text], dtype=torch.long)], 1))
+            row = sampling.probabilities(read.logits[0, -1].double())
+            longer |= {(*text, token): mass * float(row[token]) for token in row.nonzero().flatten().tolist()}
+        exact = longer
+
+    def drawn(n, **weight):
+        options = {"do_sample": True, "top_k": 2, "max_new_tokens": 3, "eos_token_id": None, "pad_token_id": 0}
+        texts = (target.generate(prompt, assistant_model=draft, **options, **weight) for _ in range(n))
+        return Counter(tuple(text[0, prompt.shape[1] :].tolist()) for text in texts)
+
+    torch.manual_seed(0)
+    assert g_test(drawn(60), exact).p_value > 1e-6
+    assert g_test(drawn(15, assistant_ensemble_weight=0.1), exact).p_value < 1e-6
 
 
 # --- faults ----------------------------------------------------------------------------------------------------------
@@ -352,6 +386,20 @@ def test_late_answers_are_not_taken_for_those_of_the_next_question(capsys):
     program = HELLO + START + "while True:" + REJECTS + "    say(id=asked['id'], stop='again')\n"
     code, out = certify(["--quick", "--", sys.executable, "-c", program], capsys)
     assert code == 1 and "0 unanswered" in out
+
+
+def test_an_interrupted_run_is_judged_by_what_was_answered():
+    asked = []
+
+    def interrupted(case, n, seed):
+        asked.append(case["id"])
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return sampler()[0](case, n, seed)
+
+    report = speclib.certify(interrupted, n=500, quick=True)
+    assert report.code == 2 and report.count("right") == 3 and len(asked) == 4
+    assert "not asked: interrupted" in str(report)
 
 
 def test_skipping_is_allowed_and_told():
