@@ -145,7 +145,7 @@ def test_transformers_ensemble_weight_is_the_ensemble_rule_and_no_other(connecte
 
 
 def test_transformers_assisted_generation_end_to_end(monkeypatch):
-    """The embedded pair, three tokens, two guesses a round: it follows the target. With the ensemble's weight it does not."""
+    """The embedded pair, three tokens, two guesses a round: it follows the target; with the weight it does not."""
     pair, sampling = speclib.load_pair(), speclib.Sampling(top_k=2)
     target, draft = pair.target.model, pair.draft.model
     settings = {
@@ -298,6 +298,7 @@ ONE = "if True:" + REJECTS
         ("sys.exit('out of memory')", "it ended with exit code 1: out of memory"),
         ("print('hello there')", "an answer is one line, a JSON object"),
         ("say(id=hear()['id'], answers='colours')", 'hello must say "answers"'),
+        ("say(id=hear()['id'], answers='law', rules=[[1]])", 'hello must say "answers"'),
     ],
 )
 def test_a_program_that_does_not_introduce_itself(does, words, capsys, monkeypatch):
@@ -441,6 +442,8 @@ def test_reports(tmp_path, capsys):
     [
         (["--n", "3", "--", "x"], "--n must be at least 100"),
         (["--", "/no/such/program"], "cannot start '/no/such/program'"),
+        (["--json", "/no/such/folder/r.json", "--", "x"], "cannot write /no/such/folder/r.json"),
+        (["--junit", "/tmp", "--", "x"], "cannot write /tmp"),
         (["--skip", "flying", "--", sys.executable, "-c", HELLO + START], "'flying' is neither a rule"),
         (["--rule", "block", "--", sys.executable, "-c", HELLO + START], "it does not follow block; it follows token"),
     ],
@@ -459,3 +462,9 @@ def test_vectors_are_written_where_one_wants_them(tmp_path, capsys):
     assert main(["vectors", "--out", str(tmp_path)]) == 0
     for name in ("chains", "texts"):
         assert (tmp_path / f"{name}.json").read_bytes() == (VECTORS / f"{name}.json").read_bytes()
+
+
+def test_vectors_cannot_be_written_into_a_file(tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    assert main(["vectors", "--out", str(tmp_path / "taken")]) == 2
+    assert "cannot write to" in capsys.readouterr().err

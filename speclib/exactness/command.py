@@ -1,7 +1,7 @@
 """`python -m speclib vectors` writes the exactness vectors; `... certify` holds a program against them."""
 
 import argparse
-import sys
+import os
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -72,6 +72,9 @@ def run(args: argparse.Namespace) -> int:
     """Judges the program. Returns the exit code."""
     if args.n < 100 or not 0 < args.level < 1 or not args.timeout > 0:
         raise InvalidArgument("--n must be at least 100, --level between 0 and 1, --timeout above 0")
+    for path in filter(None, (args.json, args.junit)):  # before the work, not after it
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise InvalidArgument(f"cannot write {path}: give a file in a folder that exists and can be written to")
     try:
         with Program(args.command, args.timeout) as program:
             rules = args.rule or program.rules
@@ -101,20 +104,20 @@ def run(args: argparse.Namespace) -> int:
 
 def write(args: argparse.Namespace) -> int:
     """Writes the vectors, and the table into the page beside them. Returns the exit code."""
-    sizes = cases.write(args.out)
     page = args.out / "README.md"
-    if page.exists():
-        before, _, after = page.read_text(encoding="utf-8").split(MARK)
-        page.write_text(f"{before}{MARK}\n{table()}\n{MARK}{after}", encoding="utf-8")
-    print(
-        f"{sum(sizes.values()) / 1e3:.0f} kB in {args.out}: " + ", ".join(f"{name}.json" for name in sizes),
-        file=sys.stdout,
-    )
+    try:
+        sizes = cases.write(args.out)
+        if page.exists() and page.read_text(encoding="utf-8").count(MARK) == 2:
+            before, _, after = page.read_text(encoding="utf-8").split(MARK)
+            page.write_text(f"{before}{MARK}\n{table()}\n{MARK}{after}", encoding="utf-8")
+    except OSError as error:
+        raise InvalidArgument(f"cannot write to {args.out}: {error.strerror}") from None
+    print(f"{sum(sizes.values()) / 1e3:.0f} kB in {args.out}: " + ", ".join(f"{name}.json" for name in sizes))
     return 0
 
 
 def table() -> str:
-    """A line for each suspect: how many of the token rule's vectors it fails, and the first of each file."""
+    """A line for each suspect: how many of the token rule's vectors it fails, the first and the last."""
     every = chosen()
     lines = ["| fault | what it does | fails | for instance |", "|---|---|---|---|"]
     for name, suspect in SUSPECTS.items():

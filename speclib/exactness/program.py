@@ -34,7 +34,8 @@ class Program:
             hello = self.ask({"op": "hello", "id": "hello", "version": VERSION})
             self.name, self.answers = str(hello.get("name", command[0])), hello.get("answers")
             self.rules, self.skip = hello.get("rules", ["token"]), hello.get("skip", [])
-            if self.answers not in ANSWERS or not isinstance(self.rules, list) or not isinstance(self.skip, list):
+            lists = isinstance(self.rules, list) and isinstance(self.skip, list)
+            if self.answers not in ANSWERS or not lists or not all(isinstance(x, str) for x in self.rules + self.skip):
                 raise Unanswered(
                     'hello must say "answers": "draws" or "law", and lists "rules" and "skip"; '
                     f"it was {str(hello)[:80]}",
