@@ -51,6 +51,7 @@ CONTENTS = [
     Entry("02", "guess_and_check", "Guess and check", "Are n right guesses n + 1 times faster, and what does a wrong guess cost?", 30, "01"),
     Entry("03", "speculative_sampling", "Speculative sampling", "Which rule keeps guesses and still draws exactly from the target?", 45, "02"),
     Entry("04", "lossless", "Lossless", "How do we know that nothing was lost, and would we notice if it were?", 60, "03"),
+    Entry("04b", "bug_hunt", "The bug hunt", "Twelve samplers are wrong. Which one does what, and how few draws tell?", 40, "04"),
     Entry("05", "speed_and_similarity", "Speed and similarity", "How much speed does a draft bring, as a function of how similar it is?", 45, "03"),
     Entry("06", "how_far_to_guess", "How far to guess", "How far ahead should one guess, and can a plan do better than a fixed number?", 40, "05"),
     Entry("07", "smaller_earlier_parallel", "Smaller, earlier, parallel", "Can a compressed copy, the target's first layers, parallel heads, or a layer that reads its mind be the oracle?", 45, "05"),
@@ -280,7 +281,7 @@ def exercises(nb) -> list[Exercise]:
         check = next((c.source for c in rest if c.cell_type == "code"), "")
         texts = (re.search(r"<summary>[^<]*Solution.*?```python\n(.*?)\n```", c.source, re.S) for c in rest if c.cell_type == "markdown")
         solution = next((match.group(1) for match in texts if match), "")
-        found.append(Exercise(k, nb.cells[k].source, check if re.search(r"\bn\d\d\.\w+\(\w+\)", check) else "", solution))
+        found.append(Exercise(k, nb.cells[k].source, check if re.search(r"\bn\d\d[a-z]?\.\w+\(\w+\)", check) else "", solution))
     return found
 
 

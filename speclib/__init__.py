@@ -6,7 +6,8 @@ with console.loading():
     from . import drafters
     from .decoding import Output, generate
     from .distributions import Sampling
+    from .exactness.judge import certify
     from .models import LanguageModel, Pair, ladder, load_model, load_pair
 
-__all__ = ["LanguageModel", "Output", "Pair", "Sampling", "drafters", "generate", "ladder", "load_model", "load_pair"]
+__all__ = ["LanguageModel", "Output", "Pair", "Sampling", "certify", "drafters", "generate", "ladder", "load_model", "load_pair"]
 __version__ = "0.1.0"

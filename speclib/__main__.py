@@ -13,6 +13,7 @@ from .errors import SpeclibError  # noqa: E402
 
 with console.loading():
     from . import bench, demo, indexing
+    from .exactness import command as exactness
     from .training import cli as train
 
 
@@ -25,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m speclib", description="Speculative sampling: see it, measure it, make its models again.")
     parser.add_argument("--version", action="version", version=f"speclib {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (demo, bench, indexing, train):
+    for command in (demo, bench, indexing, train, exactness):
         command.add_parser(subparsers)
     try:
         try:

@@ -16,7 +16,7 @@ from torch import Tensor
 from .distributions import Draw, Sampling, point_mass, residual
 from .drafters.base import Draft, Drafter
 from .exact import Loop, TableModel, TextLaw, plain_law, sample_many, warped  # noqa: F401 (sample_many: callers look for it here)
-from .rules import Rule, Verdict, chain_stops, drafted_probs, find, token_law
+from .rules import Rule, Verdict, chain_stops, drafted_probs, find, ratios, token_law
 
 if TYPE_CHECKING:
     from .processors import Places
@@ -52,9 +52,9 @@ def filtered(sampling: Sampling) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     return lambda q: (by(sampling)(q),) * 2
 
 
-def ratios(p: Tensor, q: Tensor, drafted: Tensor) -> Tensor:
+def accepts(p: Tensor, q: Tensor, drafted: Tensor) -> Tensor:
     """The acceptance probabilities of the right rule, min(1, p(x) / q(x)). [B, n]"""
-    return (drafted_probs(p[:, : drafted.shape[1]], drafted) / drafted_probs(q, drafted)).clamp(max=1)
+    return ratios(p, q, drafted).clamp(max=1)
 
 
 def residuals(p: Tensor, q: Tensor) -> Tensor:
@@ -75,7 +75,9 @@ def without(p: Tensor, drafted: Tensor) -> Tensor:
 def match_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
     """Draw from the target and keep the draft while the two are the same token. Lossless on a chain, and accepts less."""
     n = drafted.shape[1]
-    return Verdict(chain_stops(drafted_probs(p[:, :n], drafted)), torch.cat([without(p[:, :n], drafted), p[:, n:]], 1))
+    made = drafted_probs(q, drafted) > 0
+    others = torch.where(made[..., None], without(p[:, :n], drafted), p[:, :n])
+    return Verdict(chain_stops(torch.where(made, drafted_probs(p[:, :n], drafted), 0.0)), torch.cat([others, p[:, n:]], 1))
 
 
 MATCH = Rule("match", match_law, True, "sample and match; the rule of many engines when they do not use the draft's probabilities")
@@ -93,36 +95,36 @@ def threshold_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
 
 def resample_from_p_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
     """After a rejection draw from p, as if the rejected draft had said nothing."""
-    return Verdict(chain_stops(ratios(p, q, drafted)), p)
+    return Verdict(chain_stops(accepts(p, q, drafted)), p)
 
 
 def all_accepted_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
     """The test for "all passed" looks at positions and not at decisions, so it is always true."""
-    return Verdict(chain_stops(torch.ones_like(ratios(p, q, drafted))), p)
+    return Verdict(chain_stops(torch.ones_like(accepts(p, q, drafted))), p)
 
 
 def argmax_bonus_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
     """The token after a fully accepted draft is the target's favourite, not a draw."""
     favourite = point_mass(p[:, -1:].argmax(-1), p.shape[-1], p.dtype)
-    return Verdict(chain_stops(ratios(p, q, drafted)), torch.cat([residuals(p, q)[:, :-1], favourite], 1))
+    return Verdict(chain_stops(accepts(p, q, drafted)), torch.cat([residuals(p, q)[:, :-1], favourite], 1))
 
 
 def squared_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
     """Accept with probability min(1, p / q) squared."""
-    return Verdict(chain_stops(ratios(p, q, drafted) ** 2), residuals(p, q))
+    return Verdict(chain_stops(accepts(p, q, drafted) ** 2), residuals(p, q))
 
 
 def reseeded_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
     """All tests of a round use the same random number u: k pass when u is below each of the first k ratios."""
     start = p.new_ones(len(p), 1)
-    reached = torch.cat([start, ratios(p, q, drafted)], 1).cummin(1).values  # P(u < every ratio so far), and not the product
+    reached = torch.cat([start, accepts(p, q, drafted)], 1).cummin(1).values  # P(u < every ratio so far), and not the product
     return Verdict(reached - torch.cat([reached[:, 1:], 0 * start], 1), residuals(p, q))
 
 
 def shared_noise_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
     """One random number u a position, for all three: x = F_q^-1(u) is drafted, kept if u < ratio, else replaced by F_r^-1(u)."""
     n = drafted.shape[1]
-    chance, ratio, rest = drafted_probs(q, drafted), ratios(p, q, drafted), residual(p[:, :n], q)
+    chance, ratio, rest = drafted_probs(q, drafted), accepts(p, q, drafted), residual(p[:, :n], q)
     high = drafted_probs(q.cumsum(-1), drafted)  # x is drafted when low <= u < high
     low = high - chance
     kept = (torch.minimum(high, ratio) - low).clamp_min(0)
@@ -131,19 +133,38 @@ def shared_noise_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
     hit = (torch.minimum(ends, high[..., None]) - torch.maximum(ends - rest, begin)).clamp_min(0)
     mass = hit.sum(-1, keepdim=True)
     recovered = torch.where(mass > 0, hit / mass.where(mass > 0, torch.ones_like(mass)), rest)
-    return Verdict(chain_stops((kept / chance).clamp(max=1)), torch.cat([recovered, p[:, n:]], 1))
+    accept = torch.where(chance > 0, kept / chance, 0.0).clamp(max=1)
+    return Verdict(chain_stops(accept), torch.cat([recovered, p[:, n:]], 1))
+
+
+def reused_noise_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
+    """The exponential noise E that drafted argmax q / E draws from the residual r after a rejection, as argmax r / E.
+
+    Given that x won with E(x) / q(x) = t, the others wait for t and then run freshly (no memory): token y enters the
+    second race at t q(y) / r(y) and goes at rate r(y). Over t, which is exponential, the integral is rational.
+    """
+    n = drafted.shape[1]
+    rest = residual(p[:, :n], q)
+    begin, order = torch.where(rest > 0, q / rest, torch.inf).sort(-1)
+    rate = rest.gather(-1, order).cumsum(-1)  # of all that have entered the race
+    head_start = torch.where(rest > 0, q, 0.0).gather(-1, order).cumsum(-1)
+    end = torch.cat([begin[..., 1:], torch.full_like(begin[..., :1], torch.inf)], -1)
+    stretch = (1 / (1 + rate * begin - head_start) - 1 / (1 + rate * end - head_start)) / rate
+    wins = stretch.flip(-1).cumsum(-1).flip(-1)  # from each token's entry on
+    recovered = rest * torch.zeros_like(rest).scatter(-1, order, wins)
+    return Verdict(chain_stops(accepts(p, q, drafted)), torch.cat([recovered, p[:, n:]], 1))
 
 
 def coarse_noise_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
     """Accept iff r <= ratio, with r a multiple of 1/256 (a uniform in bfloat16): r = 0 accepts what the target forbids."""
-    return Verdict(chain_stops((((256 * ratios(p, q, drafted)).floor() + 1) / 256).clamp(max=1)), residuals(p, q))
+    return Verdict(chain_stops((((256 * accepts(p, q, drafted)).floor() + 1) / 256).clamp(max=1)), residuals(p, q))
 
 
 def dropped_draft_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
     """A drafted token whose own q is below 0.2 is thrown away, and the target's next token takes its place."""
     n = drafted.shape[1]
     dropped = drafted_probs(q, drafted) < 0.2
-    accept = torch.where(dropped, 0.0, ratios(p, q, drafted))
+    accept = torch.where(dropped, 0.0, accepts(p, q, drafted))
     after = torch.where(dropped[..., None], p[:, :n], residual(p[:, :n], q))
     return Verdict(chain_stops(accept), torch.cat([after, p[:, n:]], 1))
 
@@ -226,6 +247,12 @@ EXHIBITS: dict[str, Exhibit] = {
             where="a production engine",
             what="draft, acceptance and recovery share one random number: the rule's three chances are no longer independent",
             law=shared_noise_law,
+        ),
+        Exhibit(
+            name="reused noise",
+            where="production engines, met in 2026",
+            what="draws from the residual with the noise that made the draft: the draft's runner-up comes too often",
+            law=reused_noise_law,
         ),
         Exhibit(
             name="short nucleus",

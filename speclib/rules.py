@@ -5,7 +5,8 @@ verification stops and which token comes next, as probabilities. `decoding` draw
 sums over it. What is proved is therefore the very code that decodes.
 
 A chain of n drafted tokens has n + 1 places to stop: after 0, 1, ..., n accepted tokens. A tree has as many: the text and
-each of its n nodes.
+each of its n nodes. A guess not made (a shorter row of a batch) has a row of zeros in q: nothing is accepted where
+q(x) = 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -72,6 +73,12 @@ def drafted_probs(probs: Tensor, drafted: Tensor) -> Tensor:
     return probs.gather(-1, drafted.unsqueeze(-1)).squeeze(-1)
 
 
+def ratios(p: Tensor, q: Tensor, drafted: Tensor) -> Tensor:
+    """p(x) / q(x) of each drafted token, and 0 for a guess that was not made. p [B, n+1, V], q [B, n, V] -> [B, n]"""
+    given = drafted_probs(q, drafted)
+    return torch.where(given > 0, drafted_probs(p[:, : drafted.shape[1]], drafted) / given, 0.0)
+
+
 def token_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
     """Accept x with probability min(1, p(x) / q(x)), one token after the other; then draw from the residual.
 
@@ -80,7 +87,7 @@ def token_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
     bonus token is drawn from p's last row.
     """
     n = drafted.shape[1]
-    ratio = drafted_probs(p[:, :n], drafted) / drafted_probs(q, drafted)  # [B, n]; q > 0: x was drawn from it
+    ratio = ratios(p, q, drafted)
     return Verdict(chain_stops(ratio.clamp(max=1)), torch.cat([residual(p[:, :n], q), p[:, n:]], 1))
 
 
@@ -100,6 +107,7 @@ def tree_law(p: Tensor, q: Tensor, drafted: Tensor, parents: Sequence[int]) -> V
     for child, parent in enumerate(parents):
         node = parent + 1
         accept = (left[node].gather(-1, drafted[:, child, None])[:, 0] / given[:, child]).clamp(max=1)
+        accept = torch.where(given[:, child] > 0, accept, 0.0)
         reached.append(reached[node] * missed[node] * accept)
         missed[node] = missed[node] * (1 - accept)
         left[node] = residual(left[node], q[:, child])
@@ -113,7 +121,7 @@ def block_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
     up to the *last* i that passes its own test of probability h_i, and the residual is norm(max(w_i p - q, 0)).
     """
     n = drafted.shape[1]
-    ratio = drafted_probs(p[:, :n], drafted) / drafted_probs(q, drafted)
+    ratio = ratios(p, q, drafted)
     weights = [torch.ones_like(p[:, 0, 0])]
     for i in range(n):
         weights.append((weights[-1] * ratio[:, i]).clamp(max=1))
@@ -132,12 +140,12 @@ def block_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
 def typical_law(p: Tensor, q: Tensor, drafted: Tensor, epsilon: float = 0.09, delta: float = 0.3) -> Verdict:
     """LOSSY. Keep a draft if the target finds it typical: p(x) > min(epsilon, delta exp(-H(p))).
 
-    Typical acceptance, Medusa (2401.10774), section 2.3. No chance is involved and q plays no part: text comes out
-    more probable than the target's own.
+    Typical acceptance, Medusa (2401.10774), section 2.3. No chance is involved, and of q only whether a guess was
+    made: text comes out more probable than the target's own.
     """
     n = drafted.shape[1]
     threshold = (delta * (-entropy(p[:, :n])).exp()).clamp(max=epsilon)  # [B, n]
-    kept = (drafted_probs(p[:, :n], drafted) > threshold).to(p.dtype)
+    kept = ((drafted_probs(p[:, :n], drafted) > threshold) & (drafted_probs(q, drafted) > 0)).to(p.dtype)
     return Verdict(chain_stops(kept), p)
 
 
@@ -149,8 +157,21 @@ def lenience_law(p: Tensor, q: Tensor, drafted: Tensor, lenience: float = 0.5) -
     if not 0 < lenience <= 1:
         raise InvalidArgument(f"lenience must be above 0 and at most 1, not {lenience!r}")
     n = drafted.shape[1]
-    ratio = drafted_probs(p[:, :n], drafted) / (lenience * drafted_probs(q, drafted))
+    ratio = ratios(p, q, drafted) / lenience
     return Verdict(chain_stops(ratio.clamp(max=1)), torch.cat([residual(p[:, :n], lenience * q), p[:, n:]], 1))
+
+
+def ensemble_law(p: Tensor, q: Tensor, drafted: Tensor, weight: float = 0.5) -> Verdict:
+    """LOSSY. Test drafted places against weight p + (1 - weight) q; the bonus token is p's own.
+
+    DIVERSE (2604.07622); `assistant_ensemble_weight` of transformers. A token that a guess was made for follows the
+    mixture, every other one follows p: the law of the text depends on gamma. At weight 1 it is `token_law`.
+    """
+    if not 0 < weight <= 1:
+        raise InvalidArgument(f"weight must be above 0 and at most 1, not {weight!r}")
+    n, made = drafted.shape[1], drafted_probs(q, drafted) > 0
+    accept = torch.where(made, (1 - weight + weight * ratios(p, q, drafted)).clamp(max=1), 0.0)
+    return Verdict(chain_stops(accept), torch.cat([residual(p[:, :n], q), p[:, n:]], 1))
 
 
 RULES = {
@@ -160,6 +181,7 @@ RULES = {
         Rule("block", block_law, True, "Sun et al. 2403.10444, algorithm 2"),
         Rule("typical", typical_law, False, "Medusa 2401.10774, section 2.3"),
         Rule("lenience", lenience_law, False, "Leviathan et al. 2211.17192, appendix A.5"),
+        Rule("ensemble", ensemble_law, False, "DIVERSE 2604.07622"),
     )
 }
 

@@ -131,34 +131,38 @@ def worst_divergence(variation: float) -> float:
     return 2 * variation**2
 
 
+def detection(
+    truth: Mapping | ArrayLike, null: Mapping | ArrayLike, n: int, significance: float = SIGNIFICANCE
+) -> float:
+    """The chance that n samples of `truth` fail a G-test against `null`, small cells pooled: by the test, or by one
+    sample that `null` forbids, whichever is more probable."""
+    truth, null = (_law(table) for table in aligned(truth, null))
+    forbidden = min(truth[null == 0].sum(), 1.0)
+    truth, null = truth[null > 0], null[null > 0]
+    if not truth.any():
+        return 1.0
+    groups = _pool(n * null, MIN_EXPECTED)
+    cells = groups.max() + 1
+    divergence = stats.entropy(np.bincount(groups, truth, cells), np.bincount(groups, null, cells))
+    by_test = power(n, max(divergence, 0.0), cells, significance) if cells > 1 else 0.0  # rounding: a little below 0
+    return float(max(by_test, -np.expm1(n * np.log1p(-forbidden))))
+
+
 def samples_needed(truth: Mapping | ArrayLike, null: Mapping | ArrayLike, significance: float = SIGNIFICANCE, power: float = POWER) -> int:
     """How many samples of `truth` a G-test against `null` needs, small cells pooled. Raises InvalidArgument if they are equal.
 
     Where `truth` does what `null` forbids, one such sample is enough: the number is then the wait for it, if that is shorter.
     """
-    truth, null = aligned(truth, null)
-    truth, null = _law(truth), _law(null)
+    truth, null = (_law(table) for table in aligned(truth, null))
     if np.abs(truth - null).max() < 1e-14:
         raise InvalidArgument("the two laws are equal: no number of samples tells them apart")
-    forbidden = truth[null == 0].sum()
-    truth, null = truth[null > 0], null[null > 0]
-    if forbidden >= 1:
-        return 1
-
-    def caught(n):
-        groups = _pool(n * null, MIN_EXPECTED)
-        cells = groups.max() + 1
-        divergence = stats.entropy(np.bincount(groups, truth, cells), np.bincount(groups, null, cells))
-        by_test = stats.ncx2.sf(stats.chi2.isf(significance, cells - 1), cells - 1, 2 * n * divergence) if cells > 1 else 0.0
-        return max(by_test, -np.expm1(n * np.log1p(-forbidden))) >= power
-
     high = 1
-    while not caught(high):
+    while detection(truth, null, high, significance) < power:
         high *= 2
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if caught(middle) else (middle, high)
+        low, high = (low, middle) if detection(truth, null, middle, significance) >= power else (middle, high)
     return high
 
 

@@ -38,6 +38,8 @@ EMBEDDED = ["test_embedded.py", "-k", "known or called"]
 CONSOLE = ["test_console.py", "-k", "any_text"]
 EAGLE = ["test_eagle.py"]
 PROCESSORS = ["test_processors.py"]
+VECTORS = ["test_vectors.py", "-k", "agrees"]
+CERTIFY = ["test_certify.py", "-k", "hidden or late or skipping or outside or cannot_see"]
 GUESSERS = ["test_every_guesser.py", "-k", "sums_to"]
 
 TOKEN = "torch.cat([residual(p[:, :n], q), p[:, n:]], 1))"
@@ -139,6 +141,19 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("a folder takes the place of a model", "models.py", "own = isinstance(name, str) and", "own = not Path(name).is_dir() and", EMBEDDED),
     ("a narrow console stops the demo", "console.py", 'reconfigure(errors="replace")', 'reconfigure(errors="strict")', CONSOLE),
     ("a busy machine is not noticed", "machine.py", "if slower <= SLOWER and share >= SHARE:", "if slower <= SLOWER or share >= SHARE:", ["test_machine.py"]),
+    # vectors and certify
+    ("a guess not made is accepted", "rules.py", "torch.where(given > 0, drafted_probs(p[:, : drafted.shape[1]], drafted) / given, 0.0)",
+     "drafted_probs(p[:, : drafted.shape[1]], drafted) / given", VECTORS),
+    ("tree: a guess not made is tried", "rules.py", "accept = torch.where(given[:, child] > 0, accept, 0.0)", "pass", VECTORS),
+    ("typical: a guess not made is kept", "rules.py", " & (drafted_probs(q, drafted) > 0))", ")", VECTORS),
+    ("ensemble: the weight is the draft's", "rules.py", "(1 - weight + weight * ratios(p, q, drafted))", "(weight + (1 - weight) * ratios(p, q, drafted))", VECTORS),
+    ("match: a guess not made takes its token out", "museum.py", "torch.where(made[..., None], without(p[:, :n], drafted), p[:, :n])", "without(p[:, :n], drafted)", VECTORS),
+    ("reused noise: nobody has a head start", "museum.py", "1 + rate * begin - head_start", "1 + rate * begin", ["test_museum.py", "-k", "race"]),
+    ("certify: the answer goes with the question", "exactness/judge.py", 'if key not in ("law", "kind")', 'if key not in ("kind",)', CERTIFY),
+    ("certify: a late answer is taken for this one", "exactness/program.py", 'if number == request["id"]:', "if True:", CERTIFY),
+    ("certify: nothing asked is nothing wrong", "exactness/judge.py", ' or not self.count("right")', "", CERTIFY),
+    ("certify: a suspect is named though its own law fails", "exactness/judge.py", ">= level / len(self.cases)]", ">= 0]", CERTIFY),
+    ("certify: what no case shows is said to be seen", "exactness/judge.py", "if power == 0 and name not in", "if power < 0 and name not in", CERTIFY),
     ("a grown model is another function", "training/train.py", 'name.endswith(("o_proj.weight", "down_proj.weight"))', 'name.endswith("o_proj.weight")', TRAINING),
     # logits processors
     ("the bonus place is not processed", "decoding.py", "nodes = range(-1, len(tokens))\n", "nodes = [-1, *range(-1, len(tokens) - 1)]\n", PROCESSORS),

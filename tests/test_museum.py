@@ -7,8 +7,10 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 from scipy import optimize
 
+from speclib.distributions import residual
 from speclib.exact import (
     Loop,
     expected_accepted,
@@ -127,6 +129,19 @@ def test_figures_met_in_the_wild():
     assert shares(biased, 1)[0,] == pytest.approx(5 / 6, abs=1e-12)
     dropped = rule_law(EXHIBITS["dropped draft"], half, fixed_table([0.9, 0.1]), 1, 2)
     assert law_variation(shares(dropped, 1), {(0,): 0.5, (1,): 0.5}) == pytest.approx(0.05, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_reused_noise_is_the_second_race_with_the_same_noise(seed):
+    """Two races of exponential clocks, run a million times: who wins the second when a given token won the first."""
+    generator = torch.Generator().manual_seed(seed)
+    p, q = torch.rand(2, 4, generator=generator, dtype=torch.float64)
+    p, q = p / p.sum(), torch.where(torch.arange(4) == seed, 0.0, q) / (q.sum() - q[seed])
+    clocks = torch.empty(1_000_000, 4, dtype=torch.float64).exponential_(generator=generator)
+    first, second = (q / clocks).argmax(-1), (residual(p, q) / clocks).argmax(-1)
+    for x in (q > p).nonzero().flatten():  # where it can be rejected
+        law = EXHIBITS["reused noise"].law(p.expand(1, 2, 4), q.expand(1, 1, 4), x[None, None]).next_probs[0, 0]
+        assert g_test(torch.bincount(second[first == x], minlength=4).numpy(), law.numpy()).p_value > SIGNIFICANCE
 
 
 def test_r_below_ratio_or_equal_accepts_what_is_forbidden():

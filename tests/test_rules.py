@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from speclib.distributions import point_mass, residual, total_variation
 from speclib.errors import InvalidArgument
-from speclib.rules import RULES, Rule, block_law, chain_stops, drafted_probs, find, lenience_law, token_law, typical_law
+from speclib.exact import fixed_table, max_difference, plain_law, rule_law
+from speclib.rules import RULES, Rule, block_law, chain_stops, drafted_probs, ensemble_law, find, lenience_law, token_law, typical_law
 
 LAWS = {name: rule.law for name, rule in RULES.items()}
 
@@ -164,6 +165,39 @@ def test_lenience():
             lenience_law(p, q, drafted, bad)
 
 
+def test_the_ensembles_law_depends_on_gamma():
+    """A token that a guess was made for follows w p + (1 - w) q, every other one p: which is which, gamma decides."""
+    p, q = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.3, 0.6]], dtype=torch.float64)
+    target, draft, weight = fixed_table(p.tolist()), fixed_table(q.tolist()), 0.6
+    mixture = weight * p + (1 - weight) * q
+    kept = torch.minimum(mixture, q).sum()
+    # three tokens: two guesses and the last one; or a guess, and a bonus where it was kept, and the last one
+    wanted = {2: [mixture, mixture, p], 1: [mixture, kept * p + (1 - kept) * mixture, p]}
+    for gamma, rows in wanted.items():
+        law = rule_law(lambda *rows: ensemble_law(*rows, weight), target, draft, gamma, 3)
+        for place, row in enumerate(rows):
+            found = torch.zeros(3, dtype=torch.float64)
+            for text, mass in law.items():
+                found[text[place]] += mass
+            torch.testing.assert_close(found, row, rtol=0, atol=1e-12)
+    assert max_difference(rule_law(lambda *rows: ensemble_law(*rows, 1.0), target, draft, 2, 3), plain_law(target, 3)) < 1e-12
+    with pytest.raises(InvalidArgument, match="weight"):
+        ensemble_law(p.expand(1, 2, 3), q.expand(1, 1, 3), torch.tensor([[0]]), 0)
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_guesses_not_made_leave_the_shorter_law(name):
+    """Random batches, the rows of q after the first k set to 0: the law of k guesses, and nothing behind them."""
+    p, q, drafted = instance(11)
+    for k in range(3):
+        short = LAWS[name](p[:, : k + 1], q[:, :k], drafted[:, :k])
+        padded = LAWS[name](p, torch.cat([q[:, :k], 0 * q[:, k:]], 1), drafted)
+        torch.testing.assert_close(padded.stop_probs[:, : k + 1], short.stop_probs, rtol=0, atol=1e-12)
+        assert padded.stop_probs[:, k + 1 :].abs().max() == 0
+        reached = short.stop_probs > 0
+        torch.testing.assert_close(padded.next_probs[:, : k + 1][reached], short.next_probs[reached], rtol=0, atol=1e-12)
+
+
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6), vocabulary=st.integers(2, 6), zeros=st.sampled_from([0.0, 0.5]))
 def test_one_draft_is_accepted_with_the_overlap(seed, vocabulary, zeros):
@@ -195,5 +229,7 @@ def test_find():
     assert find(mine) is mine
     with pytest.raises(InvalidArgument, match="token, block, typical, lenience"):
         find("tokens")
-    assert {name: rule.lossless for name, rule in RULES.items()} == {"token": True, "block": True, "typical": False, "lenience": False}
+    assert {name: rule.lossless for name, rule in RULES.items()} == {
+        "token": True, "block": True, "typical": False, "lenience": False, "ensemble": False
+    }  # fmt: skip
     assert all(rule.source for rule in RULES.values())
