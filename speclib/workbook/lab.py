@@ -1,0 +1,23 @@
+"""The laboratory, notebooks/lab/index.html, inside a notebook: a page that needs no kernel, in a frame of its own."""
+
+import html
+from pathlib import Path
+
+from IPython.display import HTML
+
+from ..errors import InvalidArgument
+
+PAGE = Path(__file__).resolve().parents[2] / "notebooks" / "lab" / "index.html"
+
+
+def laboratory(state: str = "", height: int = 760) -> HTML:
+    """The page, inlined whole: it works without network, and in a notebook that is only read.
+
+    state: what follows # in the page's address, such as "rule=squared+ratio&g=3"; height: of the frame, in pixels. Raises InvalidArgument
+    where only the package is installed: the page lies among the notebooks.
+    """
+    if not PAGE.is_file():
+        raise InvalidArgument(f"the laboratory lies among the notebooks, and there is no {PAGE.name} in {PAGE.parent}: clone the repository")
+    page = PAGE.read_text(encoding="utf-8").replace("<html ", f'<html data-state="{html.escape(state.lstrip("#"), quote=True)}" ', 1)
+    frame = f'srcdoc="{html.escape(page, quote=True)}" width="100%" height="{int(height)}"'
+    return HTML(f'<div><iframe title="The laboratory of speculative sampling" style="border:0;width:100%" {frame}></iframe></div>')
