@@ -442,21 +442,23 @@ export function fromHash(hash) {
   return state;
 }
 
-// The models of the page forget what was written, so that a verdict depends on the guesses alone.
-function remembering(loop) {
+// The models of the page forget what was written: rows are made once, and a verdict depends on the guesses alone.
+function remembering(loop, p, q) {
+  const rows = [loop.sees(p, false), loop.sees(p, true)];
+  const said = loop.proposes(q);
   const known = new Map();
-  const law = (p, q, drafted) => {
+  const law = (seen, told, drafted) => {
     const key = drafted.join();
-    if (!known.has(key)) known.set(key, loop.law(p, q, drafted));
+    if (!known.has(key)) known.set(key, loop.law(seen, told, drafted));
     return known.get(key);
   };
-  return { ...loop, law };
+  return { ...loop, sees: (_, last) => rows[+last], proposes: () => said, law };
 }
 
 // Everything that the page says of the models, the rule and the text.
 export function computed(state) {
-  const loop = remembering(loopOf(state.rule, SETTINGS[state.set]));
   const [target, draft] = [scaled(state.p), scaled(state.q)].map((row) => () => row);
+  const loop = remembering(loopOf(state.rule, SETTINGS[state.set]), target(), draft());
   const p = loop.right(target());
   const [drawn, told] = loop.proposes(draft());
   const texts = Array.from({ length: 4 ** state.n }, (_, code) => code.toString(4).padStart(state.n, "0"));

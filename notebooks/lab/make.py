@@ -1,6 +1,6 @@
 """Makes what the laboratory's page, index.html, holds a copy of: its module and its recorded rounds.
 
-    python notebooks/lab/make.py            copy lab.mjs into the page, without comments and indentation
+    python notebooks/lab/make.py            copy lab.mjs into the page, without comments and blanks
     python notebooks/lab/make.py record     record the rounds again, from the embedded pair
 
 A browser imports no module from a file, so the page carries the module's text; lab.mjs is the source. The rest of the page is written by hand.
@@ -14,7 +14,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 PAGE, MODULE = FOLDER / "index.html", FOLDER / "lab.mjs"
 PROMPT = "import json\n\n\ndef load("
-SEED, GAMMA, TEMPERATURE, TOKENS, SHOWN = 3, 3, 0.8, 22, 5
+SEED, GAMMA, TEMPERATURE, TOKENS, SHOWN = 3, 3, 0.8, 22, 4
 
 
 def between(page: str, begin: str, end: str, text: str) -> str:
@@ -26,10 +26,12 @@ def between(page: str, begin: str, end: str, text: str) -> str:
 
 
 def inlined(page: str, module: str) -> str:
-    """The page with the module's present text in it."""
-    lines = (line.strip() for line in module.splitlines())
-    code = "\n".join(re.sub(r" // .*$", "", line) for line in lines if line and not line.startswith("//"))
-    return between(page, "// <lab.mjs>", "// </lab.mjs>", code)
+    """The page with the module's present text in it, without what only a reader of the module needs: comments, exports and most blanks."""
+    lines = (re.sub(r"^export | // .*$", "", line.strip()) for line in module.splitlines() if line.strip() and not line.strip().startswith("//"))
+    pieces = re.split(r"""("[^"]*"|`[^`]*`)""", "\n".join(lines))  # code and strings take turns
+    blanks = r" *(=>|[=!]==|&&|\|\||\?\?|[<>*/+-]?=|[,;{}()?:<>*]) *"
+    pieces[::2] = [re.sub(blanks, r"\1", piece) for piece in pieces[::2]]
+    return between(page, "// <lab.mjs>", "// </lab.mjs>", "".join(pieces))
 
 
 def recorded() -> dict:
