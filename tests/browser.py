@@ -1,4 +1,7 @@
-"""A headless Chromium for the tests of a page, driven by its DevTools protocol: JupyterLab brings the websocket client that this needs."""
+"""A headless Chromium for the tests of a page, driven by its DevTools protocol.
+
+JupyterLab brings the websocket client that this needs.
+"""
 
 import json
 import shutil
@@ -21,14 +24,21 @@ def missing() -> str | None:
 
 
 class Browser:
-    """One tab. `errors` collects what the page's scripts threw or logged as errors, and every address that was asked for stands in `requests`."""
+    """One tab. `errors`: what the page's scripts threw or logged as errors; `requests`: every address asked for."""
 
     def __init__(self):
         import websocket
 
         self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         program = next(filter(None, map(shutil.which, NAMES)))
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars", "--remote-debugging-port=0"]
+        flags = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--hide-scrollbars",
+            "--remote-debugging-port=0",
+        ]
         command = [program, *flags, "--remote-allow-origins=*", f"--user-data-dir={self.profile.name}", "about:blank"]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         port = self._port(Path(self.profile.name) / "DevToolsActivePort")
@@ -86,14 +96,27 @@ class Browser:
     def open(self, address: str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         """Loads an address afresh in a window of that size, and waits until its scripts have run."""
         self("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
-        self("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
         self("Page.navigate", url="about:blank")
         self("Page.navigate", url=address)
         self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def press(self, key: str, times: int = 1, code: int | None = None) -> None:
         """Presses a key by its DOM name, such as ArrowRight, Tab or Enter."""
-        codes = {"Tab": 9, "Enter": 13, " ": 32, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        codes = {
+            "Tab": 9,
+            "Enter": 13,
+            " ": 32,
+            "End": 35,
+            "Home": 36,
+            "ArrowLeft": 37,
+            "ArrowUp": 38,
+            "ArrowRight": 39,
+            "ArrowDown": 40,
+        }
         facts = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": codes[key]}
         text = {"Enter": {"text": "\r"}, " ": {"text": " "}}.get(key, {})
         for _ in range(times):

@@ -1,6 +1,6 @@
-// The laboratory of speculative sampling: verification rules as laws, the exact law of a text, tests of draws, and the page.
-// One source, two homes: `node --test` imports this file, and make.py copies it into index.html, since a browser imports no
-// module from a file. A row is an array of probabilities; p has n + 1 rows, q has n, for n guesses.
+// The laboratory of speculative sampling: verification rules as laws, the exact law of a text, tests of draws, and the
+// state of the page. `node --test` imports this file, and make.py copies it into index.html, since a browser imports no
+// module from a file. A row is an array of probabilities; for n guesses p has n + 1 rows, q has n.
 
 const sum = (row) => row.reduce((a, b) => a + b, 0);
 const scaled = (row) => row.map((x) => x / sum(row));
@@ -8,7 +8,7 @@ const point = (token, size) => Array.from({ length: size }, (_, k) => +(k === to
 const favourite = (row) => row.indexOf(Math.max(...row));
 const pairs = (p, q, of) => p.map((x, k) => of(x, q[k]));
 
-// --- two rows ----------------------------------------------------------------------------------------------------------
+// --- two rows ----------------------------------------------------------------
 
 export const overlap = (p, q) => sum(pairs(p, q, Math.min));
 export const variation = (p, q) => sum(pairs(p, q, (a, b) => Math.abs(a - b))) / 2;
@@ -33,7 +33,7 @@ export function filtered(row, { temperature = 1, top_k = Infinity, top_p = 1 } =
   return scaled(row);
 }
 
-// --- rules: (p, q, drafted, parameters) -> { stop: n + 1 chances, next: n + 1 rows } ------------------------------------------
+// --- rules: (p, q, drafted, parameters) -> { stop: n + 1 chances, next: n + 1 rows } 
 
 // a guess that was not made has q = 0, and is not accepted
 const ratio = (p, q, x) => (q[x] > 0 ? p[x] / q[x] : 0);
@@ -101,7 +101,7 @@ function reseeded(p, q, drafted) {
   return { stop: reached.map((r, k) => r - (reached[k + 1] ?? 0)), next: chain(passes)(p, q, drafted).next };
 }
 
-// one number u a place: x is drafted when low <= u < high, kept if u < ratio, else replaced by the residual's token at u
+// one number u a place: x is drafted if low <= u < high, kept if u < ratio, else replaced by the residual's token at u
 function sharedNoise(p, q, x) {
   const high = sum(q.slice(0, x + 1));
   const accept = passes(p, q, x);
@@ -114,7 +114,7 @@ function sharedNoise(p, q, x) {
   };
 }
 
-// x won the race argmin E / q at some time t; token y then enters the race for the residual at t q(y) / r(y), at rate r(y)
+// x won the race argmin E / q at a time t; y then enters the race for the residual at t q(y) / r(y), with rate r(y)
 function reusedNoise(p, q) {
   const r = residual(p, q);
   const entry = pairs(q, r, (b, c) => (c > 0 ? b / c : Infinity));
@@ -134,7 +134,8 @@ function reusedNoise(p, q) {
 
 function branchesApart(p, q, drafted) {
   const { stop, next } = RULES.match.law(p, q, drafted);
-  const second = pairs(p[0], q[0] ?? p[0].map(() => 0), (a, b) => a * b); // the other branch's token, matched by a draw of its own
+  // the other branch's token, matched by a draw of its own
+  const second = pairs(p[0], q[0] ?? p[0].map(() => 0), (a, b) => a * b);
   return { stop, next: [pairs(second, next[0], (s, r) => s + (1 - sum(second)) * r), ...next.slice(1)] };
 }
 
@@ -164,11 +165,15 @@ const [LOSSLESS, LOSSY] = ["lossless", "lossy"];
 export const RULES = {
   token: { kind: LOSSLESS, law: chain(passes) },
   block: { kind: LOSSLESS, law: block },
-  match: { kind: LOSSLESS, law: chain((p, q, x) => (q[x] > 0 ? p[x] : 0), (p, q, x) => (q[x] > 0 ? without(p, x) : p)) },
+  match: {
+    kind: LOSSLESS,
+    law: chain((p, q, x) => (q[x] > 0 ? p[x] : 0), (p, q, x) => (q[x] > 0 ? without(p, x) : p)),
+  },
   typical: {
     kind: LOSSY,
     law: chain(
-      (p, q, x, { epsilon = 0.09, delta = 0.3 } = {}) => +(q[x] > 0 && p[x] > Math.min(epsilon, delta * Math.exp(-entropy(p)))),
+      (p, q, x, { epsilon = 0.09, delta = 0.3 } = {}) =>
+        +(q[x] > 0 && p[x] > Math.min(epsilon, delta * Math.exp(-entropy(p)))),
       (p) => p,
     ),
   },
@@ -193,11 +198,20 @@ export const RULES = {
   "shared noise": { law: chain((...at) => sharedNoise(...at).accept, (...at) => sharedNoise(...at).rejected) },
   "reused noise": { law: chain(passes, reusedNoise) },
   "short nucleus": { law: chain(passes), setting: "top-p 0.8", sees: shortNucleus },
-  "r <= ratio": { law: chain((p, q, x) => Math.min(1, (Math.floor(256 * passes(p, q, x)) + 1) / 256)), setting: "top-k 2" },
+  "r <= ratio": {
+    setting: "top-k 2",
+    law: chain((p, q, x) => Math.min(1, (Math.floor(256 * passes(p, q, x)) + 1) / 256)),
+  },
   "squared ratio": { law: chain((p, q, x) => passes(p, q, x) ** 2) },
   "branches apart": { law: branchesApart },
-  "dropped draft": { law: chain((p, q, x) => (q[x] < 0.2 ? 0 : passes(p, q, x)), (p, q, x) => (q[x] < 0.2 ? p : residual(p, q))) },
-  "raw bonus": { law: chain(passes), setting: "temperature 0.5", sees: (row, last) => (last ? row : filtered(row, { temperature: 0.5 })) },
+  "dropped draft": {
+    law: chain((p, q, x) => (q[x] < 0.2 ? 0 : passes(p, q, x)), (p, q, x) => (q[x] < 0.2 ? p : residual(p, q))),
+  },
+  "raw bonus": {
+    setting: "temperature 0.5",
+    law: chain(passes),
+    sees: (row, last) => (last ? row : filtered(row, { temperature: 0.5 })),
+  },
 };
 
 // A rule among settings, as a loop runs it. Rows come as the models give them, before any setting.
@@ -205,10 +219,11 @@ export function loopOf(name, setting = {}) {
   const rule = RULES[name];
   if (rule.setting) setting = SETTINGS[rule.setting];
   const right = (row) => filtered(row, setting);
-  return { law: rule.law, right, sees: rule.sees ?? right, proposes: rule.proposes ? (q) => rule.proposes(right(q)) : (q) => [right(q), right(q)] };
+  const { law, sees = right, proposes = (q) => [q, q] } = rule;
+  return { law, right, sees, proposes: (q) => proposes(right(q)) };
 }
 
-// --- texts: target and draft are functions from a text, an array of tokens, to a row --------------------------------------------
+// --- texts: target and draft are functions from a text, an array of tokens, to a row 
 
 const toText = (key) => (key ? key.split(",").map(Number) : []);
 
@@ -224,8 +239,8 @@ function* drafts(loop, draft, text, n) {
 const rowsOf = (loop, target, text, drafted) =>
   [...drafted, -1].map((_, k, { length }) => loop.sees(target([...text, ...drafted.slice(0, k)]), k + 1 === length));
 
-// The law of the first `length` tokens, summed over every draft of every round: "0,2,1" -> its probability. A text ends with
-// its first `eos`. A round drafts min(gamma, tokens still wanted - 1) tokens.
+// The law of the first `length` tokens, summed over every draft of every round: "0,2,1" -> its probability. A text ends
+// with its first `eos`. A round drafts min(gamma, tokens still wanted - 1) tokens.
 export function textLaw(loop, target, draft, gamma, length, eos = null, parameters = {}) {
   const finished = new Map();
   const growing = Array.from({ length }, () => new Map());
@@ -262,7 +277,7 @@ export function meanAccepted(loop, target, draft, gamma) {
   return mean;
 }
 
-// --- chance -------------------------------------------------------------------------------------------------------------
+// --- chance ------------------------------------------------------------------
 
 function mixed(x) {
   x = Math.imul(x ^ (x >>> 16), 0x21f0aaad);
@@ -306,15 +321,19 @@ export function drawRound(loop, target, draft, text, n, random) {
 export function drawText(loop, target, draft, gamma, length, random) {
   const text = [];
   while (text.length < length) {
-    const { drafted, kept, token } = drawRound(loop, target, draft, text, Math.min(gamma, length - text.length - 1), random);
+    const n = Math.min(gamma, length - text.length - 1);
+    const { drafted, kept, token } = drawRound(loop, target, draft, text, n, random);
     text.push(...drafted.slice(0, kept), token);
   }
   return text;
 }
 
-// --- statistics -----------------------------------------------------------------------------------------------------------
+// --- statistics --------------------------------------------------------------
 
-const LANCZOS = [676.5203681218851, -1259.1392167224028, 771.32342877765313, -176.61502916214059, 12.507343278686905, -0.13857109526572012, 9.9843695780195716e-6, 1.5056327351493116e-7];
+const LANCZOS = [
+  676.5203681218851, -1259.1392167224028, 771.32342877765313, -176.61502916214059, 12.507343278686905,
+  -0.13857109526572012, 9.9843695780195716e-6, 1.5056327351493116e-7,
+];
 
 function logGamma(x) {
   const t = x + 6.5;
@@ -322,8 +341,8 @@ function logGamma(x) {
   return 0.5 * Math.log(2 * Math.PI) + (x - 0.5) * Math.log(t) - t + Math.log(series);
 }
 
-// The chance that a chi-square of that many degrees of freedom is at least x: the incomplete gamma function, by its series or
-// its continued fraction.
+// The chance that a chi-square of that many degrees of freedom is at least x: the incomplete gamma function, by its
+// series or its continued fraction.
 export function chiSquareTail(x, dof) {
   const [a, y] = [dof / 2, x / 2];
   if (!(y > 0)) return 1;
@@ -352,7 +371,8 @@ export function chiSquareTail(x, dof) {
 // Do the counts come from the law? A G-test; cells expected below 5 are pooled; one draw where the law is 0 settles it.
 export function gTest(counts, law) {
   const n = sum(counts);
-  if (counts.some((count, k) => count && !(law[k] > 0))) return { statistic: Infinity, dof: law.filter((x) => x > 0).length - 1, p: 0, n };
+  if (counts.some((count, k) => count && !(law[k] > 0)))
+    return { statistic: Infinity, dof: law.filter((x) => x > 0).length - 1, p: 0, n };
   const cells = law.map((x, k) => [n * x, counts[k]]).filter(([e]) => e > 0).sort(([a], [b]) => b - a);
   const groups = [];
   let pool = null;
@@ -380,7 +400,7 @@ export function expectedVariation(law, n) {
   );
 }
 
-// --- bars: four whole percentages that sum to 100 ----------------------------------------------------------------------------
+// --- bars: four whole percentages that sum to 100 ----------------------------
 
 // Whole percentages in proportion to the weights; what rounding leaves over goes to the largest remainders.
 export function percents(weights, total = 100) {
@@ -399,9 +419,13 @@ export function moved(bars, at, value) {
 }
 
 const START = { p: [40, 30, 20, 10], q: [15, 35, 10, 40] };
-// --- the state, and the address that holds it --------------------------------------------------------------------------------
+// --- the state, and the address that holds it --------------------------------
 
-export const DEFAULTS = { ...START, set: "none", rule: "token", g: 2, n: 3, d: [0, 3, 1], round: 1, step: 0, seed: 1, draws: 0, at: 0, real: 0, theme: "" };
+export const DEFAULTS = {
+  ...START,
+  ...{ set: "none", rule: "token", g: 2, n: 3, d: [0, 3, 1], round: 1, step: 0 },
+  ...{ seed: 1, draws: 0, at: 0, real: 0, theme: "" },
+};
 export const MOST = 100000; // draws
 const whole = (low, high) => (text) => (/^\d{1,9}$/.test(text) && +text >= low && +text <= high ? +text : undefined);
 const among = (names) => (text) => (names.includes(text) ? text : undefined);
@@ -426,7 +450,7 @@ const FIELDS = {
   theme: among(["light", "dark"]),
 };
 const NAMES = ["A", "B", "C", "D"];
-const written = (key, value) => (key === "d" ? value.map((x) => NAMES[x]).join("") : Array.isArray(value) ? value.join("-") : String(value));
+const written = (key, value) => (key === "d" ? value.map((x) => NAMES[x]).join("") : [value].flat().join("-"));
 
 // An address says what differs from the start; what it says wrongly is as if it were not there.
 export function toHash(state) {
@@ -436,7 +460,7 @@ export function toHash(state) {
 
 export function fromHash(hash) {
   const said = new URLSearchParams(hash.replace(/^#/, ""));
-  const read = Object.keys(FIELDS).map((key) => [key, said.has(key) ? FIELDS[key](said.get(key)) ?? DEFAULTS[key] : DEFAULTS[key]]);
+  const read = Object.entries(FIELDS).map(([key, field]) => [key, field(said.get(key) ?? "") ?? DEFAULTS[key]]);
   const state = Object.fromEntries(read);
   state.at = Math.min(state.at, 4 ** state.n - 1);
   return state;
@@ -470,5 +494,6 @@ export function computed(state) {
   const rows = rowsOf(loop, target, [], drafted);
   const verdict = loop.law(rows, drafted.map(() => told), drafted);
   const accepted = meanAccepted(loop, target, draft, state.g);
-  return { loop, target, draft, p, seen: rows[0], last: rows.at(-1), drawn, told, texts, law, right, turn, drafted, verdict, accepted };
+  const [seen, last] = [rows[0], rows.at(-1)];
+  return { loop, target, draft, p, seen, last, drawn, told, texts, law, right, turn, drafted, verdict, accepted };
 }

@@ -3,7 +3,8 @@
     python notebooks/lab/make.py            copy lab.mjs into the page, without comments and blanks
     python notebooks/lab/make.py record     record the rounds again, from the embedded pair
 
-A browser imports no module from a file, so the page carries the module's text; lab.mjs is the source. The rest of the page is written by hand.
+A browser imports no module from a file, so the page carries the module's text; lab.mjs is the source.
+The rest of the page is written by hand.
 """
 
 import json
@@ -18,7 +19,8 @@ SEED, GAMMA, TEMPERATURE, TOKENS, SHOWN = 3, 3, 0.8, 22, 4
 
 
 def between(page: str, begin: str, end: str, text: str) -> str:
-    """The page with `text` between its two marks. Raises ValueError unless each stands there once, and where `text` would end the script."""
+    """The page with `text` between its two marks. Raises ValueError unless each mark stands there once, and where
+    `text` would end the script."""
     if page.count(begin) != 1 or page.count(end) != 1 or "</script" in text:
         raise ValueError(f"the page needs {begin!r} and {end!r} once, and what goes between may not end the script")
     head, rest = page.split(begin)
@@ -26,8 +28,10 @@ def between(page: str, begin: str, end: str, text: str) -> str:
 
 
 def inlined(page: str, module: str) -> str:
-    """The page with the module's present text in it, without what only a reader of the module needs: comments, exports and most blanks."""
-    lines = (re.sub(r"^export | // .*$", "", line.strip()) for line in module.splitlines() if line.strip() and not line.strip().startswith("//"))
+    """The page with the module's present text in it, without what only a reader of the module needs: comments,
+    exports and most blanks."""
+    lines = [line.strip() for line in module.splitlines()]
+    lines = [re.sub(r"^export | // .*$", "", line) for line in lines if line and not line.startswith("//")]
     pieces = re.split(r"""("[^"]*"|`[^`]*`)""", "\n".join(lines))  # code and strings take turns
     blanks = r" *(=>|[=!]==|&&|\|\||\?\?|[<>*/+-]?=|[,;{}()?:<>*]) *"
     pieces[::2] = [re.sub(blanks, r"\1", piece) for piece in pieces[::2]]
@@ -35,7 +39,8 @@ def inlined(page: str, module: str) -> str:
 
 
 def recorded() -> dict:
-    """Rounds of the embedded pair: at each guess that verification reached, p and q of the likeliest tokens and of those that were drawn."""
+    """Rounds of the embedded pair: at each guess that verification reached, p and q of the likeliest tokens and
+    of those that were drawn."""
     import speclib
     from speclib.distributions import overlap
     from speclib.rules import RULES, Rule

@@ -13,11 +13,12 @@ PAGE = Path(__file__).resolve().parents[2] / "notebooks" / "lab" / "index.html"
 def laboratory(state: str = "", height: int = 760) -> HTML:
     """The page, inlined whole: it works without network, and in a notebook that is only read.
 
-    state: what follows # in the page's address, such as "rule=squared+ratio&g=3"; height: of the frame, in pixels. Raises InvalidArgument
-    where only the package is installed: the page lies among the notebooks.
+    state: what follows # in the page's address, such as "rule=squared+ratio&g=3"; height: of the frame, in pixels.
+    Raises InvalidArgument where only the package is installed: the page lies among the notebooks.
     """
     if not PAGE.is_file():
-        raise InvalidArgument(f"the laboratory lies among the notebooks, and there is no {PAGE.name} in {PAGE.parent}: clone the repository")
-    page = PAGE.read_text(encoding="utf-8").replace("<html ", f'<html data-state="{html.escape(state.lstrip("#"), quote=True)}" ', 1)
-    frame = f'srcdoc="{html.escape(page, quote=True)}" width="100%" height="{int(height)}"'
-    return HTML(f'<div><iframe title="The laboratory of speculative sampling" style="border:0;width:100%" {frame}></iframe></div>')
+        raise InvalidArgument(f"the laboratory lies among the notebooks, and {PAGE} is missing: clone the repository")
+    begin = f'<html data-state="{html.escape(state.lstrip("#"), quote=True)}" '
+    page = html.escape(PAGE.read_text(encoding="utf-8").replace("<html ", begin, 1), quote=True)
+    style = f"border:0;width:100%;height:{int(height)}px"
+    return HTML(f'<div><iframe title="The laboratory" style="{style}" srcdoc="{page}"></iframe></div>')
