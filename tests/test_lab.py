@@ -98,6 +98,10 @@ def some_states(count: int, seed: int) -> list[dict]:
     return states
 
 
+SAME, LEFT, RIGHT, SURE = [40, 30, 20, 10], [60, 40, 0, 0], [0, 0, 30, 70], [0, 100, 0, 0]
+EDGES = [(SAME, SAME), (LEFT, RIGHT), (SAME, SURE), (SURE, SAME), (SURE, SURE), ([25] * 4, [50, 50, 0, 0])]
+
+
 # --- the files -------------------------------------------------------------------------------------------------------
 
 
@@ -156,7 +160,8 @@ def test_every_rule_of_the_library_is_in_the_module():
 @needs_node
 def test_laws_are_the_librarys():
     """Every rule, the museum's included: rows, verdicts, mean accepted guesses, the text's law and the target's."""
-    states = some_states(3 * len(NAMES), seed=1)
+    edges = [{"p": p, "q": q, "rule": rule, "g": 2, "n": 3, "set": "none"} for rule in NAMES for p, q in EDGES]
+    states = some_states(3 * len(NAMES), seed=1) + edges
     drafts = [list(product(range(4), repeat=state["g"])) for state in states]
     facts = """given.map(([state, drafts]) => {
       const all = { ...lab.DEFAULTS, ...state };

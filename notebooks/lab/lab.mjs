@@ -6,6 +6,7 @@ const sum = (row) => row.reduce((a, b) => a + b, 0);
 const scaled = (row) => row.map((x) => x / sum(row));
 const point = (token, size) => Array.from({ length: size }, (_, k) => +(k === token));
 const favourite = (row) => row.indexOf(Math.max(...row));
+const TINY = 1e-9; // what is equal on paper counts as equal where a rule compares
 const pairs = (p, q, of) => p.map((x, k) => of(x, q[k]));
 
 // --- two rows ----------------------------------------------------------------
@@ -22,12 +23,15 @@ export function residual(p, q) {
 // temperature, then top_k (ties stay), then top_p: the fewest of the most probable whose total is at least that
 export function filtered(row, { temperature = 1, top_k = Infinity, top_p = 1 } = {}) {
   if (temperature !== 1) row = scaled(row.map((x) => (x / Math.max(...row)) ** (1 / temperature)));
-  const least = [...row].sort((a, b) => b - a)[Math.min(top_k, row.length) - 1];
-  row = scaled(row.map((x) => (x >= least ? x : 0)));
+  if (top_k < row.length) {
+    const least = [...row].sort((a, b) => b - a)[top_k - 1];
+    row = scaled(row.map((x) => (x >= least ? x : 0)));
+  }
+  if (top_p === 1) return row;
   let dropped = 0;
   for (const k of row.map((_, k) => k).sort((a, b) => row[a] - row[b])) {
     dropped += row[k];
-    if (dropped > 1 - top_p + 1e-9) break; // 1e-9: a total that is top_p on paper counts as such
+    if (dropped > 1 - top_p + TINY) break;
     row = row.with(k, 0);
   }
   return scaled(row);
@@ -152,7 +156,7 @@ function shortNucleus(row) {
   const kept = row.map(() => 0);
   for (const k of row.map((_, k) => k).sort((a, b) => row[b] - row[a])) {
     total += row[k];
-    if (total > 0.8 + 1e-9 && sum(kept) > 0) break;
+    if (total > 0.8 + TINY && sum(kept) > 0) break;
     kept[k] = row[k];
   }
   return scaled(kept);
@@ -188,7 +192,7 @@ export const RULES = {
     kind: LOSSY,
     law: chain((p, q, x, { weight = 0.5 } = {}) => (q[x] > 0 ? Math.min(1, 1 - weight + weight * ratio(p, q, x)) : 0)),
   },
-  threshold: { law: chain((p, q, x) => +(q[x] <= p[x])) },
+  threshold: { law: chain((p, q, x) => +(q[x] <= p[x] + TINY)) },
   "argmax draft": { law: chain(passes), proposes: (q) => [point(favourite(q), q.length), q] },
   "one-sided top-k": { law: chain(passes), proposes: (q) => [filtered(q, { top_k: 2 }), q] },
   "resample from p": { law: chain(passes, (p) => p) },
@@ -200,12 +204,15 @@ export const RULES = {
   "short nucleus": { law: chain(passes), setting: "top-p 0.8", sees: shortNucleus },
   "r <= ratio": {
     setting: "top-k 2",
-    law: chain((p, q, x) => Math.min(1, (Math.floor(256 * passes(p, q, x)) + 1) / 256)),
+    law: chain((p, q, x) => Math.min(1, (Math.floor(256 * passes(p, q, x) + TINY) + 1) / 256)),
   },
   "squared ratio": { law: chain((p, q, x) => passes(p, q, x) ** 2) },
   "branches apart": { law: branchesApart },
   "dropped draft": {
-    law: chain((p, q, x) => (q[x] < 0.2 ? 0 : passes(p, q, x)), (p, q, x) => (q[x] < 0.2 ? p : residual(p, q))),
+    law: chain(
+      (p, q, x) => (q[x] < 0.2 - TINY ? 0 : passes(p, q, x)),
+      (p, q, x) => (q[x] < 0.2 - TINY ? p : residual(p, q)),
+    ),
   },
   "raw bonus": {
     setting: "temperature 0.5",
