@@ -25,7 +25,7 @@ test: .venv/.installed  ## everything that CI checks; each part runs, whatever t
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
 lint: .venv/.installed  ## style
-	$(BIN)/ruff check speclib tests notebooks/*.py
+	$(BIN)/ruff check speclib tests notebooks/*.py notebooks/lab
 
 unit: .venv/.installed  ## unit tests, one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests

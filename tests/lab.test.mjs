@@ -78,6 +78,11 @@ test("the same seed gives the same numbers, neighbouring seeds have nothing in c
   assert.ok(numbers(7).every((x) => x >= 0 && x < 1));
 });
 
+test("where nothing of p lies above q, the residual is p", () => {
+  assert.deepEqual(lab.residual([0.3, 0.7], [0.3, 0.7]), [0.3, 0.7]);
+  assert.deepEqual(lab.residual([0.3, 0.7], [0.6, 0.4]), [0, 1]);
+});
+
 test("a draw at the ends of its interval is a possible token", () => {
   assert.equal(lab.pick([0, 0.5, 0.5, 0], 0), 1);
   assert.equal(lab.pick([0, 0.5, 0.5, 0], 1 - 2 ** -32), 2);
