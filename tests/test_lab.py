@@ -55,6 +55,7 @@ class Truth:
         exhibit = EXHIBITS.get(rule)
         own = exhibit is not None and exhibit.sampling != PLAIN
         sampling = exhibit.sampling if own else SETTINGS[setting]
+        self.sampling = sampling
         raw = [fixed_table([x / sum(row) for x in row]) for row in (p, q)]
         self.target, self.draft = raw if own or sampling == PLAIN else [warped(table, by(sampling)) for table in raw]
         self.loop = exhibit or loop_of(MATCH if rule == "match" else rule)
@@ -263,6 +264,7 @@ def agree(page: chromium.Browser) -> dict:
     assert shown["said"] == [shown["p"], shown["q"]] and sum(shown["p"]) == sum(shown["q"]) == 100
     truth = Truth(shown["p"], shown["q"], shown["rule"], shown["set"], shown["g"], shown["n"])
     variation = law_variation(truth.law, truth.right)
+    assert SETTINGS[shown["set"]] == truth.sampling
     assert near(shown["overlap"], float(overlap(truth.seen, truth.told)))
     assert near(shown["accepted"], truth.accepted) and near(shown["tokens"], 1 + truth.accepted)
     assert variation < 1e-12 if shown["distance"] == "none" else near(shown["distance"], variation)
