@@ -1,25 +1,27 @@
-"""A headless Chromium for the tests of a page, driven by its DevTools protocol.
-
-JupyterLab brings the websocket client that this needs.
-"""
+"""A headless Chromium for the tests of a page, driven by its DevTools protocol over a pipe."""
 
 import json
+import os
+import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
-import urllib.request
-from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+# Chromium reads commands from 3 and answers on 4; the pipe's ends are moved away first, as they may be 3 or 4 already
+BEGIN = """import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for end, number in zip(ends, (3, 4)):
+    os.dup2(end, number)
+os.execv(sys.argv[3], sys.argv[3:])"""
 
 
 def missing() -> str | None:
     """Why there is no browser to test with; None: there is one."""
-    try:
-        import websocket  # noqa: F401
-    except ImportError:
-        return "websocket-client is not installed (JupyterLab brings it)"
+    if os.name != "posix":
+        return "its pipe needs a POSIX system"
     return None if any(map(shutil.which, NAMES)) else f"none of {', '.join(NAMES)} is on the path"
 
 
@@ -27,46 +29,48 @@ class Browser:
     """One tab. `errors`: what the page's scripts threw or logged as errors; `requests`: every address asked for."""
 
     def __init__(self):
-        import websocket
-
         self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         program = next(filter(None, map(shutil.which, NAMES)))
-        flags = [
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--no-first-run",
-            "--hide-scrollbars",
-            "--remote-debugging-port=0",
-        ]
-        command = [program, *flags, "--remote-allow-origins=*", f"--user-data-dir={self.profile.name}", "about:blank"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        port = self._port(Path(self.profile.name) / "DevToolsActivePort")
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=20) as answer:
-            address = next(tab["webSocketDebuggerUrl"] for tab in json.load(answer) if tab["type"] == "page")
-        self.socket = websocket.create_connection(address, timeout=60)
-        self.number, self.errors, self.requests = 0, [], []
+        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
+        command = [program, *flags, "--remote-debugging-pipe", f"--user-data-dir={self.profile.name}", "about:blank"]
+        (commands, self.to), (self.answers, replies) = os.pipe(), os.pipe()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", BEGIN, str(commands), str(replies), *command],
+            pass_fds=(commands, replies),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(commands)
+        os.close(replies)
+        self.number, self.unread, self.session, self.errors, self.requests = 0, b"", {}, [], []
+        target = self("Target.createTarget", url="about:blank")["targetId"]
+        self.session = {"sessionId": self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
         for domain in ("Page", "Runtime", "Network", "Log"):
             self(f"{domain}.enable")
-
-    def _port(self, file: Path) -> str:
-        for _ in range(300):
-            if file.exists() and file.read_text().strip():
-                return file.read_text().split()[0]
-            time.sleep(0.1)
-        raise TimeoutError("the browser did not start within 30 seconds")
 
     def __call__(self, method: str, **parameters) -> dict:
         """One command of the protocol -> its result. Raises RuntimeError if the browser refuses."""
         self.number += 1
-        self.socket.send(json.dumps({"id": self.number, "method": method, "params": parameters}))
+        command = {"id": self.number, "method": method, "params": parameters} | self.session
+        os.write(self.to, json.dumps(command).encode() + b"\0")
         while True:
-            message = json.loads(self.socket.recv())
+            message = json.loads(self._read())
             if message.get("id") == self.number:
                 if "error" in message:
                     raise RuntimeError(f"{method}: {message['error']}")
                 return message["result"]
             self._note(message)
+
+    def _read(self, seconds: float = 60) -> bytes:
+        """The next message. Raises TimeoutError if none comes, or the browser has ended."""
+        while b"\0" not in self.unread:
+            ready = select.select([self.answers], [], [], seconds)[0]
+            more = os.read(self.answers, 1 << 20) if ready else b""
+            if not more:
+                raise TimeoutError(f"no word from the browser within {seconds} s; its exit code: {self.process.poll()}")
+            self.unread += more
+        message, self.unread = self.unread.split(b"\0", 1)
+        return message
 
     def _note(self, message: dict) -> None:
         method, facts = message.get("method"), message.get("params", {})
@@ -124,7 +128,8 @@ class Browser:
             self("Input.dispatchKeyEvent", type="keyUp", **facts)
 
     def close(self) -> None:
-        self.socket.close()
         self.process.terminate()
         self.process.wait(20)
+        os.close(self.to)
+        os.close(self.answers)
         self.profile.cleanup()
