@@ -41,6 +41,8 @@ PROCESSORS = ["test_processors.py"]
 VECTORS = ["test_vectors.py", "-k", "agrees"]
 CERTIFY = ["test_certify.py", "-k", "hidden or late or skipping or outside or cannot_see"]
 GUESSERS = ["test_every_guesser.py", "-k", "sums_to"]
+LAB = "../notebooks/lab/lab.mjs"
+PAGE = ["test_lab.py", "-k", "own_tests or laws_are or statistics_are"]  # by node
 
 TOKEN = "torch.cat([residual(p[:, :n], q), p[:, n:]], 1))"
 MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to see it)
@@ -122,6 +124,16 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("eagle: it is trained on what it will not see", "training/readers.py", ".tril(-s)", ".tril(0)", EAGLE),
     ("eagle: padded entries are seen", "drafters/eagle.py", "x.index_select(0, (k - 1).reshape(1))", "x[-1:]", EAGLE),
     ("eagle: says another q than it drew from", "drafters/eagle.py", "probs.append(q)", "probs.append(q.sqrt() / q.sqrt().sum())", EAGLE),
+    ("the page: the bonus token comes from the first row", LAB, "bonus(p[drafted.length])", "bonus(p[0])", PAGE),
+    ("the page: block's weight is not capped", LAB, "weight = Math.min(1, weight * ratio(p[k], q[k], drafted[k]))", "weight = weight * ratio(p[k], q[k], drafted[k])", PAGE),
+    ("the page: a residual of nothing is not p", LAB, "return sum(excess) > 0 ? scaled(excess) : p;", "return scaled(excess);", PAGE),
+    ("the page: top-k breaks ties", LAB, "x >= least ? x : 0", "x > least ? x : 0", PAGE),
+    ("the page: rounds do not guess less at the end of a text", LAB, "Math.min(gamma, length - text.length - 1)", "gamma", PAGE),
+    ("the page: cells are pooled too late", LAB, "expected >= 5 &&", "expected >= 3 &&", PAGE),
+    ("the page: a draw that is not random enough", LAB, "mixed((state = (state + 0x9e3779b9) | 0)) / 2 ** 32", "(mixed((state = (state + 0x9e3779b9) | 0)) >>> 28) / 16", PAGE),
+    ("the page: a forbidden draw is an ordinary one", LAB, "if (counts.some((count, k) => count && !(law[k] > 0)))", "if (false)", PAGE),
+    ("the page: any number of draws in an address", LAB, "draws: whole(0, MOST)", "draws: whole(0, 1e10)", PAGE),
+    ("the page: bars lose what rounding leaves", LAB, "order.slice(0, total - sum(whole))", "[]", PAGE),
     ("a model's text is markup", "trace.py", "html.escape(text, quote=True)", "text", TRACE),
     ("a model's text may start a formula", "trace.py", '.replace("$", "&#36;")', "", TRACE),
     ("control characters reach the page", "trace.py", 'c if c.isprintable() or c in HARMLESS else "\\N{REPLACEMENT CHARACTER}"', "c", TRACE),
@@ -252,7 +264,7 @@ def main() -> int:
     report = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder).resolve()
-        for part in ("speclib", "tests"):
+        for part in ("speclib", "tests", "notebooks/lab"):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
         (copy / "data").symlink_to(ROOT / "data")
         shutil.copy(ROOT / "pyproject.toml", copy)  # by which a checkout is known
