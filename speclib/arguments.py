@@ -10,33 +10,33 @@ from .errors import ContextOverflow, InvalidArgument, UnsupportedModel
 from .models import LanguageModel, check_compatible
 
 
-FORMS = "a string, token ids, or a list of strings or of token-id lists (lists, tensors, arrays, or what a tokenizer returns)"
+FORMS = "a string, a list of strings, a list of token-id lists, a tensor or array of token ids, or what a tokenizer returns"
 
 
 def encode(target: LanguageModel, prompts) -> list[list[int]]:
-    """Token ids of each prompt. A string or one list of ids is one prompt; rows of a tensor or array are one each.
+    """Token ids of each prompt. A string, or a tensor or array of one dimension, is one prompt; of two dimensions, each row is one.
 
     What a tokenizer returns is taken by its "input_ids", of which its "attention_mask" hides the padding. Raises InvalidArgument for no prompt, an
     empty one, ids outside the vocabulary, and anything else, by its name.
     """
-    masks = None
-    if isinstance(prompts, Mapping):
+    masks, returned = None, isinstance(prompts, Mapping)
+    if returned:
         if "input_ids" not in prompts:
             raise InvalidArgument(f"prompts must be {FORMS}, not a {type(prompts).__name__} without 'input_ids'")
-        prompts, masks = prompts["input_ids"], prompts.get("attention_mask")
-    given = _plain(prompts)
-    if isinstance(given, list) and given and not any(isinstance(part, str | Iterable) for part in given):
-        given, masks = [given], masks if masks is None else [masks]  # one list of ids
-    elif isinstance(given, str):
-        given = [given]
+        prompts, masks = prompts["input_ids"], _plain(prompts.get("attention_mask"))
+    given = [prompts] if isinstance(prompts, str) else _plain(prompts)
     if not isinstance(given, list):
         raise InvalidArgument(f"prompts must be {FORMS}, not a {type(prompts).__name__}")
     if not given:
         raise InvalidArgument(f"there is no prompt; give {FORMS}")
+    if not any(isinstance(part, Iterable) for part in given):
+        if not returned and isinstance(prompts, list | tuple):
+            raise InvalidArgument(f"a list of single values is no list of prompts; wrap one list of ids as [ids], or give {FORMS}")
+        given, masks = [given], None if masks is None else [masks]
     texts = [_ids(target, row, prompt) for row, prompt in enumerate(given)]
     if masks is not None:
-        masks = _plain(masks[0]) if isinstance(masks, list) and len(texts) == 1 and len(masks) == 1 else _plain(masks)
-        masks = [masks] if len(texts) == 1 and masks and not isinstance(masks[0], list) else masks
+        if len(masks) != len(texts):
+            raise InvalidArgument(f"there are {len(texts)} prompts and attention masks for {len(masks)}")
         texts = [_unpadded(row, ids, _plain(mask)) for row, (ids, mask) in enumerate(zip(texts, masks, strict=True))]
     for row, ids in enumerate(texts):
         if not ids:

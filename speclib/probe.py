@@ -20,6 +20,7 @@ from .fast import FastContext, fingerprint
 
 TOKENS = 8  # in the text of a probe
 TREE = [-1, -1, 0, 1, 0]  # two guesses for one place, three branches
+CHAIN = "use a drafter that guesses a chain, such as ModelDrafter or LookupDrafter"
 LEAVES = [[0, 2], [1, 3], [0, 4]]
 
 # How far logits may be apart, as a share of their spread: root mean square over the vocabulary, at the worst token. Two right forwards of
@@ -66,7 +67,7 @@ def _try(language_model, what: str, compare: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _typed(name: str, what: str) -> Iterator[None]:
+def _typed(name: str, what: str, instead: str = "") -> Iterator[None]:
     """An error of the model's own becomes one that says what was tried; one for lack of memory is none of these."""
     try:
         yield
@@ -74,7 +75,7 @@ def _typed(name: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UnsupportedModel(f"{name}: {what} failed on a few tokens ({type(error).__name__}: {reason})") from error
+        raise UnsupportedModel(f"{name}: {what} failed ({type(error).__name__}: {reason}){instead and '; ' + instead}") from error
 
 
 @torch.inference_mode()
@@ -107,7 +108,7 @@ def _tree(language_model, kind: type[Context]) -> None:
         return
     tokens = _tokens(language_model, before + len(TREE) + 1)
     text, guesses, after = tokens[:, :before], tokens[:, before:-1], tokens[:, -1:]
-    with _typed(name, "a tree of guesses"):
+    with _typed(name, "a tree of guesses", CHAIN):
         right = torch.stack([_alone(language_model, None, torch.cat([text, guesses[:, leaf], after], 1)) for leaf in LEAVES])
         context = kind(language_model)
         context.extend(text, keep=1)
@@ -115,9 +116,8 @@ def _tree(language_model, kind: type[Context]) -> None:
         context.retain(LEAVES[2])
         kept = context.extend(after)[0]
     want = torch.stack([right[0, -3], right[1, -3], right[0, -2], right[1, -2], right[2, -2]])
-    instead = "use a drafter that guesses a chain, such as ModelDrafter or LookupDrafter"
-    _compare(language_model, got, want, "a tree of guesses read in one forward", instead)
-    _compare(language_model, kept, right[2, -1:], "reading after one branch of a tree was kept", instead)
+    _compare(language_model, got, want, "a tree of guesses read in one forward", CHAIN)
+    _compare(language_model, kept, right[2, -1:], "reading after one branch of a tree was kept", CHAIN)
 
 
 def _tokens(language_model, n: int, below: int | None = None) -> Tensor:
@@ -198,7 +198,8 @@ def check_configuration(model, config, name: str, context_length: int | None) ->
         raise UnsupportedModel(
             f"{type(model).__name__} keeps a state that cannot be rolled back; speculative sampling needs a key-value cache"
         )
-    kinds = {type(layer).__name__ for layer in DynamicCache(config=config).layers}
+    with _typed(name, "a cache of the configuration's kind"):
+        kinds = {type(layer).__name__ for layer in DynamicCache(config=config).layers}
     window = getattr(config, "sliding_window", None)
     all_of_it = kinds == {"DynamicSlidingWindowLayer"} and window and context_length and window >= context_length
     if kinds - {"DynamicLayer"} and not all_of_it:
@@ -217,16 +218,15 @@ def check_trees(language_model) -> None:
     """Raises UnsupportedModel where a tree cannot be shown to the model: attention without masks of our own, windows by slot and not by depth."""
     model, context_length = language_model.model, language_model.context_length
     config = model.config.get_text_config(decoder=True)
-    chain = "use a drafter that guesses a chain, such as ModelDrafter or LookupDrafter"
     attention = getattr(config, "_attn_implementation", None) or ""
     if language_model.backend == "eager" and attention.split("|")[-1].startswith(("flash", "flex")):
         raise UnsupportedModel(
-            f"{language_model.name}: {attention} takes no mask that shows a tree of guesses; call model.set_attn_implementation('sdpa'), or {chain}"
+            f"{language_model.name}: {attention} takes no mask that shows a tree of guesses; call model.set_attn_implementation('sdpa'), or {CHAIN}"
         )
     local = "local" in str(getattr(config, "attention_layers", ""))
     window = getattr(config, "window_size", None) if local else getattr(config, "sliding_window", None)
     if window and window < (context_length or window + 1):
-        raise UnsupportedModel(f"{language_model.name} attends to the last {window} slots, and branches of a tree lie side by side in them; {chain}")
+        raise UnsupportedModel(f"{language_model.name} attends to the last {window} slots, and branches of a tree lie side by side in them; {CHAIN}")
 
 
 def limits(model) -> tuple[int | None, int | None]:
