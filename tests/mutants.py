@@ -124,6 +124,7 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("a resumed training takes any state", "training/train.py", 'if state["fingerprint"] != fingerprint:', "if False:", TRAINING),
     ("a grown model is another function", "training/train.py", 'name.endswith(("o_proj.weight", "down_proj.weight"))', 'name.endswith("o_proj.weight")', TRAINING),
     # models believed when tried
+    ("compiled: a program is not compared", "compiled.py", 'if kind == "forward" and self', 'if kind == "never" and self', ["test_compiled.py", "-k", "something_else"]),
     ("probe: any difference is rounding", "probe.py", "if off > allowed:", "if off > 1e9:", PROBE),
     ("probe: the worst token hides among the others", "probe.py", ".square().mean(-1).sqrt().amax()", ".square().mean(-1).sqrt().amin()", PROBE),
     ("probe: passed once, passed for ever", "probe.py", "if passed.get(what) != now:", "if what not in passed:", PROBE),
@@ -137,10 +138,10 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("layer skip: what was made of the old weights is kept", "drafters/layer_skip.py", "if self._made is None or self._made[0] != met:", "if self._made is None:", PROBE),
     ("heads: the caller's module is cast", "drafters/base.py", "return deepcopy(module).to(device, dtype)", "return module.to(device, dtype)", PROBE),
     ("vocabulary counted", "models.py", "return max(tokenizer.get_vocab().values())", "return len(tokenizer) - 1", PROBE),
-    ("a draft narrower than the target's tokens is taken", "models.py", "if min(draft.source_rows, draft.input_rows) < target.vocabulary:", "if False:", PROBE),
+    ("a draft narrower than the target's tokens is taken", "models.py", "if (rows := min(draft.source_rows, draft.input_rows)) < target.vocabulary:", "if (rows := 0) > 0:", PROBE),
     ("positions begin at the first row of every table", "probe.py", "getattr(table, \"offset\", first)", "getattr(table, \"offset\", 0)", PROBE),
     ("an overlong source is read", "arguments.py", "if model.source_length and prompt > model.source_length:", "if False:", PROBE),
-    ("the start token of config alone", "context.py", '(model.generation_config, "decoder_start_token_id"), (model.generation_config, "bos_token_id"), ', "", PROBE),
+    ("the start token of config alone", "context.py", 'places = [(generation, first), (generation, "bos_token_id")]', "places = []", PROBE),
     ("padding of a batch is text", "arguments.py", "    return [ids[place] for place in shown]\n", "    return ids\n", PROBE),
 ]  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""A model is believed when it has been tried: what a probe refuses, what a configuration refuses, and weights that change."""
+"""A model is believed when it has been tried: what a probe refuses, what a configuration refuses, and weights that
+change."""
 
 import copy
 import pickle
@@ -12,12 +13,28 @@ from test_models import tokenizer
 
 import speclib
 from speclib import LanguageModel, Sampling, errors, generate, probe
-from speclib.drafters import EagleDrafter, Exits, Heads, HeadsDrafter, LayerSkipDrafter, LookupDrafter, ModelDrafter, TreeDrafter
+from speclib.drafters import (
+    EagleDrafter,
+    Exits,
+    Heads,
+    HeadsDrafter,
+    LayerSkipDrafter,
+    LookupDrafter,
+    ModelDrafter,
+    TreeDrafter,
+)
 from speclib.errors import ContextOverflow, IncompatibleModels, InvalidArgument, UnsupportedModel
 
 GREEDY = Sampling(0)
 SMALL = {"vocab_size": 48, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-LLAMA = {**SMALL, "intermediate_size": 48, "max_position_embeddings": 64, "initializer_range": 0.3, "bos_token_id": None, "eos_token_id": None}
+LLAMA = {
+    **SMALL,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 BART = {
     "vocab_size": 48, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
     "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
@@ -43,7 +60,8 @@ def greedy(model, prompt, n, drafter=None, gamma=3):
     return generate(model, [prompt], drafter, GREEDY, gamma, max_new_tokens=n, stop=[]).tokens[0].tolist()
 
 
-# --- the probe ----------------------------------------------------------------------------------------------------------------
+# --- the probe
+# ----------------------------------------------------------------------------------------------------------------
 
 
 class Forgetful(t.LlamaForCausalLM):
@@ -67,7 +85,10 @@ def test_a_cache_that_does_not_hold_what_was_read_is_refused(lost):
     torch.manual_seed(0)
     model = Forgetful(t.LlamaConfig(**LLAMA)).eval()
     LanguageModel(model)
-    model.lost, model.lm_head.weight.data = lost, model.lm_head.weight.data.clone()  # other weights, so that it is tried again
+    model.lost, model.lm_head.weight.data = (
+        lost,
+        model.lm_head.weight.data.clone(),
+    )  # other weights, so that it is tried again
     with pytest.raises(UnsupportedModel, match="in pieces with its key-value cache gives other logits"):
         LanguageModel(model)
     LanguageModel(model, probe=False)
@@ -77,9 +98,13 @@ def test_a_cache_that_does_not_hold_what_was_read_is_refused(lost):
     "make",
     [
         lambda: t.CTRLLMHeadModel(t.CTRLConfig(vocab_size=48, n_embd=32, dff=48, n_layer=2, n_head=4, n_positions=64)),
-        lambda: t.XLMWithLMHeadModel(t.XLMConfig(vocab_size=48, emb_dim=32, n_layers=2, n_heads=4, max_position_embeddings=64)),
+        lambda: t.XLMWithLMHeadModel(
+            t.XLMConfig(vocab_size=48, emb_dim=32, n_layers=2, n_heads=4, max_position_embeddings=64)
+        ),
         lambda: t.BertLMHeadModel(t.BertConfig(**SMALL, intermediate_size=48)),
-        lambda: t.RobertaForCausalLM(t.RobertaConfig(**SMALL, intermediate_size=48, max_position_embeddings=64, is_decoder=True)),
+        lambda: t.RobertaForCausalLM(
+            t.RobertaConfig(**SMALL, intermediate_size=48, max_position_embeddings=64, is_decoder=True)
+        ),
     ],
     ids=["ctrl", "xlm", "bert that sees ahead", "roberta skips positions of padding"],
 )
@@ -97,19 +122,37 @@ def test_text_is_that_of_whole_forwards_or_refused(make):
 
 
 def test_the_padding_token_is_among_what_is_tried():
-    model = loud(t.RobertaForCausalLM(t.RobertaConfig(**SMALL, intermediate_size=48, max_position_embeddings=64, is_decoder=True)))
+    model = loud(
+        t.RobertaForCausalLM(
+            t.RobertaConfig(**SMALL, intermediate_size=48, max_position_embeddings=64, is_decoder=True)
+        )
+    )
     with pytest.raises(UnsupportedModel, match="gives other logits"):
         LanguageModel(model)
 
 
 TREES = {
     "gpt neo, local": lambda: t.GPTNeoForCausalLM(
-        t.GPTNeoConfig(vocab_size=48, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=24, max_position_embeddings=64)
+        t.GPTNeoConfig(
+            vocab_size=48,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            attention_types=[[["global", "local"], 1]],
+            window_size=24,
+            max_position_embeddings=64,
+        )
     ),
-    "bart": lambda: t.BartForCausalLM(t.BartConfig(**{**BART, "max_position_embeddings": 64}, is_decoder=True, is_encoder_decoder=False)),
+    "bart": lambda: t.BartForCausalLM(
+        t.BartConfig(**{**BART, "max_position_embeddings": 64}, is_decoder=True, is_encoder_decoder=False)
+    ),
     "falcon with alibi": lambda: t.FalconForCausalLM(t.FalconConfig(**SMALL, alibi=True)),
-    "opt": lambda: t.OPTForCausalLM(t.OPTConfig(**SMALL, ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=64)),
-    "gpt-j": lambda: t.GPTJForCausalLM(t.GPTJConfig(vocab_size=48, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, n_positions=64)),
+    "opt": lambda: t.OPTForCausalLM(
+        t.OPTConfig(**SMALL, ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=64)
+    ),
+    "gpt-j": lambda: t.GPTJForCausalLM(
+        t.GPTJConfig(vocab_size=48, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, n_positions=64)
+    ),
 }
 
 
@@ -217,44 +260,74 @@ def test_errors_of_the_model_become_typed_ones():
         LanguageModel(full)
 
 
-# --- what a few tokens cannot show --------------------------------------------------------------------------------------------
+# --- what a few tokens cannot show
+# --------------------------------------------------------------------------------------------
 
-LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 4.0, "original_max_position_embeddings": 16}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 
 
 def test_longrope_is_refused_unless_its_factors_never_change():
     with pytest.raises(UnsupportedModel, match="max_position_embeddings = 16"):
         LanguageModel(llama(rope_parameters=LONG))
-    phi = t.Phi3ForCausalLM(t.Phi3Config(**{**LLAMA, "pad_token_id": 0}, rope_parameters=LONG, original_max_position_embeddings=16))
+    phi = t.Phi3ForCausalLM(
+        t.Phi3Config(**{**LLAMA, "pad_token_id": 0}, rope_parameters=LONG, original_max_position_embeddings=16)
+    )
     with pytest.raises(UnsupportedModel, match="LongRoPE"):
         LanguageModel(phi.eval())
     target = LanguageModel(llama(dtype=torch.float64, rope_parameters=LONG, max_position_embeddings=16))
     assert greedy(target, [5, 6], 14) == greedy(target, [5, 6], 14, ModelDrafter(target), 5)
     with pytest.raises(ContextOverflow):
         greedy(target, [5, 6], 15)
-    layered = type("Config", (), {"rope_parameters": {"full_attention": LONG, "sliding_attention": {"rope_type": "default"}}})
+    layered = type(
+        "Config", (), {"rope_parameters": {"full_attention": LONG, "sliding_attention": {"rope_type": "default"}}}
+    )
     with pytest.raises(UnsupportedModel, match="LongRoPE"):
         probe.check_configuration(llama(), layered, "layered", 64)
 
 
 @pytest.mark.parametrize(
     "rope",
-    [{"rope_type": "dynamic", "factor": 2.0}, {"rope_type": "linear", "factor": 2.0}, {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16}],
+    [
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "linear", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16},
+    ],
     ids=lambda rope: rope["rope_type"],
 )
 def test_other_factors_are_exact_up_to_the_limit(rope):
     target = LanguageModel(llama(dtype=torch.float64, rope_parameters={"rope_theta": 1e4, **rope}))
     draft = LanguageModel(llama(1, torch.float64))
-    assert len({tuple(greedy(target, [5, 6], 62, drafter, 5)) for drafter in (None, ModelDrafter(target), ModelDrafter(draft), LookupDrafter())}) == 1
+    assert (
+        len(
+            {
+                tuple(greedy(target, [5, 6], 62, drafter, 5))
+                for drafter in (None, ModelDrafter(target), ModelDrafter(draft), LookupDrafter())
+            }
+        )
+        == 1
+    )
     with pytest.raises(ContextOverflow):
         greedy(target, [5, 6], 63)
 
 
 def test_windows_and_chunks():
     """A window as long as the context rolls nothing, up to the very last slot of a tree."""
-    target = LanguageModel(t.MistralForCausalLM(t.MistralConfig(**LLAMA, num_key_value_heads=2, sliding_window=64)).double().eval())
+    target = LanguageModel(
+        t.MistralForCausalLM(t.MistralConfig(**LLAMA, num_key_value_heads=2, sliding_window=64)).double().eval()
+    )
     plain = greedy(target, [5, 6], 62)
-    assert greedy(target, [5, 6], 62, TreeDrafter(target, (3, 3, 2), sampled=False)) == greedy(target, [5, 6], 62, ModelDrafter(target), 20) == plain
+    assert (
+        greedy(target, [5, 6], 62, TreeDrafter(target, (3, 3, 2), sampled=False))
+        == greedy(target, [5, 6], 62, ModelDrafter(target), 20)
+        == plain
+    )
     for model in (
         t.Gemma3ForCausalLM(t.Gemma3TextConfig(**SMALL, intermediate_size=48, num_key_value_heads=2, head_dim=8, sliding_window=16)),
         t.Llama4ForCausalLM(t.Llama4TextConfig(**SMALL, intermediate_size=48, intermediate_size_mlp=48, num_key_value_heads=2, head_dim=8, attention_chunk_size=16, num_local_experts=2)),
@@ -262,7 +335,17 @@ def test_windows_and_chunks():
         with pytest.raises(UnsupportedModel, match="sliding-window or recurrent cache"):
             LanguageModel(model.eval())
     switch = t.SwitchTransformersForConditionalGeneration(
-        t.SwitchTransformersConfig(vocab_size=48, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1, num_heads=2, num_experts=2)
+        t.SwitchTransformersConfig(
+            vocab_size=48,
+            d_model=16,
+            d_kv=8,
+            d_ff=16,
+            num_layers=2,
+            num_sparse_encoder_layers=1,
+            num_sparse_decoder_layers=1,
+            num_heads=2,
+            num_experts=2,
+        )
     )
     with pytest.raises(UnsupportedModel, match="to an expert"):
         LanguageModel(switch.eval())
@@ -271,15 +354,38 @@ def test_windows_and_chunks():
 @pytest.mark.parametrize(
     ("make", "right"),
     [
-        (lambda: t.RobertaForCausalLM(t.RobertaConfig(**SMALL, intermediate_size=48, max_position_embeddings=40, is_decoder=True)), (None, 38)),
-        (lambda: t.OPTForCausalLM(t.OPTConfig(**SMALL, ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=40)), (None, 40)),
-        (lambda: t.GPT2LMHeadModel(t.GPT2Config(vocab_size=48, n_embd=32, n_layer=1, n_head=2, n_positions=40)), (None, 40)),
-        (lambda: t.MptForCausalLM(t.MptConfig(vocab_size=48, d_model=32, n_heads=4, n_layers=1, max_seq_len=40)), (None, 40)),
+        (
+            lambda: t.RobertaForCausalLM(
+                t.RobertaConfig(**SMALL, intermediate_size=48, max_position_embeddings=40, is_decoder=True)
+            ),
+            (None, 38),
+        ),
+        (
+            lambda: t.OPTForCausalLM(
+                t.OPTConfig(**SMALL, ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=40)
+            ),
+            (None, 40),
+        ),
+        (
+            lambda: t.GPT2LMHeadModel(t.GPT2Config(vocab_size=48, n_embd=32, n_layer=1, n_head=2, n_positions=40)),
+            (None, 40),
+        ),
+        (
+            lambda: t.MptForCausalLM(t.MptConfig(vocab_size=48, d_model=32, n_heads=4, n_layers=1, max_seq_len=40)),
+            (None, 40),
+        ),
         (lambda: t.BartForConditionalGeneration(t.BartConfig(**BART, max_position_embeddings=40)), (40, 40)),
-        (lambda: t.T5ForConditionalGeneration(t.T5Config(vocab_size=48, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)), (None, None)),
+        (
+            lambda: t.T5ForConditionalGeneration(
+                t.T5Config(vocab_size=48, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+            ),
+            (None, None),
+        ),
         (
             lambda: t.LEDForConditionalGeneration(
-                t.LEDConfig(**BART, max_encoder_position_embeddings=48, max_decoder_position_embeddings=24, attention_window=8)
+                t.LEDConfig(
+                    **BART, max_encoder_position_embeddings=48, max_decoder_position_embeddings=24, attention_window=8
+                )
             ),
             (48, 24),
         ),
@@ -304,19 +410,29 @@ def test_encoder_and_decoder_have_limits_of_their_own():
         greedy(target, [5], 32)
 
 
-# --- what a model reads and writes -------------------------------------------------------------------------------------------
+# --- what a model reads and writes
+# -------------------------------------------------------------------------------------------
 
 
 def test_the_start_token_is_where_generate_looks():
     def t5(seed=0):
-        return loud(t.T5ForConditionalGeneration(t.T5Config(vocab_size=48, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, pad_token_id=0)), seed=seed)
+        return loud(
+            t.T5ForConditionalGeneration(
+                t.T5Config(vocab_size=48, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, pad_token_id=0)
+            ),
+            seed=seed,
+        )
 
     for start in (7, [7], torch.tensor(7), torch.tensor([7])):
         model = t5()
         model.generation_config.decoder_start_token_id = start
         assert LanguageModel(model).context([5]).begin == [7]
     model = t5()
-    model.generation_config.decoder_start_token_id, model.generation_config.bos_token_id, model.config.decoder_start_token_id = None, 9, 11
+    (
+        model.generation_config.decoder_start_token_id,
+        model.generation_config.bos_token_id,
+        model.config.decoder_start_token_id,
+    ) = None, 9, 11
     assert LanguageModel(model).context([5]).begin == [9]
     model.generation_config.bos_token_id = None
     assert LanguageModel(model).context([5]).begin == [11]
@@ -325,7 +441,9 @@ def test_the_start_token_is_where_generate_looks():
         LanguageModel(model).context([5])
 
 
-@pytest.mark.parametrize("given", [3, [3, 5], torch.tensor(3), torch.tensor([3, 5]), np.array([3, 5]), (3, 5)], ids=repr)
+@pytest.mark.parametrize(
+    "given", [3, [3, 5], torch.tensor(3), torch.tensor([3, 5]), np.array([3, 5]), (3, 5)], ids=repr
+)
 def test_end_tokens_in_every_form(given):
     target = LanguageModel(llama())
     target.model.generation_config.eos_token_id = given
@@ -371,7 +489,10 @@ def test_prompts_in_every_usual_form(prompts):
 
 def test_rows_of_a_padded_batch_are_what_they_are_alone():
     target = LanguageModel(llama(dtype=torch.float64))
-    batch = {"input_ids": torch.tensor([[0, 0, 4, 5], [7, 8, 9, 10]]), "attention_mask": torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])}
+    batch = {
+        "input_ids": torch.tensor([[0, 0, 4, 5], [7, 8, 9, 10]]),
+        "attention_mask": torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]),
+    }
     rows = [row.tolist() for row in generate(target, batch, None, GREEDY, max_new_tokens=5, stop=[]).tokens]
     assert rows == [greedy(target, [4, 5], 5), greedy(target, [7, 8, 9, 10], 5)]
 
@@ -410,13 +531,25 @@ def test_what_is_no_prompt_gets_its_own_sentence(prompts, words):
 def test_numbers_of_numpy_and_stops_that_can_be_looked_at_once():
     target = LanguageModel(llama())
     plain = greedy(target, [1, 2], 9)
-    out = generate(target, [[1, 2]], LookupDrafter(), GREEDY, np.int64(3), max_new_tokens=np.int32(9), stop=iter([np.int64(plain[4])]), seed=np.int64(7))
+    out = generate(
+        target,
+        [[1, 2]],
+        LookupDrafter(),
+        GREEDY,
+        np.int64(3),
+        max_new_tokens=np.int32(9),
+        stop=iter([np.int64(plain[4])]),
+        seed=np.int64(7),
+    )
     assert out.tokens[0].tolist() == plain[: plain.index(plain[4]) + 1]
-    seeds = [generate(target, [[1, 2]] * 2, max_new_tokens=9, stop=[], seed=seed).tokens for seed in (2**62, np.int64(2**62))]
+    seeds = [
+        generate(target, [[1, 2]] * 2, max_new_tokens=9, stop=[], seed=seed).tokens for seed in (2**62, np.int64(2**62))
+    ]
     assert all(torch.equal(a, b) for a, b in zip(*seeds, strict=True))
 
 
-# --- weights that change -----------------------------------------------------------------------------------------------------
+# --- weights that change
+# -----------------------------------------------------------------------------------------------------
 
 
 def merged(target):
@@ -432,7 +565,9 @@ def trained(target):
 
 
 def hooked(target):
-    target.model.model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: output + torch.linspace(-3, 3, 32))
+    target.model.model.layers[0].mlp.register_forward_hook(
+        lambda module, inputs, output: output + torch.linspace(-3, 3, 32)
+    )
 
 
 def wrapped(target):
@@ -473,7 +608,9 @@ def test_the_fast_backend_follows_its_weights_or_refuses(change, drafter):
     made = {None: None, "layers": LayerSkipDrafter(1)}.get(drafter)
     if drafter == "eagle":
         made = EagleDrafter(speclib.drafters.Eagle(t.LlamaConfig(**LLAMA)))
-    before = generate(target, [[1, 2]], made, Sampling(), 3, max_new_tokens=6, stop=[]) and target.context().extend(tokens)
+    before = generate(target, [[1, 2]], made, Sampling(), 3, max_new_tokens=6, stop=[]) and target.context().extend(
+        tokens
+    )
     target = CHANGES[change](target) or target
     try:
         context = target.context()
@@ -488,7 +625,10 @@ def test_the_fast_backend_follows_its_weights_or_refuses(change, drafter):
         assert (got - before).abs().max() > 0.01
     if made:  # what was made of the old weights is made again
         fresh = LayerSkipDrafter(1) if drafter == "layers" else EagleDrafter(made.eagle)
-        outs = [generate(target, [[1, 2, 3]], d, Sampling(), 3, max_new_tokens=12, stop=[], seed=1).trace.rounds for d in (made, fresh)]
+        outs = [
+            generate(target, [[1, 2, 3]], d, Sampling(), 3, max_new_tokens=12, stop=[], seed=1).trace.rounds
+            for d in (made, fresh)
+        ]
         assert [r.overlaps for r in outs[0]] == [r.overlaps for r in outs[1]]
 
 
@@ -497,7 +637,9 @@ def test_a_changed_copy_leaves_the_first_as_it_is():
     other = copy.deepcopy(first)
     plain = greedy(first, [1, 2], 12)
     other.model.load_state_dict(llama(1).state_dict())
-    assert greedy(other, [1, 2], 12) == greedy(LanguageModel(llama(1)), [1, 2], 12) != plain == greedy(first, [1, 2], 12)
+    assert (
+        greedy(other, [1, 2], 12) == greedy(LanguageModel(llama(1)), [1, 2], 12) != plain == greedy(first, [1, 2], 12)
+    )
 
 
 def test_unchanged_weights_are_laid_out_once(monkeypatch):
@@ -517,7 +659,10 @@ def test_modules_handed_over_stay_as_they_are():
         for drafter in drafters:
             greedy(targets[dtype], [1, 2, 3], 4, drafter)
     for module, state in zip((heads, exits), before, strict=True):
-        assert all(value.dtype == torch.float32 and torch.equal(value, state[name]) for name, value in module.state_dict().items())
+        assert all(
+            value.dtype == torch.float32 and torch.equal(value, state[name])
+            for name, value in module.state_dict().items()
+        )
 
 
 def test_weights_without_numbers_are_refused_where_text_is_asked_for():
