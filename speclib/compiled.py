@@ -21,7 +21,9 @@ from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
 from .distributions import invert
+from .errors import UnsupportedModel
 from .fast import Decoder, FastContext, through
+from .probe import COARSE, LIMITS, apart
 
 STEP = 64  # the cache is handed over up to a multiple of this many slots: one program for all lengths of the text
 ROOM = 1024  # slots that a cache has at first, or all of a shorter context: a program is made again when it grows
@@ -95,7 +97,11 @@ class Programs:
             try:
                 with tqdm(total=1, desc=f"{self.name}: a program for {title}", unit="program", leave=False) as bar:
                     self._made[key] = captured(make(), inputs, *place) if self.graphs else fused(make())
-                    self._made[key](*inputs, *place)  # torch.compile begins to work here
+                    outputs = self._made[key](*inputs, *place)  # torch.compile begins to work here
+                    if kind == "forward" and self.decoder.device.type != "meta":
+                        off = apart(outputs[1], make()(*inputs, *place)[1])
+                        if off > LIMITS.get(self.decoder.dtype, COARSE):
+                            raise UnsupportedModel(f"its logits are apart from the fast forward's by {off:.2g} of their spread")
                     bar.update()
             except Exception as error:  # no compiler, or one that fails: the reasons are many and none is ours
                 self.broken.add(kind)

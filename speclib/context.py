@@ -144,15 +144,19 @@ class EncoderDecoderContext(Context):
 
 
 def start_token(language_model) -> int:
-    """The token with which the decoder's text starts, where transformers' generate() looks for it. Raises UnsupportedModel if it is nowhere."""
+    """The token with which the decoder's text starts, where transformers' generate() looks for it. Raises
+    UnsupportedModel if it is nowhere."""
     model = language_model.model
-    places = ((model.generation_config, "decoder_start_token_id"), (model.generation_config, "bos_token_id"), (model.config, "decoder_start_token_id"),
-              (getattr(model.config, "decoder", None), "decoder_start_token_id"))  # fmt: skip
+    first, generation = "decoder_start_token_id", model.generation_config
+    places = [(generation, first), (generation, "bos_token_id")]
+    places += [(model.config, first), (getattr(model.config, "decoder", None), first)]
     for place, name in places:
         found = ids(getattr(place, name, None))
         if len(found) == 1:
             return found[0]
-    raise UnsupportedModel(f"nothing says with which token a text of {language_model.name} starts; set model.generation_config.decoder_start_token_id")
+    raise UnsupportedModel(
+        f"nothing says with which token a text of {language_model.name} starts; set model.generation_config.{first}"
+    )
 
 
 def ids(value) -> list[int]:

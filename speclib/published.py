@@ -61,7 +61,7 @@ def random_model(name: str, device: str | torch.device = "cpu", dtype: torch.dty
         if buffer_name.endswith("inv_freq"):  # to_empty left it without values
             half = buffer.numel()
             buffer.copy_(10_000.0 ** -(torch.arange(half, device=device) / half))
-    return LanguageModel(model, name=name, backend=backend)
+    return LanguageModel(model, name=name, backend=backend, probe=False)  # random weights of up to gigabytes, to be timed
 
 
 def measure(names: Sequence[str] = ON_CPU, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, progress: bool = True) -> dict:

@@ -28,6 +28,7 @@ SAMPLING = ["test_distributions.py"]
 CONTEXTS = ["test_contexts.py"]
 PRODUCTS = ["test_products.py"]
 MODELS = ["test_models.py", "-k", "width or padded or clear or forget"]
+PROBE = ["test_probe.py"]
 LOOP = ["test_decoding.py", "--deselect=test_decoding.py::test_greedy_is_transformers_own_on_200_prompts"]
 LAW = ["test_exact.py::test_generate_keeps_the_law"]
 STOPS = ["test_stops.py"]
@@ -94,9 +95,9 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("graphs: the next replay writes over a result", "compiled.py", "return tree_map(torch.clone, outputs)", "return outputs", ["test_device.py", "-k", "graphs"]),
     ("graphs: one number draws where a round stops and what comes then", "decoding.py", "left.pop(0)", "left[0]", ["test_device.py", "-k", "graphs"]),
     ("graphs: one verdict for all settings", "compiled.py", '("verdict", width, settings)', '("verdict", width)', ["test_device.py", "-k", "graphs"]),
-    ("padded vocabulary drawn from", "models.py", "width if tokenizer is None else min(width, len(tokenizer))", "width", MODELS),
+    ("padded vocabulary drawn from", "models.py", "output_rows if tokenizer is None else _highest(tokenizer) + 1", "output_rows", MODELS),
     ("pickled weights allowed", "models.py", "use_safetensors=True", "use_safetensors=None", MODELS),
-    ("caches that forget are taken", "models.py", 'if kinds - {"DynamicLayer"} and not', "if False and not", MODELS),
+    ("caches that forget are taken", "probe.py", 'if kinds - {"DynamicLayer"} and not', "if False and not", MODELS),
     ("hash not compared", "embedded.py", "if pooch.file_hash(str(DATA / path)) != known[path]:", "if False:", ["test_models.py", "-k", "registered"]),
     ("max_new_tokens overshot", "decoding.py", "max_new_tokens - len(new) - 1)", "max_new_tokens)", LOOP),
     ("end of text inside a block ignored", "stops.py", "if token in self.ids:", "if token in self.ids and i == len(emitted) - 1:", LOOP),
@@ -178,6 +179,26 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("a dead end goes unnoticed", "processors.py", "if not bool(place.possible.any()):", "if False:", PROCESSORS),
     ("all rows are row 0", "processors.py", "processor._prefix_allowed_tokens_fn(row, tokens)", "processor._prefix_allowed_tokens_fn(0, tokens)", PROCESSORS),
     ("a draft's guesses are processed as if none came before", "drafters/tree.py", "[_guesses(nodes, node) for node in nodes[-last:]]", "[[node.token] for node in nodes[-last:]]", PROCESSORS),
+    # models believed when tried
+    ("compiled: a program is not compared", "compiled.py", 'if kind == "forward" and self', 'if kind == "never" and self', ["test_compiled.py", "-k", "something_else"]),
+    ("probe: any difference is rounding", "probe.py", "if off > allowed:", "if off > 1e9:", PROBE),
+    ("probe: the worst token hides among the others", "probe.py", ".square().mean(-1).sqrt().amax()", ".square().mean(-1).sqrt().amin()", PROBE),
+    ("probe: passed once, passed for ever", "probe.py", "if passed.get(what) != now:", "if what not in passed:", PROBE),
+    ("probe: padding is not among what is tried", "probe.py", "        tokens[0, 2] = padding\n", "        pass\n", PROBE),
+    ("probe: LongRoPE is taken", "probe.py", '== "longrope" and', '== "longrope" and False and', PROBE),
+    ("probe: trees over local windows are taken", "probe.py", 'if window and window < (context_length or window + 1):', "if False:", PROBE),
+    ("probe: nothing is asked of trees", "models.py", "            probing.trees(self, kind or self._context)", "            pass", PROBE),
+    ("fast: changes through .data are not seen", "models.py", "fast.fingerprint(self.model, numbers=True)", "fast.fingerprint(self.model)", PROBE),
+    ("fast: hooks are not seen", "fast.py", "map(_hooks, (m._forward_hooks, m._forward_pre_hooks))", "()", PROBE),
+    ("fast: weights are laid out once and for all", "models.py", "if now != self._made_of:", "if self.decoder is None:", PROBE),
+    ("layer skip: what was made of the old weights is kept", "drafters/layer_skip.py", "if self._made is None or self._made[0] != met:", "if self._made is None:", PROBE),
+    ("heads: the caller's module is cast", "drafters/base.py", "return deepcopy(module).to(device, dtype)", "return module.to(device, dtype)", PROBE),
+    ("vocabulary counted", "models.py", "return max(tokenizer.get_vocab().values())", "return len(tokenizer) - 1", PROBE),
+    ("a draft narrower than the target's tokens is taken", "models.py", "if (rows := min(draft.source_rows, draft.input_rows)) < target.vocabulary:", "if (rows := 0) > 0:", PROBE),
+    ("positions begin at the first row of every table", "probe.py", "getattr(table, \"offset\", first)", "getattr(table, \"offset\", 0)", PROBE),
+    ("an overlong source is read", "arguments.py", "if model.source_length and prompt > model.source_length:", "if False:", PROBE),
+    ("the start token of config alone", "context.py", 'places = [(generation, first), (generation, "bos_token_id")]', "places = []", PROBE),
+    ("padding of a batch is text", "arguments.py", "    return [ids[place] for place in shown]\n", "    return ids\n", PROBE),
 ]  # fmt: skip
 
 

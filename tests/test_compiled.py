@@ -110,6 +110,16 @@ def test_where_nothing_compiles_it_says_so_once_and_goes_on(monkeypatch):
     assert torch.equal(out.tokens[0], speclib.generate(LanguageModel(target.model), [[1, 2, 3]], None, GREEDY, max_new_tokens=20, stop=[]).tokens[0])
 
 
+def test_a_program_that_computes_something_else_is_not_used(monkeypatch):
+    monkeypatch.setattr(compiled, "fused", lambda forward: lambda *given: tuple(1.01 * out for out in forward(*given)))
+    target = model()
+    with pytest.warns(UserWarning, match="logits are apart from the fast forward's by .*; going on with backend='fast'"):
+        out = speclib.generate(target, [[1, 2, 3]], None, GREEDY, max_new_tokens=20, stop=[])
+    assert target.programs.broken == {"forward"}
+    right = speclib.generate(LanguageModel(target.model), [[1, 2, 3]], None, GREEDY, max_new_tokens=20, stop=[])
+    assert torch.equal(out.tokens[0], right.tokens[0])
+
+
 def test_what_the_fast_decoder_cannot_read_cannot_be_compiled():
     with pytest.raises(UnsupportedModel, match="GPTNeoX"):
         model("neox")

@@ -39,7 +39,8 @@ def always(probs: Tensor) -> bool:
 
 
 def placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The module as `device` and `dtype` want it: itself, or a copy, so that the caller's, which other drafters may hold too, stays as it is."""
+    """The module as `device` and `dtype` want it: itself, or a copy, so that the caller's, which other drafters may
+    hold too, stays as it is."""
     if all(p.device == device and p.dtype == dtype for p in module.parameters()):
         return module
     return deepcopy(module).to(device, dtype)
