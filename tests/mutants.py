@@ -45,12 +45,13 @@ GUESSERS = ["test_every_guesser.py", "-k", "sums_to"]
 LAB = "../notebooks/lab/lab.mjs"
 PAGE = ["test_lab.py", "-k", "own_tests or laws_are or statistics_are"]  # by node
 
-TOKEN = "torch.cat([residual(p[:, :n], q), p[:, n:]], 1))"
+STOP = "Verdict(chain_stops(ratio.clamp(max=1)), "
+TOKEN = STOP + "torch.cat([residual(p[:, :n], q), p[:, n:]], 1))"
 MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to see it)
-    ("the ratio squared", "rules.py", "Verdict(chain_stops(ratio.clamp(max=1)), " + TOKEN, "Verdict(chain_stops(ratio.clamp(max=1) ** 2), " + TOKEN, RULES),
-    ("after a rejection, draw from p", "rules.py", TOKEN, "p)", RULES),
-    ("residual of the wrong row", "rules.py", TOKEN, "torch.cat([residual(p[:, :n].roll(1, 1), q), p[:, n:]], 1))", RULES),
-    ("bonus token from the wrong row", "rules.py", TOKEN, "torch.cat([residual(p[:, :n], q), p[:, :1]], 1))", LAW),
+    ("the ratio squared", "rules.py", TOKEN, TOKEN.replace("(max=1)", "(max=1) ** 2"), RULES),
+    ("after a rejection, draw from p", "rules.py", TOKEN, STOP + "p)", RULES),
+    ("residual of the wrong row", "rules.py", TOKEN, STOP + "torch.cat([residual(p[:, :n].roll(1, 1), q), p[:, n:]], 1))", RULES),
+    ("bonus token from the wrong row", "rules.py", TOKEN, STOP + "torch.cat([residual(p[:, :n], q), p[:, :1]], 1))", LAW),
     ("everything is accepted", "rules.py", "rejected = torch.cat([ones - accept, ones], -1)", "rejected = torch.cat([0 * accept, ones], -1)", RULES),
     ("each test ignores those before it", "rules.py", "torch.cat([ones, accept.cumprod(-1)], -1)", "torch.cat([ones, accept], -1)", RULES),
     ("block: the weight is not capped", "rules.py", "weights.append((weights[-1] * ratio[:, i]).clamp(max=1))", "weights.append(weights[-1] * ratio[:, i].clamp(max=1))", RULES),
@@ -188,7 +189,7 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("probe: LongRoPE is taken", "probe.py", '== "longrope" and', '== "longrope" and False and', PROBE),
     ("probe: trees over local windows are taken", "probe.py", 'if window and window < (context_length or window + 1):', "if False:", PROBE),
     ("probe: nothing is asked of trees", "models.py", "            probing.trees(self, kind or self._context)", "            pass", PROBE),
-    ("fast: changes through .data are not seen", "models.py", "fast.fingerprint(self.model, numbers=True)", "fast.fingerprint(self.model)", PROBE),
+    ("fast: changes through .data are not seen", "models.py", "now = fast.fingerprint(self.model, numbers=True)", "now = fast.fingerprint(self.model)", PROBE),
     ("fast: hooks are not seen", "fast.py", "map(_hooks, (m._forward_hooks, m._forward_pre_hooks))", "()", PROBE),
     ("fast: weights are laid out once and for all", "models.py", "if now != self._made_of:", "if self.decoder is None:", PROBE),
     ("layer skip: what was made of the old weights is kept", "drafters/layer_skip.py", "if self._made is None or self._made[0] != met:", "if self._made is None:", PROBE),
