@@ -39,6 +39,8 @@ Law = Callable[[Tensor], Tensor]  # logits [1, V] -> probabilities
 class Programs:
     """What is made into programs for one model: forwards over the numbers of tokens in `widths`, and runs of guesses, each at its first use."""
 
+    made = 0  # programs of this process, of all models: who measures looks whether one was made meanwhile
+
     def __init__(self, decoder: Decoder, name: str, vocabulary: int):
         self.name, self.decoder, self.vocabulary = name, decoder, vocabulary
         self.graphs = decoder.device.type == "cuda"  # CUDA graphs, or torch.compile
@@ -96,6 +98,7 @@ class Programs:
                 with tqdm(total=1, desc=f"{self.name}: a program for {title}", unit="program", leave=False) as bar:
                     self._made[key] = captured(make(), inputs, *place) if self.graphs else fused(make())
                     self._made[key](*inputs, *place)  # torch.compile begins to work here
+                    Programs.made += 1
                     bar.update()
             except Exception as error:  # no compiler, or one that fails: the reasons are many and none is ours
                 self.broken.add(kind)
