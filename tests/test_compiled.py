@@ -54,7 +54,7 @@ def test_one_program_over_matrices_of_every_layout(monkeypatch):
     tokens, right = text(30), reference("llama", text(30), torch.float32)
     if products.can_pack(torch.ones(1, 1)):
         monkeypatch.setattr(products, "layouts", layouts)
-    language_model = model()
+    language_model = model(layers=3)
     assert not wanted or set(sum(wanted, ())) == set(products.LAYOUTS)
     language_model.announce([1, 4])
     context = language_model.context()
