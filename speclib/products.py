@@ -6,7 +6,7 @@ depends on the processor, the dtype, the shape and the number of rows, and no ru
 the time of one with weights that are laid out, another writes one token in two thirds of the time with weights as they lie. So it is timed,
 once per machine, and kept on disk. The numbers are the same up to rounding.
 
-SPECLIB_LAYOUT in the environment, one of the names in `LAYOUTS`, forces a layout wherever it can be had, and nothing is timed.
+SPECLIB_LAYOUT in the environment, one of the names in `LAYOUTS`, forces a layout wherever it can be had, and nothing is timed; `forced` does so for a while.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ import tempfile
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from itertools import cycle
 from pathlib import Path
@@ -80,6 +81,18 @@ def product(weight: Tensor, bias: Tensor | None = None) -> Product:
     return lambda x: by_rows[min(x.shape[0], ROWS[-1])](x)
 
 
+@contextmanager
+def forced(layout: str | None) -> Iterator[None]:
+    """Within, weights get this layout whatever the environment says; None: the one that is quickest here."""
+    before = os.environ.pop("SPECLIB_LAYOUT", None)
+    os.environ |= {} if layout is None else {"SPECLIB_LAYOUT": layout}
+    try:
+        yield
+    finally:
+        os.environ.pop("SPECLIB_LAYOUT", None)
+        os.environ |= {} if before is None else {"SPECLIB_LAYOUT": before}
+
+
 def layout_for(names: Sequence[str], rows: int) -> str:
     """The layout for so many rows among those that `layouts` named."""
     return names[min(bisect_left(ROWS, rows), len(ROWS) - 1)]
@@ -91,11 +104,11 @@ def layouts(weight: Tensor) -> tuple[str, ...]:
     It is timed once per shape, dtype, processor, number of threads and release of torch, in a fraction of a second, and kept in FOLDER. Within a
     process a choice once made stays. Raises InvalidArgument for a SPECLIB_LAYOUT that is none.
     """
-    forced, packs = os.environ.get("SPECLIB_LAYOUT"), can_pack(weight)
-    if forced and forced not in LAYOUTS:
-        raise InvalidArgument(f"SPECLIB_LAYOUT must be one of {', '.join(LAYOUTS)}, not {forced!r}")
-    if not packs or forced or weight.numel() <= SMALL:
-        wanted = forced or USUAL
+    said, packs = os.environ.get("SPECLIB_LAYOUT"), can_pack(weight)
+    if said and said not in LAYOUTS:
+        raise InvalidArgument(f"SPECLIB_LAYOUT must be one of {', '.join(LAYOUTS)}, not {said!r}")
+    if not packs or said or weight.numel() <= SMALL:
+        wanted = said or USUAL
         return (wanted if packs or wanted != USUAL else "as-they-lie",) * len(ROWS)
     out, width = weight.shape
     out = min(out, max(256, PART // width))

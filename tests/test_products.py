@@ -206,6 +206,14 @@ def test_a_busy_machine_leaves_the_rest_as_usual_and_keeps_nothing(timing, monke
     assert layouts(WEIGHT) == ("exchanged", *["laid-out"] * (len(ROWS) - 1)) and not products.FOLDER.exists()
 
 
+def test_a_layout_forced_for_a_while(monkeypatch):
+    monkeypatch.setenv("SPECLIB_LAYOUT", "exchanged")
+    with pytest.raises(KeyError), products.forced("transposed"):
+        assert set(layouts(WEIGHT)) == {"transposed"}
+        raise KeyError
+    assert set(layouts(WEIGHT)) == {"exchanged"}
+
+
 def test_a_forced_layout_is_taken_and_nothing_is_timed(timing, monkeypatch):
     clock = timing()
     for name in LAYOUTS:
