@@ -37,7 +37,7 @@ SMALL = 2**14  # so few weights lie in the fastest cache anyway: nothing to choo
 PART = 2**19  # of a larger matrix only so many weights are timed: the rest takes as much longer in every layout
 COLD = 10_000_000  # bytes of different weights in each layout: with those of the others more than most caches hold, as a model's are
 TURNS = 3  # calls of each layout, of which the quickest counts
-MARGIN = 0.97  # the usual layout stays unless another takes less than this share of its time
+MARGIN = 0.96  # the usual layout stays unless another takes less than this share of its time
 LONGEST = 0.3  # seconds for a shape; on a machine so busy that they do not suffice, the rest is left to the next process
 
 

@@ -27,6 +27,7 @@ TREES = ["test_tree_law.py"]
 SAMPLING = ["test_distributions.py"]
 CONTEXTS = ["test_contexts.py"]
 PRODUCTS = ["test_products.py"]
+TRIALS = ["test_trials.py"]
 MODELS = ["test_models.py", "-k", "width or padded or clear or forget"]
 LOOP = ["test_decoding.py", "--deselect=test_decoding.py::test_greedy_is_transformers_own_on_200_prompts"]
 LAW = ["test_exact.py::test_generate_keeps_the_law"]
@@ -122,6 +123,18 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("a resumed training forgets its optimisers", "training/train.py", "optim.load_state_dict(saved)", "pass", TRAINING),
     ("a resumed training takes any state", "training/train.py", 'if state["fingerprint"] != fingerprint:', "if False:", TRAINING),
     ("a grown model is another function", "training/train.py", 'name.endswith(("o_proj.weight", "down_proj.weight"))', 'name.endswith("o_proj.weight")', TRAINING),
+    # layouts chosen by timing
+    ("layouts: the slowest is chosen", "products.py", "best.append(min(seconds", "best.append(max(seconds", PRODUCTS),
+    ("layouts: that of one row for all", "products.py", "names[min(bisect_left(ROWS, rows), len(ROWS) - 1)]", "names[0]", PRODUCTS),
+    ("layouts: a win by chance is taken", "products.py", "name if again[name] < MARGIN * again[USUAL] else USUAL", "name", PRODUCTS),
+    ("layouts: a torn file stops everything", "products.py", "(OSError, ValueError, TypeError, KeyError, AttributeError)", "OSError", PRODUCTS),
+    ("layouts: what another number of threads chose", "products.py", "(*processor(), torch.get_num_threads(), torch", "(*processor(), torch", PRODUCTS),
+    ("layouts: a busy machine's guesses are kept for ever", "products.py", "        if len(names) == len(ROWS):\n", "        if True:\n", PRODUCTS),
+    ("layouts: exchanged factors without the bias", "products.py", "out if bias is None else out + bias", "out", PRODUCTS),
+    ("trial: the fastest of all kinds for each", "trials.py", "max(own, key=own.get) for", "max(sum(map(list, speeds.values()), []), key=lambda w: max(o.get(w, 0) for o in speeds.values())) for", TRIALS),
+    ("trial: a program for every method", "trials.py", "best.method == name and", "", TRIALS),
+    ("headline over the slowest plain decoding", "bench.py", "speed[is_plain].idxmax()", "speed[is_plain].idxmin()", TRIALS),
+    ("a program is made inside what is timed", "experiments.py", "while made != compiled.Programs.made:", "while made is None:", ["test_experiments.py", "-k", "made_again"]),
 ]  # fmt: skip
 
 

@@ -132,9 +132,9 @@ def test_the_quickest_layout_is_taken_for_each_number_of_rows(timing, monkeypatc
 
 @needs_choice
 def test_the_usual_layout_stays_unless_another_wins_clearly_and_twice(timing):
-    timing(Clock(exchanged=0.98))
+    timing(Clock(exchanged=0.97))
     assert set(layouts(WEIGHT)) == {"laid-out"}
-    timing(Clock(exchanged=0.96))
+    timing(Clock(exchanged=0.95))
     products._file((*products.processor(), torch.get_num_threads(), torch.__version__)).unlink()
     products._known.cache_clear()
     assert set(layouts(WEIGHT)) == {"exchanged"}
