@@ -1,7 +1,8 @@
 """`python -m speclib bench`: what speculation brings on this machine, beside transformers, with its spread.
 
 Same weights, same prompts, the same number of tokens for everyone; methods take turns; the baseline is plain decoding
-with a cache: within a table on the same backend, in the headline the best that the machine has, over backends, dtypes and layouts. What is to be chosen (draft lengths, the settings of transformers' assisted generation) is chosen on prompts of its own.
+with a cache: within a table on the same backend, in the headline the best that the machine has, over backends, dtypes
+and layouts. What is to be chosen (draft lengths, the settings of transformers' assisted generation) is chosen on prompts of its own.
 """
 
 import argparse
@@ -202,8 +203,8 @@ def headline(
     load: trials.Load, sampling: Sampling, measured: list[str], tuning: list[str], tokens: int, repeats: int, backends: Sequence[str], dtypes: Sequence[str], tried: int,
     progress: bool,
 ) -> dict:  # fmt: skip
-    """The fastest plain, speculative and transformers' decoding in one interleaved run, each chosen on the tuning prompts, and plain decoding by the forwards
-    that the speculative one runs: {"said", "tried", "methods", "headline"}, ready for JSON."""
+    """The fastest plain, speculative and transformers' decoding in one interleaved run, each chosen on the tuning prompts,
+    and plain decoding by the forwards that the speculative one runs: {"said", "tried", "methods", "headline"}, for JSON."""
 
     def kinds(tokens: int) -> dict:
         def speculative(pair: Pair) -> dict[str, experiments.Method]:
@@ -243,7 +244,8 @@ def headline(
 
 
 def run_layouts(out: Path, target: str | None, dtypes: Sequence[str], passes: int) -> int:
-    """Times forwards by the layout of their weights, says where the chosen one is more than 5% behind the better of the two, and writes the record."""
+    """Times forwards by the layout of their weights, says where the chosen one is more than 5% behind the better of the
+    two, and writes the record."""
     record = {"machine": experiments.machine(), "context": CONTEXT, "curves": {}, "over_the_better": {}}
     for dtype in dtypes:
         curves = latency.layout_curves(load_model(target or TARGET, dtype=dtype), context=CONTEXT, passes=passes)
@@ -295,7 +297,8 @@ def measure(args: argparse.Namespace, partial: Path) -> dict:
 
 
 def fastest_dtypes(args: argparse.Namespace, progress: bool) -> list[str]:
-    """Those in which plain and speculative decoding are fastest here, by a short trial, which is printed. On the compiled backend the others decide."""
+    """Those in which plain and speculative decoding are fastest here, by a short trial, which is printed. Nothing is
+    compiled for it, unless no other backend is asked for."""
     sampling, few = Sampling(args.temperature[0]), min(args.tokens, TRIED)
     kinds = {
         trials.PLAIN: lambda pair: {PLAIN: experiments.ours(pair.target, None, sampling, 0, few)},
@@ -538,7 +541,8 @@ def findings(record: dict) -> list[str]:
 
 
 def headline_of(record: dict, domain: str, temperature: float) -> str:
-    """The fastest speculative decoding over the fastest plain one of all tables of a domain and temperature, whatever their backends and dtypes, in a sentence."""
+    """The fastest speculative decoding over the fastest plain one of all tables of a domain and temperature, whatever their
+    backends and dtypes, in a sentence."""
     frame = pd.DataFrame(record["rows"]["data"], columns=record["rows"]["columns"])
     frame = frame[(frame["domain"] == domain) & (frame["temperature"] == temperature) & ~frame["method"].str.startswith("transformers")]
     frame = frame.assign(method=frame["method"].str.removesuffix(")") + ", " + frame["dtype"] + ")")

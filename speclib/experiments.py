@@ -63,7 +63,8 @@ def peak_memory() -> float:
 
 
 def ours(target: LanguageModel, drafter: Drafter | None, sampling: Sampling, draft_length: int, tokens: int, rule: str = "token") -> Method:
-    """`generate` as a method: exactly `tokens` new tokens, whatever comes. A trial in which a program was made is made again: that is no part of decoding."""
+    """`generate` as a method: exactly `tokens` new tokens, whatever comes. A trial in which a program was made is made
+    again: that is no part of decoding."""
 
     def trial(prompt: str, seed: int) -> dict:
         made = None

@@ -49,11 +49,14 @@ def width_curve(language_model: LanguageModel, widths: Iterable[int] = WIDTHS, c
     return frame.set_axis(["ms", "low", "high"], axis=1).rename_axis("width").reset_index()
 
 
-def layout_curves(language_model: LanguageModel, rows: Iterable[int] = range(1, 17), context: int = 128, passes: int = 5, turns: int = 3) -> pd.DataFrame:
-    """Time of a fast forward over several tokens by the layout of its weights (see `products`): columns weights, rows, ms, low, high.
+def layout_curves(
+    language_model: LanguageModel, rows: Iterable[int] = range(1, 17), context: int = 128, passes: int = 5, turns: int = 3
+) -> pd.DataFrame:
+    """Time of a fast forward by the layout of its weights (see `products`): columns weights, rows, ms, low, high.
 
-    weights: "as they lie", "laid out", or "chosen": the layouts that are quickest here, by shape and number of rows. The three take turns within each number
-    of rows, `turns` forwards at a time of which the quickest counts; ms, low and high are median and quartiles over passes. Raises as `width_curve`.
+    weights: "as they lie", "laid out", or "chosen": the layouts that are quickest here, by shape and number of rows. The
+    three take turns within each number of rows, `turns` forwards at a time of which the quickest counts; ms, low and high
+    are median and quartiles over passes. Raises as `width_curve`.
     """
     rows = list(rows)
     if not rows or min(rows) < 1 or passes < 1:
@@ -209,8 +212,11 @@ def profile(language_model: LanguageModel, width: int = 1, context: int = 128, f
 
 
 def waiting(language_model: LanguageModel, bytes_per_second: float, width: int = 1, context: int = 128) -> pd.DataFrame:
-    """What a forward waits for: columns kind, ms, share. "memory": its weights at this bandwidth (see `roofline`), as far as the matrix products take so long;
-    "products beyond that": what else they take; "overhead": all the rest, which a model of larger matrices has no more of. Raises as `profile`."""
+    """What a forward waits for: columns kind, ms, share. Raises as `profile`.
+
+    "memory": its weights at this bandwidth (see `roofline`), as far as the matrix products take so long; "products beyond
+    that": what else they take; "overhead": all the rest, which a model of larger matrices has no more of.
+    """
     whole = profile(language_model, width, context).set_index("kind")["ms"]
     products_ms = whole["matrix products"]
     memory = min(products_ms, 1e3 * bytes_and_operations(language_model)[0] / bytes_per_second)

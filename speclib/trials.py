@@ -1,7 +1,8 @@
-"""The fastest way to decode on this machine, by a short trial: backend and dtype for plain decoding, and for speculative decoding by itself.
+"""The fastest way to decode on this machine, by a short trial: backend and dtype for plain decoding, and for
+speculative decoding by itself.
 
-One setting for both flatters one of them: where a processor has no instructions for bfloat16, one token is fastest in it and a check of
-several hopeless. So a speed-up is told over the best plain decoding of the machine, whatever that is.
+One setting for both flatters one of them: where a processor has no instructions for bfloat16, one token is fastest in
+it and a check of several hopeless. So a speed-up is told over the best plain decoding of the machine, whatever that is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +42,9 @@ class Chosen:
     def __str__(self) -> str:
         tried = sorted(self.speeds, key=self.speeds.get, reverse=True)
         best = "; ".join(f"{kind}: {way}" for kind, way in self.ways.items())
-        return f"chosen by a short trial - {best}\n" + "\n".join(f"  {way!s:50} {self.speeds[way]:7.1f} tokens/s" for way in tried)
+        return f"chosen by a short trial - {best}\n" + "\n".join(
+            f"  {way!s:50} {self.speeds[way]:7.1f} tokens/s" for way in tried
+        )
 
 
 def loader(target: str | None = None, draft: str | None = None, device: str | None = None) -> Load:
@@ -68,9 +71,9 @@ def choose(
 ) -> Chosen:
     """Times every method of every kind, taking turns, on these prompts, and names the fastest way of each kind.
 
-    kinds: by name, what makes the methods of that kind for a pair. Programs take long to make, so on the compiled backend a kind is tried only in
-    dtypes whose best way on the other backends reaches the share `near` of the best, and by that method alone. A backend that cannot read the models is
-    left out. Raises UnsupportedModel if none can.
+    kinds: by name, what makes the methods of that kind for a pair. Programs take long to make, so on the compiled
+    backend a kind is tried only in dtypes whose best way on the other backends reaches the share `near` of the best,
+    and by that method alone. A backend that cannot read the models is left out. Raises UnsupportedModel if none can.
     """
     speeds: dict[str, dict[Way, float]] = {kind: {} for kind in kinds}
     refused = UnsupportedModel("there is no backend to try")
@@ -78,7 +81,9 @@ def choose(
     def promising(kind: str, name: str, dtype: str) -> bool:
         here = {way: speed for way, speed in speeds[kind].items() if way.dtype == dtype}
         best = max(here, key=here.get, default=None)
-        return not speeds[kind] or (best is not None and best.method == name and here[best] >= near * max(speeds[kind].values()))
+        return not speeds[kind] or (
+            best is not None and best.method == name and here[best] >= near * max(speeds[kind].values())
+        )
 
     for round_of in (lambda backend: backend != "compiled", lambda backend: backend == "compiled"):
         found: dict[str, tuple[str, Way, experiments.Method]] = {}
@@ -89,14 +94,23 @@ def choose(
                 refused = error
                 continue
             for kind, make in kinds.items():
-                ways = {Way(name, backend, dtype): method for name, method in make(pair).items() if backend != "compiled" or promising(kind, name, dtype)}
+                ways = {
+                    Way(name, backend, dtype): method
+                    for name, method in make(pair).items()
+                    if backend != "compiled" or promising(kind, name, dtype)
+                }
                 found |= {str(way): (kind, way, method) for way, method in ways.items()}
         if found:
-            frame = experiments.interleaved({name: method for name, (_, _, method) in found.items()}, prompts, progress=progress)
+            frame = experiments.interleaved(
+                {name: method for name, (_, _, method) in found.items()}, prompts, progress=progress
+            )
             totals = frame.groupby("method")[["tokens", "seconds"]].sum()
             for name, speed in (totals["tokens"] / totals["seconds"]).items():
                 kind, way, _ = found[name]
                 speeds[kind][way] = speed
     if not all(speeds.values()):
         raise refused
-    return Chosen({kind: max(own, key=own.get) for kind, own in speeds.items()}, {way: speed for own in speeds.values() for way, speed in own.items()})
+    return Chosen(
+        {kind: max(own, key=own.get) for kind, own in speeds.items()},
+        {way: speed for own in speeds.values() for way, speed in own.items()},
+    )

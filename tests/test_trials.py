@@ -1,4 +1,5 @@
-"""The trial chooses the fastest way of each kind; what it need not compile it does not; the headline is over the best plain decoding."""
+"""The trial chooses the fastest way of each kind; what it need not compile it does not; the headline is over the best
+plain decoding."""
 
 import json
 
@@ -28,7 +29,8 @@ SECONDS = {  # (kind, backend, dtype) -> of ten tokens
 
 
 def counted(tried):
-    """Kinds over places (backend, dtype) in place of pairs: `plain` as fast as SECONDS, two guessers of which the second takes twice as long."""
+    """Kinds over places (backend, dtype) in place of pairs: `plain` as fast as SECONDS, two guessers of which the
+    second takes twice as long."""
 
     def make(kind, names):
         def methods(place):
@@ -51,12 +53,15 @@ def place(backend, dtype):
 
 
 def test_each_kind_has_a_fastest_way_of_its_own():
-    """Here plain decoding is fastest in bfloat16, and a check hopeless in it: one dtype for both would flatter or spoil the ratio."""
+    """Here plain decoding is fastest in bfloat16, and a check hopeless in it: one dtype for both would flatter or spoil
+    the ratio."""
     tried = []
     found = choose(place, counted(tried), ["x", "y"], ["eager", "fast"])
     assert found.ways == {PLAIN: Way("plain", "fast", "bfloat16"), SPECULATIVE: Way("quick", "fast", "float32")}
-    assert found.speeds[Way("plain", "fast", "bfloat16")] == 5 and found.speeds[Way("slow", "eager", "float32")] == pytest.approx(10 / 6)
-    assert len(found.speeds) == 12 and "speculative: quick (fast, float32)" in str(found) and str(found).count("tokens/s") == 12
+    assert found.speeds[Way("plain", "fast", "bfloat16")] == 5
+    assert found.speeds[Way("slow", "eager", "float32")] == pytest.approx(10 / 6)
+    assert "speculative: quick (fast, float32)" in str(found)
+    assert str(found).count("tokens/s") == len(found.speeds) == 12
 
 
 @pytest.mark.parametrize(("near", "dtypes"), [(1.0, {"bfloat16"}), (0.9, {"float32", "bfloat16"})])
@@ -100,7 +105,16 @@ def test_the_backends_share_weights_and_are_loaded_once(monkeypatch):
 
 
 def row(method, dtype, prompt, seconds, temperature=1.0):
-    return {"method": method, "dtype": dtype, "domain": "code", "temperature": temperature, "prompt": prompt, "repeat": 0, "tokens": 10, "seconds": seconds}
+    return {
+        "method": method,
+        "dtype": dtype,
+        "domain": "code",
+        "temperature": temperature,
+        "prompt": prompt,
+        "repeat": 0,
+        "tokens": 10,
+        "seconds": seconds,
+    }
 
 
 def test_the_headline_is_over_the_best_plain_decoding_of_all_tables():
@@ -119,28 +133,46 @@ def test_the_headline_is_over_the_best_plain_decoding_of_all_tables():
     columns = list(rows[0])
     record = {"rows": {"columns": columns, "data": [[r[c] for c in columns] for r in rows]}}
     said = bench.headline_of(record, "code", 1.0)
-    assert said == "code, T = 1, over the best plain decoding of this machine: 1.50x [1.50, 1.50], 5 tokens/s by eagle (fast, float32) against 3 by plain (compiled, bfloat16)"
+    assert said.startswith("code, T = 1, over the best plain decoding of this machine: 1.50x [1.50, 1.50], ")
+    assert said.endswith("5 tokens/s by eagle (fast, float32) against 3 by plain (compiled, bfloat16)")
 
 
 def test_the_short_headline_on_a_tiny_pair():
-    """Everything that is compared is in one interleaved run, its ratios are over the best plain way and over the one of the same forwards."""
-    both = {"eager": Pair(tiny(0, 2), tiny(1, 1))}
-    both["fast"] = Pair(*(LanguageModel(m.model, m.tokenizer, m.name, "fast") for m in (both["eager"].target, both["eager"].draft)))
-    found = bench.headline(lambda backend, dtype: both[backend], experiments.Sampling(0), ["some text", "more"], ["others"], 16, 1, ["eager", "fast"], ["float32"], 8, False)
+    """Everything that is compared is in one interleaved run, its ratios are over the best plain way and over the one of
+    the same forwards."""
+    slow = (tiny(0, 2), tiny(1, 1))
+    both = {"eager": Pair(*slow), "fast": Pair(*(LanguageModel(m.model, m.tokenizer, m.name, "fast") for m in slow))}
+    found = bench.headline(
+        lambda backend, dtype: both[backend],
+        experiments.Sampling(0),
+        ["some text", "more"],
+        ["others"],
+        16,
+        1,
+        ["eager", "fast"],
+        ["float32"],
+        8,
+        False,
+    )
     speed = {m["method"]: m["tokens_per_second"] for m in found["methods"]}
     plain = found["methods"][0]
     assert plain["method"].startswith("plain (") and plain["over_best_plain"] == 1
     for method in found["methods"]:
-        assert method["over_best_plain"] == pytest.approx(method["tokens_per_second"] / plain["tokens_per_second"], rel=1e-4)
-    assert sum(name.startswith("plain") for name in speed) in (1, 2) and sum(name.startswith("transformers") for name in speed) == 1
-    assert len(found["tried"]) == 2 * (1 + 1 + 2) + 6 and "over the best plain decoding of this machine" in found["headline"]
+        ratio = method["tokens_per_second"] / plain["tokens_per_second"]
+        assert method["over_best_plain"] == pytest.approx(ratio, rel=1e-4)
+    assert sum(name.startswith("plain") for name in speed) in (1, 2)
+    assert sum(name.startswith("transformers") for name in speed) == 1
+    assert len(found["tried"]) == 2 * (1 + 1 + 2) + 6
+    assert "over the best plain decoding of this machine" in found["headline"]
 
 
 def test_the_record_of_layouts_says_where_the_chosen_one_is_behind(monkeypatch, tmp_path, capsys):
     times = {"as they lie": [1.0, 4.0, 3.0], "laid out": [2.0, 2.0, 2.0], "chosen": [1.04, 1.5, 2.2]}
-    frame = pd.DataFrame([{"weights": name, "rows": n + 1, "ms": ms} for name, own in times.items() for n, ms in enumerate(own)])
+    frame = pd.DataFrame(times, index=pd.Index([1, 2, 3], name="rows")).reset_index()
+    frame = frame.melt("rows", var_name="weights", value_name="ms")
     monkeypatch.setattr(bench.latency, "layout_curves", lambda model, context, passes: frame)
     assert bench.run_layouts(tmp_path / "layouts.json", None, ["float32"], 1) == 0
     record = json.loads((tmp_path / "layouts.json").read_text())
-    assert record["over_the_better"] == {"float32": {"1": 1.04, "2": 0.75, "3": 1.1}} and record["machine"]["instructions"]
+    assert record["over_the_better"] == {"float32": {"1": 1.04, "2": 0.75, "3": 1.1}}
+    assert record["machine"]["instructions"]
     assert "within 5% of the better layout at 2 of 3 numbers of rows; 1.10 at 3" in capsys.readouterr().out
