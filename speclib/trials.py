@@ -85,32 +85,30 @@ def choose(
             best is not None and best.method == name and here[best] >= near * max(speeds[kind].values())
         )
 
-    for round_of in (lambda backend: backend != "compiled", lambda backend: backend == "compiled"):
-        found: dict[str, tuple[str, Way, experiments.Method]] = {}
-        for backend, dtype in [(b, d) for d in dtypes for b in backends if round_of(b)]:
+    winners: dict[str, tuple[Way, experiments.Method]] = {}
+    for quick in (True, False):
+        found = {str(way): (kind, way, method) for kind, (way, method) in winners.items()}  # again, in the same minutes
+        for backend, dtype in [(b, d) for d in dtypes for b in backends if (b != "compiled") == quick]:
             try:
                 pair = load(backend, dtype)
             except UnsupportedModel as error:
                 refused = error
                 continue
             for kind, make in kinds.items():
-                ways = {
-                    Way(name, backend, dtype): method
-                    for name, method in make(pair).items()
-                    if backend != "compiled" or promising(kind, name, dtype)
-                }
-                found |= {str(way): (kind, way, method) for way, method in ways.items()}
-        if found:
-            frame = experiments.interleaved(
-                {name: method for name, (_, _, method) in found.items()}, prompts, progress=progress
-            )
-            totals = frame.groupby("method")[["tokens", "seconds"]].sum()
-            for name, speed in (totals["tokens"] / totals["seconds"]).items():
-                kind, way, _ = found[name]
-                speeds[kind][way] = speed
-    if not all(speeds.values()):
+                for name, method in make(pair).items():
+                    if quick or promising(kind, name, dtype):
+                        way = Way(name, backend, dtype)
+                        found[str(way)] = kind, way, method
+        if len(found) == len(winners):
+            continue  # nothing new to try
+        methods = {name: method for name, (_, _, method) in found.items()}
+        frame = experiments.interleaved(methods, prompts, progress=progress)
+        totals = frame.groupby("method")[["tokens", "seconds"]].sum()
+        for name, speed in (totals["tokens"] / totals["seconds"]).sort_values().items():
+            kind, way, method = found[name]
+            speeds[kind][way] = speed
+            winners[kind] = way, method  # the last is the fastest
+    if len(winners) < len(kinds):
         raise refused
-    return Chosen(
-        {kind: max(own, key=own.get) for kind, own in speeds.items()},
-        {way: speed for own in speeds.values() for way, speed in own.items()},
-    )
+    tried = {way: speed for own in speeds.values() for way, speed in own.items()}
+    return Chosen({kind: winners[kind][0] for kind in kinds}, tried)
