@@ -1,7 +1,8 @@
 """`python -m speclib bench`: what speculation brings on this machine, beside transformers, with its spread.
 
 Same weights, same prompts, the same number of tokens for everyone; methods take turns; the baseline is plain decoding
-with a cache. What is to be chosen (draft lengths, the settings of transformers' assisted generation) is chosen on prompts of its own.
+with a cache: within a table on the same backend, in the headline the best that the machine has, over backends, dtypes
+and layouts. What is to be chosen (draft lengths, the settings of transformers' assisted generation) is chosen on prompts of its own.
 """
 
 import argparse
@@ -15,13 +16,13 @@ import pandas as pd
 import pooch
 import torch
 
-from . import console, embedded, experiments, growth, latency, leaderboard, machine, published, theory
+from . import console, embedded, experiments, growth, latency, leaderboard, machine, published, theory, trials
 from .decoding import generate
 from .distributions import Sampling
 from .drafters import Drafter, EagleDrafter, EnsembleDrafter, FallbackDrafter, LookupDrafter, ModelDrafter, load_eagle
 from .errors import InvalidArgument, UnsupportedModel
 from .files import check_folder, check_output, code_version, differing, reading, replacing, write_text
-from .models import BACKENDS, TARGET, LanguageModel, Pair, load_pair
+from .models import BACKENDS, TARGET, LanguageModel, Pair, load_model, load_pair
 
 TEMPERATURES = (1.0, 0.7, 0.0)
 LENGTHS = (2, 3, 4, 6, 8)  # draft lengths to choose from
@@ -30,6 +31,8 @@ LOOKUP_LENGTHS = (3, 8, 15, 31)  # and for prompt lookup, ours and transformers'
 CONTEXT = 160  # cached tokens where costs are measured: the middle of a text of the bench
 PLAIN, MODEL, EAGLE, FIRST = "plain", "speculative", "eagle", "lookup first"
 BLOCK, LOOKUP, BOTH = "speculative, block rule", "prompt lookup", "lookup and draft model"
+TRIED = 64  # tokens of a trial
+GUESSES = {EAGLE: (4, 8), MODEL: (4,), FIRST: (8, 15)}  # draft lengths that the trial for the headline tries
 FEW = 8  # prompts on which settings are chosen by the clock
 HF_PLAIN, HF_BEST, HF_LOOKUP = "transformers generate", "transformers assisted, best", "transformers lookup, best"
 SHOWN = (
@@ -45,20 +48,25 @@ def add_parser(subparsers) -> None:
         "bench",
         help=f"measure the speed-up on this machine, beside transformers, and write it to {folder}/",
         description="Tokens/s of plain, speculative and transformers' decoding with the same two models, interleaved, with 95%% intervals over prompts. "
-        "Each method's speed-up is over plain decoding with a cache on the same backend. Interrupt it at any time: the same command goes on with the next table.",
+        "Within a table each method's speed-up is over plain decoding with a cache on the same backend; the headline is over the best plain decoding "
+        "of the machine. Interrupt it at any time: the same command goes on with the next table.",
     )
     parser.add_argument("--target", help="an embedded name, a folder, or a hub name (default: the embedded target)")
     parser.add_argument("--draft", help="the same for the draft (default: the embedded draft)")
     parser.add_argument("--prompts", type=int, default=20, help="held-out prompts (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=128, help="new tokens per prompt (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=1, help="times each prompt is decoded by each method (default: %(default)s)")
-    parser.add_argument("--temperature", type=float, nargs="+", default=list(TEMPERATURES), metavar="T", help="0 is greedy (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, nargs="+", metavar="T", help=f"0 is greedy (default: {TEMPERATURES}; of the headline 1 and 0)")
     parser.add_argument("--domain", nargs="+", default=["code"], help="which held-out prompts: code, prose (default: %(default)s)")
     parser.add_argument("--draft-length", type=int, nargs="+", default=list(LENGTHS), metavar="N", help="draft lengths to choose from (default: %(default)s)")
-    parser.add_argument("--dtype", nargs="+", default=[None], help="float32, bfloat16, float16 (default: what suits the device)")
+    parser.add_argument(
+        "--dtype", nargs="+", help="float32, bfloat16, float16 (default: those in which a short trial finds plain and speculative decoding fastest; elsewhere what suits the device)"
+    )
     parser.add_argument("--backend", nargs="+", choices=BACKENDS, help="(default: all; of the ladder eager, of the leaderboard fast)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--quick", action="store_true", help="a few short texts, to see that it works: no figures to quote")
+    parser.add_argument("--headline", action="store_true", help="the fastest way of each kind alone, chosen by a short trial over backends and dtypes: minutes instead of hours")
+    parser.add_argument("--layouts", action="store_true", help="time forwards over 1 to 16 tokens with weights as they lie, laid out and as chosen here, instead")
     parser.add_argument("--ladder", action="store_true", help="measure every embedded draft instead: what notebook 05 shows")
     parser.add_argument("--drafters", choices=["all"], help="every oracle of the workbook on code, prose and edits instead: the leaderboard of notebook 09")
     parser.add_argument(
@@ -68,7 +76,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        help="the JSON file to write; table and figure go beside it (default: bench.json, ladder.json, leaderboard.json, "
+        help="the JSON file to write; table and figure go beside it (default: bench.json, headline.json, layouts.json, ladder.json, leaderboard.json, "
         f"published.json or growth.json in {folder})",
     )
     parser.set_defaults(run=run)
@@ -84,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     if args.quick:
         args.prompts, args.tokens = min(args.prompts, 2), min(args.tokens, 24)
-    chosen = next((name for name in ("ladder", "published", "growth") if getattr(args, name)), "leaderboard" if args.drafters else "bench")
+    names = ("headline", "layouts", "ladder", "published", "growth")
+    chosen = next((name for name in names if getattr(args, name)), "leaderboard" if args.drafters else "bench")
     out = args.out or embedded.RESULTS / f"{chosen}.json"
     image = out.with_suffix(".png") if args.out else out.with_name("headline.png")
     if args.out:
@@ -97,19 +106,24 @@ def run(args: argparse.Namespace) -> int:
             print(f"installed package, no checkout: results go to {out.parent.resolve()}", file=sys.stderr)
     if told := machine.busy():
         print(told, file=sys.stderr)
+    dtype = args.dtype[0] if args.dtype else None
     if args.published:
-        return run_published(out, "gpt2 distilgpt2".split() if args.quick else None, args.dtype[0])
+        return run_published(out, "gpt2 distilgpt2".split() if args.quick else None, dtype)
+    if args.headline:
+        return run_headline(out, args)
+    if args.layouts:
+        return run_layouts(out, args.target, args.dtype or trials.DTYPES, 1 if args.quick else 25)
     if args.drafters:
         return run_leaderboard(out, args)
     if args.growth:
-        return run_growth(out, args.quick, args.dtype[0])
+        return run_growth(out, args.quick, dtype)
     if args.ladder:
         record = experiments.ladder(
-            prompts=args.prompts, tokens=args.tokens, dtype=args.dtype[0], backend=(args.backend or ["eager"])[0], progress=sys.stderr.isatty()
+            prompts=args.prompts, tokens=args.tokens, dtype=dtype, backend=(args.backend or ["eager"])[0], progress=sys.stderr.isatty()
         )
         table = pd.DataFrame(record["summary"])
     else:
-        args.backend = args.backend or list(BACKENDS)
+        args.backend, args.temperature = args.backend or list(BACKENDS), args.temperature or list(TEMPERATURES)
         partial = out.with_suffix(".partial.json")
         record = measure(args, partial)
         table = flat(record)
@@ -147,7 +161,7 @@ def run_published(out: Path, names: Sequence[str] | None, dtype: str | None) -> 
 
 def run_leaderboard(out: Path, args: argparse.Namespace) -> int:
     """Measures every oracle on the last backend named, prints the tables, and writes the record."""
-    pair = load_pair(args.target, args.draft, dtype=args.dtype[0], backend=(args.backend or ["fast"])[-1])
+    pair = load_pair(args.target, args.draft, dtype=args.dtype[0] if args.dtype else None, backend=(args.backend or ["fast"])[-1])
     few = {"prompts": 1, "tuning": 1, "tokens": args.tokens, "settings": leaderboard.SETTINGS[:1]} if args.quick else {}
     record = leaderboard.measure(pair, **few, progress=sys.stderr.isatty())
     write_text(out, json.dumps(record) + "\n")
@@ -187,6 +201,85 @@ def run_growth(out: Path, quick: bool, dtype: str | None) -> int:
     return 0
 
 
+def run_headline(out: Path, args: argparse.Namespace) -> int:
+    """Measures the headline, prints it, and writes the record."""
+    few = {"tried": min(args.tokens, TRIED), "progress": sys.stderr.isatty()}
+    tables = []
+    for domain in args.domain:
+        measured, tuning = split(args.prompts, domain)
+        for temperature in args.temperature or (1.0, 0.0):
+            load = trials.loader(args.target, args.draft)
+            table = headline(load, Sampling(temperature), measured, tuning[:2], args.tokens, args.repeats, args.backend or BACKENDS, args.dtype or trials.DTYPES, **few)
+            tables.append({"domain": domain, "temperature": temperature, **table})
+            print(f"\n{domain}, temperature {temperature:g}: {table['said']}\n" + pd.DataFrame(table["methods"]).to_string(index=False, na_rep="", float_format="{:.3g}".format))
+            print(table["headline"])
+    settings = {key: getattr(args, key) for key in ("target", "draft", "prompts", "tokens", "repeats")}
+    write_text(out, json.dumps({"machine": experiments.machine(), "settings": settings, "tables": tables}, indent=1) + "\n")
+    print(f"\nwritten: {out}")
+    return 0
+
+
+def headline(
+    load: trials.Load, sampling: Sampling, measured: list[str], tuning: list[str], tokens: int, repeats: int, backends: Sequence[str], dtypes: Sequence[str], tried: int,
+    progress: bool,
+) -> dict:  # fmt: skip
+    """The fastest plain, speculative and transformers' decoding in one interleaved run, each chosen on the tuning prompts,
+    and plain decoding by the forwards that the speculative one runs: {"said", "tried", "methods", "headline"}, for JSON."""
+
+    def kinds(tokens: int) -> dict:
+        def speculative(pair: Pair) -> dict[str, experiments.Method]:
+            found = guessers(pair)
+            found = found | {FIRST: FallbackDrafter(LookupDrafter(16, 3), list(found.values())[-1], most=4)}
+            return {f"{name}, {n} guesses": experiments.ours(pair.target, d, sampling, n, tokens) for name, d in found.items() for n in GUESSES[name]}
+
+        def theirs(pair: Pair) -> dict[str, experiments.Method]:
+            if pair.target.backend != "eager":
+                return {}
+            options = {HF_PLAIN: {}} | {f"transformers assisted, {k} guesses": {"assistant_tokens": k} for k in ASSISTANT_TOKENS}
+            options |= {f"transformers lookup, {k} guesses": {"lookup_tokens": k} for k in LOOKUP_LENGTHS[1:3]}
+            return {name: experiments.theirs(pair, sampling, tokens, **own) for name, own in options.items()}
+
+        found = {trials.PLAIN: lambda pair: {PLAIN: experiments.ours(pair.target, None, sampling, 0, tokens)}, trials.SPECULATIVE: speculative}
+        return found | ({"transformers": theirs} if "eager" in backends else {})
+
+    chosen = trials.choose(load, kinds(tried), tuning, backends, dtypes, near=0.8, progress=progress)
+    alone, guided = chosen.ways[trials.PLAIN], chosen.ways[trials.SPECULATIVE]
+    ways = {**chosen.ways, "plain on the same backend": trials.Way(PLAIN, guided.backend, guided.dtype)}
+    compared = {}
+    for kind, way in ways.items():
+        compared[str(way)] = kinds(tokens)[trials.PLAIN if way.method == PLAIN else kind](load(way.backend, way.dtype))[way.method]
+    frame = experiments.interleaved(compared, measured, repeats, progress=progress)
+    table = experiments.speedups(frame, str(alone)).join(experiments.acceptance(frame)).rename(columns={"speedup": "over_best_plain"})
+    table["over_same_forwards"] = table["tokens_per_second"] / table["tokens_per_second"][str(ways["plain on the same backend"])]
+    table["repeated_4_grams"] = frame["text"].map(experiments.repeated_share).groupby(frame["method"]).mean()
+    best = table.loc[str(guided)]
+    return {
+        "said": str(chosen),
+        "tried": {str(way): speed for way, speed in chosen.speeds.items()},
+        "methods": _plain(table.reset_index()),
+        "headline": f"over the best plain decoding of this machine: {best['over_best_plain']:.2f}x [{best['low']:.2f}, {best['high']:.2f}], "
+        f"{best['tokens_per_second']:.0f} tokens/s by {guided} against {table['tokens_per_second'][str(alone)]:.0f} by {alone}; "
+        f"over plain decoding on its own backend and in its own dtype {best['over_same_forwards']:.2f}x",
+    }
+
+
+def run_layouts(out: Path, target: str | None, dtypes: Sequence[str], passes: int) -> int:
+    """Times forwards by the layout of their weights, says where the chosen one is more than 5% behind the better of the
+    two, and writes the record."""
+    record = {"machine": experiments.machine(), "context": CONTEXT, "curves": {}, "over_the_better": {}}
+    for dtype in dtypes:
+        curves = latency.layout_curves(load_model(target or TARGET, dtype=dtype), context=CONTEXT, passes=passes)
+        table = curves.pivot(index="rows", columns="weights", values="ms")
+        over = table["chosen"] / table[["as they lie", "laid out"]].min(axis=1)
+        record["curves"][dtype], record["over_the_better"][dtype] = _plain(curves), {str(rows): round(ratio, 4) for rows, ratio in over.items()}
+        behind = over[over > 1.05]
+        print(f"\n{dtype}, ms of a forward\n" + table.assign(over_the_better=over).round(2).to_string())
+        print(f"within 5% of the better layout at {len(over) - len(behind)} of {len(over)} numbers of rows" + "".join(f"; {ratio:.2f} at {rows}" for rows, ratio in behind.items()))
+    write_text(out, json.dumps(record, indent=1) + "\n")
+    print(f"\nwritten: {out}")
+    return 0
+
+
 def measure(args: argparse.Namespace, partial: Path) -> dict:
     """The whole measurement: {"machine", "settings", "tables", "rows"}; "rows" has every text's figures, as {"columns", "data"}, "tables" has one entry per dtype, domain and temperature:
     {"dtype", "domain", "temperature", "assistant_tokens", "lookup_tokens", "guessers", "methods"}, the last with one row per method.
@@ -209,7 +302,9 @@ def measure(args: argparse.Namespace, partial: Path) -> dict:
                 other = differing(kept.get("identity"), identity)
                 print(f"{partial} is of another measurement (other {other}): starting afresh", file=sys.stderr)
     finished = {(table["dtype"], table["domain"], table["temperature"]) for table in record["tables"]}
-    for dtype in args.dtype:
+    if args.dtype is None and "dtypes" not in record:
+        record["dtypes"] = fastest_dtypes(args, progress)
+    for dtype in args.dtype or record["dtypes"]:
         pairs = load(args.target, args.draft, dtype, args.backend)
         pair = next(iter(pairs.values()))
         name = str(pair.target.dtype).removeprefix("torch.")
@@ -230,6 +325,20 @@ def measure(args: argparse.Namespace, partial: Path) -> dict:
         "tables": record["tables"],
         "rows": json.loads(pd.DataFrame(record["rows"]).to_json(orient="split", index=False, double_precision=6)),
     }
+
+
+def fastest_dtypes(args: argparse.Namespace, progress: bool) -> list[str]:
+    """Those in which plain and speculative decoding are fastest here, by a short trial, which is printed. Nothing is
+    compiled for it, unless no other backend is asked for."""
+    sampling, few = Sampling(args.temperature[0]), min(args.tokens, TRIED)
+    kinds = {
+        trials.PLAIN: lambda pair: {PLAIN: experiments.ours(pair.target, None, sampling, 0, few)},
+        trials.SPECULATIVE: lambda pair: {name: experiments.ours(pair.target, drafter, sampling, 4, few) for name, drafter in guessers(pair).items()},
+    }
+    backends = [backend for backend in args.backend if backend != "compiled"] or args.backend
+    chosen = trials.choose(trials.loader(args.target, args.draft), kinds, split(args.prompts, args.domain[0])[1][:2], backends, progress=progress)
+    print(chosen)
+    return list(dict.fromkeys(way.dtype for way in chosen.ways.values()))
 
 
 def load(target: str | None, draft: str | None, dtype: str | None, backends: Sequence[str]) -> dict[str, Pair]:
@@ -434,7 +543,7 @@ def tie(target: LanguageModel, prompt: str, tokens: list[int], others: list[int]
 
 def findings(record: dict) -> list[str]:
     """What the tables come to, in sentences."""
-    lines = []
+    lines = [headline_of(record, domain, temperature) for domain, temperature in dict.fromkeys((t["domain"], t["temperature"]) for t in record["tables"])]
     for table in record["tables"]:
         rows = pd.DataFrame(table["methods"]).set_index("method")
         best = max((HF_PLAIN, HF_BEST, HF_LOOKUP), key=lambda name: rows.loc[name, "tokens_per_second"])
@@ -460,6 +569,22 @@ def findings(record: dict) -> list[str]:
             )
     where = record["machine"]
     return [*lines, f"measured on {where['gpu'] or where['cpu']}, {where['threads']} threads, torch {where['torch']}, {where['date']}"]
+
+
+def headline_of(record: dict, domain: str, temperature: float) -> str:
+    """The fastest speculative decoding over the fastest plain one of all tables of a domain and temperature, whatever their
+    backends and dtypes, in a sentence."""
+    frame = pd.DataFrame(record["rows"]["data"], columns=record["rows"]["columns"])
+    frame = frame[(frame["domain"] == domain) & (frame["temperature"] == temperature) & ~frame["method"].str.startswith("transformers")]
+    frame = frame.assign(method=frame["method"].str.removesuffix(")") + ", " + frame["dtype"] + ")")
+    totals = frame.groupby("method")[["tokens", "seconds"]].sum()
+    speed, is_plain = totals["tokens"] / totals["seconds"], totals.index.str.startswith(f"{PLAIN} (")
+    plain, best = speed[is_plain].idxmax(), speed[~is_plain].idxmax()
+    over, setting = experiments.speedups(frame, plain).loc[best], f"T = {temperature:g}" if temperature else "greedy"
+    return (
+        f"{domain}, {setting}, over the best plain decoding of this machine: {over['speedup']:.2f}x [{over['low']:.2f}, {over['high']:.2f}], "
+        f"{over['tokens_per_second']:.0f} tokens/s by {best} against {speed[plain]:.0f} by {plain}"
+    )
 
 
 def _plain(frame: pd.DataFrame) -> list[dict]:

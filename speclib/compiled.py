@@ -41,6 +41,8 @@ Law = Callable[[Tensor], Tensor]  # logits [1, V] -> probabilities
 class Programs:
     """What is made into programs for one model: forwards over the numbers of tokens in `widths`, and runs of guesses, each at its first use."""
 
+    made = 0  # programs of this process, of all models: who measures looks whether one was made meanwhile
+
     def __init__(self, decoder: Decoder, name: str, vocabulary: int):
         self.name, self.decoder, self.vocabulary = name, decoder, vocabulary
         self.graphs = decoder.device.type == "cuda"  # CUDA graphs, or torch.compile
@@ -102,6 +104,7 @@ class Programs:
                         off = apart(outputs[1], make()(*inputs, *place)[1])
                         if off > LIMITS.get(self.decoder.dtype, COARSE):
                             raise UnsupportedModel(f"its logits are apart from the fast forward's by {off:.2g} of their spread")
+                    Programs.made += 1
                     bar.update()
             except Exception as error:  # no compiler, or one that fails: the reasons are many and none is ours
                 self.broken.add(kind)

@@ -1,4 +1,4 @@
-"""`python -m speclib demo`: the headline in a minute, on this machine."""
+"""`python -m speclib demo`: the headline on this machine, over the best plain decoding that it has."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from . import console, embedded, experiments, machine, models, statistics
+from . import console, embedded, experiments, machine, models, statistics, trials
 from .decoding import generate
 from .distributions import Sampling, seeded
 from .drafters import EagleDrafter, ModelDrafter, load_eagle
@@ -17,6 +17,7 @@ from .rules import RULES
 
 LOSSLESS_TEXTS = 3000
 FIGURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")  # what the figure can be
+TRIED = 32  # tokens of the trial
 
 
 def add_parser(subparsers) -> None:
@@ -24,12 +25,15 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "demo",
         help="one prompt, plain and speculative: text, target passes, speed, and a check that nothing was lost",
-        description="Decodes a held-out prompt plainly (with a cache) and by speculative sampling with two guessers, several times in turn; shows which guesses passed, compares "
-        "the measured speed-up with the predicted one, tests that the text's law is unchanged, and saves a figure. Works offline.",
+        description="Decodes a held-out prompt plainly (with a cache) and by speculative sampling with two guessers, several times in turn, each on the backend and in the dtype "
+        "that a short trial finds fastest for it here; shows which guesses passed, compares the measured speed-up with the predicted one, tests that the text's law is "
+        "unchanged, and saves a figure. Works offline. `--backend eager fast compiled` tries the compiled backend too, which is "
+        "often the fastest and makes its programs first: some minutes.",
     )
     parser.add_argument("--prompt", help="your own text (default: a held-out function head)")
     parser.add_argument("--draft", help="an embedded draft (default: the best one)")
-    parser.add_argument("--backend", choices=models.BACKENDS, default="fast", help="whose forwards everyone runs, plain decoding too (default: %(default)s)")
+    parser.add_argument("--backend", nargs="+", choices=models.BACKENDS, default=["eager", "fast"], help="which to choose from (default: eager fast)")
+    parser.add_argument("--dtype", nargs="+", choices=trials.DTYPES, default=list(trials.DTYPES), help="which to choose from (default: all)")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=128, help="new tokens (default: %(default)s)")
     parser.add_argument("--draft-length", type=int, default=4, help="gamma, guesses per round (default: %(default)s)")
@@ -45,18 +49,28 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidArgument(f"--repeats must be at least 1, not {args.repeats}")
     check_output(args.out, FIGURES)
     sampling = Sampling(temperature=args.temperature)
-    pair = models.load_pair(draft=args.draft, backend=args.backend)
-    prompt = args.prompt if args.prompt is not None else embedded.prompts("code")[16]
-    drafter, gamma = ModelDrafter(pair.draft), args.draft_length
-    print(f"{pair.target}\n{pair.draft}")
-    print(f"backend {args.backend!r} runs all forwards, plain decoding's too (`--backend eager`: transformers' own)")
-    print(f"{machine.busy() or ''}\n", flush=True)
+    gamma, prompt = args.draft_length, args.prompt if args.prompt is not None else embedded.prompts("code")[16]
+    load, eagles = trials.loader(draft=args.draft), {}
+    print(machine.busy() or "two short trials choose what runs plain and speculative decoding fastest here ...", flush=True)
 
-    methods = {
-        "plain": experiments.ours(pair.target, None, sampling, 0, args.tokens),
-        "speculative": experiments.ours(pair.target, drafter, sampling, gamma, args.tokens),
-        "eagle": experiments.ours(pair.target, EagleDrafter(load_eagle()), sampling, gamma, args.tokens),
-    }
+    def speculative(pair: models.Pair, tokens: int) -> dict[str, experiments.Method]:
+        eagle = eagles.setdefault(pair.target, EagleDrafter(load_eagle()))  # its programs belong to the one that they were made for
+        return {name: experiments.ours(pair.target, d, sampling, gamma, tokens) for name, d in (("draft model", ModelDrafter(pair.draft)), ("eagle", eagle))}
+
+    def plain(pair: models.Pair, tokens: int) -> experiments.Method:
+        return experiments.ours(pair.target, None, sampling, 0, tokens)
+
+    few = min(args.tokens, TRIED)
+    kinds = {trials.PLAIN: lambda pair: {trials.PLAIN: plain(pair, few)}, trials.SPECULATIVE: lambda pair: speculative(pair, few)}
+    chosen = trials.choose(load, kinds, [prompt] * 2, args.backend, args.dtype)
+    alone, guided = chosen.ways.values()
+    pair = load(guided.backend, guided.dtype)
+    drafter = ModelDrafter(pair.draft)
+    print(f"{pair.target}\n{pair.draft}\n{chosen}\n")
+
+    methods = {str(alone): plain(load(alone.backend, alone.dtype), args.tokens)}
+    same = str(trials.Way(trials.PLAIN, guided.backend, guided.dtype))  # plain decoding by the forwards that speculative decoding runs
+    methods |= {same: plain(pair, args.tokens), **speculative(pair, args.tokens)}
     shown = generate(pair.target, prompt, drafter, sampling, gamma, max_new_tokens=args.tokens, stop=[], seed=args.seed)
     frame = experiments.interleaved(methods, [prompt], args.repeats, seed=args.seed)
     c, widths = experiments.costs(pair, (1, gamma + 1))
@@ -74,15 +88,20 @@ def run(args: argparse.Namespace) -> int:
     speed = (frame["tokens"] / frame["seconds"]).groupby(frame["method"]).quantile([0.5, 0.25, 0.75]).unstack()
     for name in methods:
         low, high = speed.loc[name, 0.25], speed.loc[name, 0.75]
-        print(f"{name:12} {forwards[name]:6.1f} target forwards  {speed.loc[name, 0.5]:7.1f} tokens/s (middle half {low:.1f} to {high:.1f}, {args.repeats} runs)")
-    seen = experiments.acceptance(frame)
-    measured = experiments.speedups(frame, "plain")["speedup"]
+        print(f"{name:30} {forwards[name]:6.1f} target forwards  {speed.loc[name, 0.5]:7.1f} tokens/s (middle half {low:.1f} to {high:.1f}, {args.repeats} runs)")
+    seen, measured, own = experiments.acceptance(frame), *(experiments.speedups(frame, baseline) for baseline in (str(alone), same))
+    best = max(("draft model", "eagle"), key=speed[0.5].get)
+    print(
+        f"\nspeculative over the best plain decoding of this machine: {measured.loc[best, 'speedup']:.2f}x "
+        f"({measured.loc[best, 'tokens_per_second']:.0f} tokens/s, {best}, against {measured.loc[str(alone), 'tokens_per_second']:.0f})"
+    )
     if gamma and len(seen):
-        alpha, per_round, share = seen.loc["speculative", ["alpha", "tokens_per_round", "accepted_share"]]
+        alpha, per_round, share = seen.loc["draft model", ["alpha", "tokens_per_round", "accepted_share"]]
         predicted = experiments.predict(alpha, per_round, gamma, c, widths)["width"]
-        print(f"\nalpha {alpha:.2f}, accepted share {share:.2f}, tokens per round {per_round:.2f}, cost ratio c {c:.3f}")
-        print(f"speed-up: {measured['speculative']:.2f}x measured, {predicted:.2f}x predicted from alpha, c and the width curve")
-        print(f"with a draft that reads the target's states (eagle, notebook 07): alpha {seen['alpha'].get('eagle', float('nan')):.2f}, speed-up {measured['eagle']:.2f}x measured")
+        print(f"on the same backend and in the same dtype ({guided.backend}, {guided.dtype}), over {own.loc[same, 'tokens_per_second']:.0f} tokens/s:")
+        print(f"  draft model {own.loc['draft model', 'speedup']:.2f}x measured, {predicted:.2f}x predicted from alpha {alpha:.2f}, cost ratio c {c:.3f} and the width curve")
+        print(f"  (accepted share {share:.2f}, tokens per round {per_round:.2f})")
+        print(f"  eagle, which reads the target's states (notebook 07): alpha {seen['alpha'].get('eagle', float('nan')):.2f}, {own.loc['eagle', 'speedup']:.2f}x measured")
     print(f"lossless? {lossless_check(pair, prompt, sampling, gamma, args.seed)}")
     print(f"\nfigure: {args.out}\nnext: `make lab` opens the workbook at notebook 00; `python -m speclib bench` measures thoroughly")
     return 0

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
+from . import products
 from .context import Context
 from .distributions import Sampling, seeded
 from .drafters import Drafter
@@ -46,6 +47,37 @@ def width_curve(language_model: LanguageModel, widths: Iterable[int] = WIDTHS, c
             times[width].append(1e3 * timer.blocked_autorange(min_run_time=min_seconds).median)
     frame = pd.DataFrame(times).quantile([0.5, 0.25, 0.75]).T
     return frame.set_axis(["ms", "low", "high"], axis=1).rename_axis("width").reset_index()
+
+
+def layout_curves(
+    language_model: LanguageModel, rows: Iterable[int] = range(1, 17), context: int = 128, passes: int = 5, turns: int = 3
+) -> pd.DataFrame:
+    """Time of a fast forward by the layout of its weights (see `products`): columns weights, rows, ms, low, high.
+
+    weights: "as they lie", "laid out", or "chosen": the layouts that are quickest here, by shape and number of rows. The
+    three take turns within each number of rows, `turns` forwards at a time of which the quickest counts; ms, low and high
+    are median and quartiles over passes. Raises as `width_curve`.
+    """
+    rows = list(rows)
+    if not rows or min(rows) < 1 or passes < 1:
+        raise InvalidArgument(f"rows must be whole numbers >= 1 and passes at least 1, not {rows!r} and {passes!r}")
+    made, times = {}, []
+    for name, layout in (("as they lie", "as-they-lie"), ("laid out", "laid-out"), ("chosen", None)):
+        with products.forced(layout):
+            made[name] = _filled(LanguageModel(language_model.model, language_model.tokenizer, language_model.name, "fast"), context, max(rows))
+    for k in range(passes):
+        for n in rows:
+            for name in sorted(made, reverse=k % 2 == 1):
+                text, fill = made[name]
+                seen = []
+                for _ in range(turns):
+                    began = _now(language_model.device)
+                    text.extend(fill[:, :n])
+                    seen.append(_now(language_model.device) - began)
+                    text.rollback(context)
+                times.append({"weights": name, "rows": n, "ms": 1e3 * min(seen)})
+    spread = pd.DataFrame(times).groupby(["weights", "rows"])["ms"].quantile([0.5, 0.25, 0.75]).unstack()
+    return spread.set_axis(["ms", "low", "high"], axis=1).reset_index()
 
 
 def cost_ratio(target: LanguageModel, draft: LanguageModel, context: int = 128, drafts: int = 4, rounds: int = 40) -> float:
@@ -176,6 +208,20 @@ def profile(language_model: LanguageModel, width: int = 1, context: int = 128, f
     typical = {kind: median(times[kind] for times in parts[WARM_UP:]) for kind in times}
     typical["between operations"] = max(0.0, median(wholes[WARM_UP:]) - sum(typical.values()))
     frame = pd.DataFrame({"kind": list(typical), "ms": list(typical.values())})
+    return frame.assign(share=frame["ms"] / frame["ms"].sum())
+
+
+def waiting(language_model: LanguageModel, bytes_per_second: float, width: int = 1, context: int = 128) -> pd.DataFrame:
+    """What a forward waits for: columns kind, ms, share. Raises as `profile`.
+
+    "memory": its weights at this bandwidth (see `roofline`), as far as the matrix products take so long; "products beyond
+    that": what else they take; "overhead": all the rest, which a model of larger matrices has no more of.
+    """
+    whole = profile(language_model, width, context).set_index("kind")["ms"]
+    products_ms = whole["matrix products"]
+    memory = min(products_ms, 1e3 * bytes_and_operations(language_model)[0] / bytes_per_second)
+    parts = {"memory": memory, "products beyond that": products_ms - memory, "overhead": whole.sum() - products_ms}
+    frame = pd.DataFrame({"kind": list(parts), "ms": list(parts.values())})
     return frame.assign(share=frame["ms"] / frame["ms"].sum())
 
 

@@ -27,6 +27,7 @@ TREES = ["test_tree_law.py"]
 SAMPLING = ["test_distributions.py"]
 CONTEXTS = ["test_contexts.py"]
 PRODUCTS = ["test_products.py"]
+TRIALS = ["test_trials.py"]
 MODELS = ["test_models.py", "-k", "width or padded or clear or forget"]
 PROBE = ["test_probe.py"]
 LOOP = ["test_decoding.py", "--deselect=test_decoding.py::test_greedy_is_transformers_own_on_200_prompts"]
@@ -200,6 +201,19 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("an overlong source is read", "arguments.py", "if model.source_length and prompt > model.source_length:", "if False:", PROBE),
     ("the start token of config alone", "context.py", 'places = [(generation, first), (generation, "bos_token_id")]', "places = []", PROBE),
     ("padding of a batch is text", "arguments.py", "    return [ids[place] for place in shown]\n", "    return ids\n", PROBE),
+    # layouts chosen by timing
+    ("layouts: the slowest is chosen", "products.py", "best.append(min(seconds", "best.append(max(seconds", PRODUCTS),
+    ("layouts: that of one row for all", "products.py", "names[min(bisect_left(ROWS, rows), len(ROWS) - 1)]", "names[0]", PRODUCTS),
+    ("layouts: a win by chance is taken", "products.py", "name if again[name] < MARGIN * again[USUAL] else USUAL", "name", PRODUCTS),
+    ("layouts: a torn file stops everything", "products.py", "(OSError, ValueError, TypeError, KeyError, AttributeError)", "OSError", PRODUCTS),
+    ("layouts: what another number of threads chose", "products.py", "(*processor(), torch.get_num_threads(), torch", "(*processor(), torch", PRODUCTS),
+    ("layouts: a busy machine's guesses are kept for ever", "products.py", "        if len(names) == len(ROWS):\n", "        if True:\n", PRODUCTS),
+    ("layouts: exchanged factors without the bias", "products.py", "out if bias is None else out + bias", "out", PRODUCTS),
+    ("trial: the slowest way of each kind", "trials.py", ".sort_values().items()", ".sort_values(ascending=False).items()", TRIALS),
+    ("trial: what was fastest in other minutes", "trials.py", "for kind, (way, method) in winners.items()}", "for kind, (way, method) in ()}", TRIALS),
+    ("trial: a program for every method", "trials.py", "best.method == name and", "", TRIALS),
+    ("headline over the slowest plain decoding", "bench.py", "speed[is_plain].idxmax()", "speed[is_plain].idxmin()", TRIALS),
+    ("a program is made inside what is timed", "experiments.py", "while made != compiled.Programs.made:", "while made is None:", ["test_experiments.py", "-k", "made_again"]),
 ]  # fmt: skip
 
 

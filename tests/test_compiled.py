@@ -1,6 +1,7 @@
 """The compiled backend: the same text, one program for every length of the text, and a way on where nothing can be compiled."""
 
 import copy
+import itertools
 import shutil
 import warnings
 
@@ -9,7 +10,7 @@ import torch
 from test_contexts import TOLERANCE, build, reference, text
 
 import speclib
-from speclib import LanguageModel, compiled
+from speclib import LanguageModel, compiled, products
 from speclib.distributions import seeded
 from speclib.drafters import ModelDrafter, TreeDrafter
 from speclib.errors import NonFiniteLogits, UnsupportedModel
@@ -39,6 +40,28 @@ def test_one_program_serves_every_length(kind):
         got += [context.extend(tokens[:, start : start + 4])[0] for start in range(54, 330, 4)]
     assert context.capacity == 640 and len(language_model.programs._made) == 1 and not language_model.programs.broken
     assert (torch.cat(got) - right[50:]).abs().max() < TOLERANCE[torch.float32]
+
+
+@needs_compiler
+def test_one_program_over_matrices_of_every_layout(monkeypatch):
+    """Layouts taken in turn, and other ones for one row than for four: a program has the layouts of its width."""
+    turn, wanted = itertools.cycle(products.LAYOUTS), []
+
+    def layouts(weight):
+        wanted.append((next(turn), next(turn)))
+        return (*[wanted[-1][0]] * 3, *[wanted[-1][1]] * (len(products.ROWS) - 3))
+
+    tokens, right = text(30), reference("llama", text(30), torch.float32)
+    if products.can_pack(torch.ones(1, 1)):
+        monkeypatch.setattr(products, "layouts", layouts)
+    language_model = model(layers=3)
+    assert not wanted or set(sum(wanted, ())) == set(products.LAYOUTS)
+    language_model.announce([1, 4])
+    context = language_model.context()
+    context.extend(tokens[:, :20], keep=1)
+    got = torch.cat([context.extend(tokens[:, a:b])[0] for a, b in ((20, 24), (24, 25), (25, 29), (29, 30))])
+    assert len(language_model.programs._made) == 2 and not language_model.programs.broken
+    assert (got - right[20:]).abs().max() < TOLERANCE[torch.float32]
 
 
 @needs_compiler

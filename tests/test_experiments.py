@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import speclib
-from speclib import LanguageModel, Sampling, bench, experiments, generate, theory
+from speclib import LanguageModel, Sampling, bench, compiled, experiments, generate, theory
 from speclib.drafters import ModelDrafter, TreeDrafter
 from speclib.errors import InvalidArgument
 from speclib.models import Pair
@@ -113,6 +113,28 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
     log.clear()
     again = experiments.interleaved({name: counted(log, name, 1.0) for name in "ab"}, ["x", "y", "z", "w"], file=file, progress=False)
     assert len(again) == 8 and not log
+
+
+def test_a_trial_in_which_a_program_was_made_is_made_again(pair, monkeypatch):
+    """Widths that a warm-up did not meet - a lookup's first match, the short rounds where a text ends - are not in what is recorded."""
+    made, generated = [], []
+
+    def fused(program):
+        made.append(len(generated))
+        return program
+
+    def counted(*arguments, **options):
+        generated.append(arguments)
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(compiled, "fused", fused)
+    monkeypatch.setattr(experiments, "generate", counted)
+    quick = [LanguageModel(model.model, model.tokenizer, backend="compiled") for model in (pair.target, pair.draft)]
+    trial = experiments.ours(quick[0], ModelDrafter(quick[1]), Sampling(), 3, 20)
+    first = trial("speculate", 0)
+    assert made and max(made) < len(generated), "the last run made nothing"
+    again, before = trial("speculate", 0), len(generated)
+    assert first["text"] == again["text"] and len(generated) == before == max(made) + 2
 
 
 def test_speedups_are_ratios_of_totals_with_intervals():
