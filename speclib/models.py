@@ -179,7 +179,7 @@ def _rows(model, name: str) -> tuple[int, int, int]:
         )
     both = getattr(model.config, "is_encoder_decoder", False)
     parts = (model.get_encoder(), model.get_decoder()) if both else (model, model)
-    tables = [getattr(part.get_input_embeddings(), "weight", None) for part in parts]
+    tables = [getattr(getattr(part, "get_input_embeddings", model.get_input_embeddings)(), "weight", None) for part in parts]
     if any(table is None or table.ndim != 2 or table.dtype == torch.bool for table in tables):
         raise UnsupportedModel(
             f"{name} ({type(model).__name__}) does not read token ids, or does so by no matrix; choose a language model"

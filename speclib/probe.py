@@ -107,7 +107,7 @@ def _pieces(language_model, kind: type[Context], what: str, instead: str = "") -
     half, more = n // 2, n - n // 4
     instead = (
         instead
-        or "such a model cannot be used; choose one whose attention is causal and keeps keys and values of every token"
+        or "choose a causal model that keeps keys and values of every token and counts a position for its padding token too"
     )
     with _typed(name, f"reading in pieces with {what}"):
         got = torch.cat([context.extend(tokens[:, :half]), context.extend(tokens[:, half:more])], 1)[0]

@@ -10,6 +10,7 @@ import torch
 import transformers as t
 from test_contexts import build
 from test_models import tokenizer
+from tokenizers import Tokenizer, models
 
 import speclib
 from speclib import LanguageModel, Sampling, errors, generate, probe
@@ -462,6 +463,9 @@ def test_vocabulary_is_bounded_by_rows_and_highest_id():
         with pytest.raises(IncompatibleModels, match="rows for 30 tokens"):
             generate(target, [[1, 2]], drafter, max_new_tokens=3)
     assert sum(calls) <= 12  # a probe of trees, no text
+    inner = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "<end>": 40}, unk_token="<unk>"))  # ids with a gap
+    gaps = t.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+    assert len(gaps) == 3 and LanguageModel(llama(), gaps).vocabulary == 41
     bare = llama()
     bare.set_input_embeddings(torch.nn.Embedding(40, 32))
     assert LanguageModel(bare).vocabulary == 40
