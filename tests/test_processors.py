@@ -209,7 +209,7 @@ def three_then_nothing(input_ids, scores):
     return scores if input_ids.shape[1] < len(PROMPT) + 3 else torch.full_like(scores, -torch.inf)
 
 
-@pytest.mark.parametrize("drafter", [None, ModelDrafter(draft()), TREES["tree, likeliest"](torch.float32), LookupDrafter()], ids=repr)
+@pytest.mark.parametrize("drafter", [None, ModelDrafter(draft()), TREES["tree, likeliest"](torch.float32), LookupDrafter()], ids=["plain", "model", "tree", "lookup"])
 def test_a_dead_end_is_an_error_where_the_text_comes_to_it_and_nowhere_else(drafter):
     sampling = Sampling(0, processors=[three_then_nothing])
     assert len(generate(target(), [PROMPT], drafter, sampling, max_new_tokens=3, stop=[]).tokens[0]) == 3
