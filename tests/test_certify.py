@@ -60,6 +60,15 @@ def sampler(suspect=None):
     return draws, states
 
 
+def test_certify_is_found_when_it_is_asked_for():
+    asks = "import sys, speclib; assert 'scipy.stats' not in sys.modules; from speclib import certify; print(certify.__name__)"
+    assert (
+        subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True, check=True).stdout == "certify\n"
+    )
+    with pytest.raises(AttributeError, match="no attribute 'certified'"):
+        speclib.certified  # noqa: B018
+
+
 # --- programs in other languages -------------------------------------------------------------------------------------
 
 
