@@ -21,7 +21,7 @@ from speclib.errors import InvalidArgument
 from speclib.exact import Loop
 from speclib.exactness import fingerprints
 from speclib.exactness.command import MARK, table
-from speclib.exactness.judge import FEATURES, LEVEL, Suite, chosen, read_draws, suite_of
+from speclib.exactness.judge import FEATURES, LEVEL, Suite, all_cases, chosen, read_draws, suite_of
 from speclib.exactness.library import SUSPECTS, Suspect, law, verdict
 from speclib.museum import EXHIBITS, accepts, residuals
 from speclib.rules import Verdict, chain_stops
@@ -60,21 +60,44 @@ def sampler(suspect=None):
     return draws, states
 
 
+def test_certify_is_found_when_it_is_asked_for():
+    asks = "import sys, speclib; assert 'scipy.stats' not in sys.modules; from speclib import certify; print(certify.__name__)"
+    assert (
+        subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True, check=True).stdout == "certify\n"
+    )
+    with pytest.raises(AttributeError, match="no attribute 'certified'"):
+        speclib.certified  # noqa: B018
+
+
 # --- programs in other languages -------------------------------------------------------------------------------------
 
 
-def test_an_adapter_in_c(tmp_path, capsys):
+@pytest.fixture
+def compiled(tmp_path):
+    """Compiles a C file and returns the program's path."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler is installed")
+
+    def made(source):
+        subprocess.run([compiler, "-Wall", "-Werror", "-o", tmp_path / "rule", source, "-lm"], check=True)
+        return str(tmp_path / "rule")
+
+    return made
+
+
+def test_an_adapter_in_c(compiled, capsys):
     source = VECTORS / "adapters" / "token_rule.c"
-    subprocess.run([compiler, "-Wall", "-Werror", "-o", str(tmp_path / "rule"), str(source)], check=True)
-    code, out = certify(["--", str(tmp_path / "rule")], capsys)
+    code, out = certify(["--", compiled(source)], capsys)
     assert code == 0 and "112 right, 0 wrong, 0 skipped, 0 unanswered" in out
-    assert (
-        "COULD NOT BE SEEN by this run: argmax draft, one-sided top-k, short nucleus, raw bonus" in out
-    )  # it writes no texts
+    unseen = "argmax draft, one-sided top-k, short nucleus, raw bonus"  # it writes no texts
+    assert f"COULD NOT BE SEEN by this run: {unseen}" in out
     assert len(source.read_text().splitlines()) <= 40 and max(map(len, source.read_text().splitlines())) <= 120
+
+
+def test_every_rule_and_every_case_in_c(compiled, capsys):
+    code, out = certify(["--", compiled(ROOT / "tests" / "all_rules.c")], capsys)
+    assert code == 0 and f"{len(all_cases())} right, 0 wrong, 0 skipped, 0 unanswered" in out
 
 
 def test_an_adapter_in_javascript(capsys):

@@ -37,6 +37,7 @@ def test_every_case_follows_the_schema():
         validator.validate(file)
     fields = [schema["$defs"][task]["required"] for task in ("verify", "text")]
     page = (FOLDER / "README.md").read_text()
+    assert f"answers all {len(CASES)} cases" in page
     assert all(f"`{name}`" in page or f"`{name}." in page for names in fields for name in names)
 
 

@@ -31,6 +31,7 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "certify",
         help="hold a program of yours, in any language, against the exactness vectors",
+        usage="%(prog)s [options] -- COMMAND [ARGUMENT ...]",
         description="Starts COMMAND and asks it, in JSON lines, for the law or for draws of each case: "
         "data/vectors/PROTOCOL.md is the page to read. Exit code 0: all is right; 1: something is wrong; "
         "2: the program could not be judged.",
@@ -64,7 +65,7 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write a JUnit report there")
-    parser.add_argument("command", nargs="+", metavar="-- COMMAND", help="the program and its arguments")
+    parser.add_argument("command", nargs="+", metavar="COMMAND", help="the program and its arguments, behind --")
     parser.set_defaults(run=run)
 
 

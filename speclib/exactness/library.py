@@ -141,11 +141,13 @@ def _suspects() -> dict[str, Suspect]:
         Suspect(
             name="bonus without its mask",
             what="forgets the mask behind the last guess: a forbidden token comes there",
+            see="notebook 04b",
             masks=last_is_free,
         ),
         Suspect(
             name="mask on the draft alone",
             what="never masks the target: what replaces a rejected guess is free",
+            see="notebook 04b",
             masks=torch.ones_like,
         ),
     ]
