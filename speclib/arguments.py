@@ -48,6 +48,10 @@ def encode(target: LanguageModel, prompts) -> list[list[int]]:
             raise InvalidArgument(
                 f"prompt {row} is empty; begin with at least one token, such as the model's beginning-of-text"
             )
+        if target.unwritten in ids and not target.encoder_decoder:
+            raise InvalidArgument(
+                f"prompt {row} holds the padding token {target.unwritten}, for which {target.name} counts no position; leave it out"
+            )
         if wrong := [token for token in ids if not 0 <= token < target.reads]:
             raise InvalidArgument(
                 f"prompt {row} holds {wrong[0]!r}, which is not a token id between 0 and {target.reads - 1}"

@@ -44,7 +44,10 @@ class Context:
         logits = self._forward(tokens, keep or tokens.shape[1], parents)
         self._latest = self.length
         self.length += tokens.shape[1]
-        return logits[..., : self.language_model.vocabulary]
+        logits, unwritten = logits[..., : self.language_model.vocabulary], self.language_model.unwritten
+        if unwritten is None:
+            return logits
+        return logits.index_fill(-1, torch.tensor([unwritten], device=logits.device), -torch.inf)
 
     def guess(
         self, text: Sequence[int], n: int, uniform: Callable[[int, int], Tensor], law: Callable[[Tensor], Tensor], settings: Hashable

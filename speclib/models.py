@@ -76,6 +76,11 @@ class LanguageModel:
                 probing.fast(self)
             self._made_of = now
 
+    @property
+    def unwritten(self) -> int | None:
+        """A padding token that this model counts no position for: it may not stand in a text, and is never written (see `probe`)."""
+        return probing.unwritten.get(self.model)
+
     def made_of(self) -> tuple:
         """What is compared to know that the weights are still the same; just looked at, where a context of the fast backend was made."""
         return self._made_of or fast.fingerprint(self.model, numbers=True)

@@ -37,6 +37,8 @@ LEAVES = [[0, 2], [1, 3], [0, 4]]
 LIMITS = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 COARSE = 0.2  # for weights in 8 bits or fewer, whose products round as bfloat16 does
 
+# Models that count no position for their padding token (RoBERTa's kind, M2M100): read in pieces, what follows it would move. They never write it.
+unwritten: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 _tried: WeakKeyDictionary[nn.Module, dict[str, tuple]] = (
     WeakKeyDictionary()
 )  # of which weights each comparison has passed
@@ -46,7 +48,18 @@ def cache(language_model) -> None:
     """Compares pieces read with the cache, and reading after a rollback, with one forward without it. Raises
     UnsupportedModel."""
     kind = EncoderDecoderContext if language_model.encoder_decoder else Context
-    _try(language_model, "cache", lambda: _pieces(language_model, kind, "its key-value cache"))
+
+    def compare() -> None:
+        unwritten.pop(language_model.model, None)
+        try:
+            _pieces(language_model, kind, "its key-value cache")
+        except UnsupportedModel:
+            if _padding(language_model.model) is None:
+                raise
+            _pieces(language_model, kind, "its key-value cache", padded=False)
+            unwritten[language_model.model] = _padding(language_model.model)
+
+    _try(language_model, "cache", compare)
 
 
 def fast(language_model) -> None:
@@ -94,11 +107,11 @@ def _typed(name: str, what: str, instead: str = "") -> Iterator[None]:
 
 
 @torch.inference_mode()
-def _pieces(language_model, kind: type[Context], what: str, instead: str = "") -> None:
+def _pieces(language_model, kind: type[Context], what: str, instead: str = "", padded: bool = True) -> None:
     name, n = language_model.name, min(TOKENS, language_model.context_length or TOKENS)
     if n < 2:
         return
-    tokens = _tokens(language_model, n)
+    tokens = _tokens(language_model, n, padded=padded)
     with _typed(name, "a forward without a cache"):
         context = kind(language_model, _tokens(language_model, n, language_model.reads)[0].tolist())
         right = _alone(language_model, context, tokens)
@@ -140,14 +153,20 @@ def _tree(language_model, kind: type[Context]) -> None:
     _compare(language_model, kept, right[2, -1:], "reading after one branch of a tree was kept", CHAIN)
 
 
-def _tokens(language_model, n: int, below: int | None = None) -> Tensor:
-    """n seeded tokens [1, n], one of them the padding token: some models count no position for it."""
-    below = below or language_model.vocabulary
+def _tokens(language_model, n: int, below: int | None = None, padded: bool = True) -> Tensor:
+    """n seeded tokens [1, n], one of them the padding token, or none: some models count no position for it."""
+    below, padding = below or language_model.vocabulary, _padding(language_model.model)
     tokens = torch.randint(below, (1, n), generator=torch.Generator().manual_seed(0))
-    padding = getattr(language_model.model.config.get_text_config(decoder=True), "pad_token_id", None)
-    if n > 2 and isinstance(padding, int) and 0 <= padding < below:
-        tokens[0, 2] = padding
+    if padding is not None and padding < below:
+        tokens[tokens == padding] = (padding + 1) % below
+        if n > 2 and padded:
+            tokens[0, 2] = padding
     return tokens.to(language_model.device)
+
+
+def _padding(model: nn.Module) -> int | None:
+    padding = getattr(model.config.get_text_config(decoder=True), "pad_token_id", None)
+    return padding if isinstance(padding, int) and padding >= 0 else None
 
 
 def _alone(language_model, context: Context | None, tokens: Tensor) -> Tensor:

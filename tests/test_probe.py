@@ -122,14 +122,33 @@ def test_text_is_that_of_whole_forwards_or_refused(make):
     assert greedy(target, prompt, 12) == greedy(target, prompt, 12, LookupDrafter()) == text[4:]
 
 
-def test_the_padding_token_is_among_what_is_tried():
+def test_a_padding_token_without_a_position_is_never_written():
+    """Read in pieces, what follows it would move: it is among what is tried, then kept out of prompts and texts."""
     model = loud(
         t.RobertaForCausalLM(
             t.RobertaConfig(**SMALL, intermediate_size=48, max_position_embeddings=64, is_decoder=True)
         )
     )
-    with pytest.raises(UnsupportedModel, match="gives other logits"):
-        LanguageModel(model)
+    target, padding = LanguageModel(model), model.config.pad_token_id
+    assert target.unwritten == padding
+    with pytest.raises(InvalidArgument, match="padding token"):
+        generate(target, [[5, padding, 9]])
+    warm = Sampling(temperature=50.0)
+    texts = generate(target, [[5, 9]] * 8, LookupDrafter(), warm, max_new_tokens=50, stop=[]).tokens
+    assert all(padding not in tokens for tokens in texts) and len(set(torch.cat(texts).tolist())) > 30
+
+
+def test_a_translator_of_that_kind_says_what_generate_says():
+    config = t.M2M100Config(**{**BART, "pad_token_id": 1, "bos_token_id": 0}, max_position_embeddings=64)
+    model = loud(t.M2M100ForConditionalGeneration(config))
+    model.generation_config.forced_bos_token_id = 44
+    right = model.generate(torch.tensor([[5, 9, 13, 22, 2]]), max_new_tokens=12, do_sample=False, num_beams=1)[0, 1:].tolist()
+    target = LanguageModel(model)
+    got = [
+        generate(target, [[5, 9, 13, 22, 2]], drafter, Sampling(0), max_new_tokens=12).tokens[0].tolist()
+        for drafter in (None, LookupDrafter())
+    ]
+    assert got == [right, right] and right[0] == 44
 
 
 TREES = {
