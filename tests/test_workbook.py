@@ -3,7 +3,11 @@
 import ast
 from pathlib import Path
 
+import pandas as pd
+
 import speclib
+from speclib import experiments
+from speclib.workbook import common, n09
 
 HOME = Path(speclib.__file__).parent
 COMMANDS = {"demo.py", "bench.py"}  # they draw a figure when the work is done
@@ -33,3 +37,17 @@ def test_a_notebook_has_a_room_of_its_own():
     for notebook in sorted((HOME.parent / "notebooks").glob("*.ipynb")):
         text = notebook.read_text(encoding="utf-8")
         assert f"from speclib.workbook import common, n{notebook.name[:2]}\\n" in text, notebook.name
+
+
+def test_a_lead_inside_the_intervals_is_called_a_tie():
+    table = pd.DataFrame({"speedup": [1.9, 2.0, 1.0], "low": [1.5, 1.9, 1.0], "high": [2.1, 2.2, 1.0]}, index=["a", "b", "plain"])
+    assert common.leaders(table) == "b leads, 2.00 times plain; as high within their intervals: a"
+    assert common.leaders(table.drop("a")).endswith("within their intervals: none")
+
+
+def test_ten_oracles_of_the_leaderboard():
+    rows = pd.DataFrame(experiments.recorded("leaderboard")["rows"])
+    table = n09.ten(rows)
+    assert list(table.index) == list(n09.TEN) and table.notna().all(axis=None)
+    row = rows[(rows["method"] == "eagle") & (rows["domain"] == "edit") & (rows["temperature"] == 0)].iloc[0]
+    assert table.loc["eagle", "edit, greedy"] == round(row["speedup"], 2)

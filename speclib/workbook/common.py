@@ -66,6 +66,13 @@ def two_distributions(p, q, names: list[str] | None = None, axis: plt.Axes | Non
     return axis
 
 
+def leaders(table) -> str:
+    """Who leads a table of speed-ups (a row a method; columns speedup, low, high), and whose interval reaches as high: a tie, in words."""
+    best = table["speedup"].max()
+    near = table.index[table["high"] >= best].drop(table["speedup"].idxmax())
+    return f"{table['speedup'].idxmax()} leads, {best:.2f} times plain; as high within their intervals: {', '.join(near) or 'none'}"
+
+
 def picture(figure) -> widgets.Image:
     """A matplotlib figure as an image widget; the figure is closed, so that it is not shown a second time."""
     buffer = io.BytesIO()

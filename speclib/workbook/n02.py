@@ -138,7 +138,7 @@ def repaired_claim(function: Callable) -> None:
 def wasted(function: Callable) -> None:
     """Positions computed and not kept."""
     cases = [(([(4, 4)],), _number(0, "nothing was wrong")), (([(4, 1), (4, 0), (2, 2)],), _number(7, "3 + 4 + 0"))]
-    _verdict(function, cases, "on a busy machine this work is not free: notebook 11 comes back to it")
+    _verdict(function, cases, "on a busy machine this work is not free")
 
 
 def what_followed(function: Callable) -> None:

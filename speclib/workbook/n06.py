@@ -65,7 +65,7 @@ def plans(table) -> plt.Figure:
     """Tokens per plain step of each plan (columns), one mark a prompt (rows), and the mean."""
     figure, axis = plt.subplots(figsize=(8, 4.6))
     for k, name in enumerate(table.columns):
-        special = name in ("hindsight", "oracle")
+        special = name in ("hindsight", "foresight")
         axis.barh(
             k,
             table[name].mean(),
@@ -126,8 +126,8 @@ def best_gamma(function: Callable) -> None:
     _verdict(function, cases, "and near the optimum one more or less hardly matters")
 
 
-def oracle_speed(function: Callable) -> None:
-    """Tokens per plain step of an oracle that stops before the first rejection."""
+def foresight_speed(function: Callable) -> None:
+    """Tokens per plain step of a plan that stops before the first guess that would fail."""
     prices = {1: 1.0, 2: 1.1, 3: 1.2, 4: 1.3}
     cases = [
         (([0, 0], 0.1, prices), _number(1.0, "nothing passes: plain decoding")),

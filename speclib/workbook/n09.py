@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import ipywidgets as widgets
 import numpy as np
+import pandas as pd
 import seaborn as sns
 
 from ..decoding import generate
 from ..drafters import TreeDrafter
-from .common import ACCEPTED, DRAFT, REJECTED, TARGET, _law, _same, _verdict, picture, plt, tight
+from .common import ACCEPTED, DRAFT, MARKERS, REJECTED, TARGET, _law, _same, _verdict, picture, plt, tight
 
 
 def tree_mask(sees, names: list[str]) -> plt.Figure:
@@ -116,33 +117,37 @@ def lossy(table) -> plt.Figure:
     return tight(figure)
 
 
+TEN = (
+    "draft model", "draft model, block rule", "eagle", "lookup, else eagle", "prompt lookup",
+    "n-gram, counts", "retrieval", "tree, drawn", "parallel heads", "first 4 layers, trained exit",
+)  # fmt: skip
+
+
+def ten(rows) -> pd.DataFrame:
+    """Ten oracles of the leaderboard: the speed-up in each setting; tokens thrown away per kept one (the mean over settings), and megabytes."""
+    rows = rows[rows["method"].isin(TEN)]
+    setting = rows["domain"] + np.where(rows["temperature"] > 0, ", T = " + rows["temperature"].map("{:g}".format), ", greedy")
+    table = rows.assign(setting=setting).pivot(index="method", columns="setting", values="speedup")[setting.unique()]
+    means = rows.groupby("method")[["extra_per_token", "megabytes"]].mean().set_axis(["extra", "MB"], axis=1)
+    return table.join(means).reindex([name for name in TEN if name in table.index]).round(2).rename_axis(index="", columns="")
+
+
 def leaderboard(rows) -> plt.Figure:
-    """Speed-up of every oracle with its interval, one panel for each domain and temperature; the cross is the prediction."""
-    groups = list(rows.groupby(["domain", "temperature"], sort=False))
-    figure, axes = plt.subplots(
-        1,
-        len(groups),
-        figsize=(3.6 * len(groups) + 2, 0.42 * rows["method"].nunique() + 1.4),
-        sharey=True,
-        squeeze=False,
-    )
-    names = list(dict.fromkeys(rows["method"]))
-    for axis, ((domain, temperature), part) in zip(axes[0], groups, strict=True):
-        part = part.set_index("method")
-        for k, name in enumerate(names):
-            if name in part.index:
-                row = part.loc[name]
-                axis.barh(
-                    k, row["speedup"], color=TARGET if name == "plain" else ACCEPTED, edgecolor="black", linewidth=0.5
-                )
-                axis.plot([row["low"], row["high"]], [k, k], color="black")
-                axis.plot(row["predicted"], k, "x", color=REJECTED, markersize=8)
+    """Speed-up of the ten oracles with its interval: a panel for each temperature, a mark for each domain."""
+    temperatures = list(dict.fromkeys(rows["temperature"]))
+    names = [name for name in TEN if name in set(rows["method"])]
+    figure, axes = plt.subplots(1, len(temperatures), figsize=(10, 5), sharex=True, sharey=True, squeeze=False)
+    domains = list(dict.fromkeys(rows["domain"]))
+    for axis, temperature in zip(axes[0], temperatures, strict=True):
+        for k, (domain, marker) in enumerate(zip(domains, MARKERS, strict=False)):
+            part = rows[(rows["domain"] == domain) & (rows["temperature"] == temperature)].set_index("method").reindex(names)
+            places = np.arange(len(names)) + 0.25 * (k - (len(domains) - 1) / 2)
+            spread = [part["speedup"] - part["low"], part["high"] - part["speedup"]]
+            if part["speedup"].notna().any():
+                axis.errorbar(part["speedup"], places, xerr=spread, fmt=marker, color=f"C{k}", label=domain)
         axis.axvline(1, color="black", linestyle=":")
-        axis.set(
-            title=f"{domain}, " + (f"T = {temperature:g}" if temperature else "greedy"),
-            xlabel="times plain decoding",
-            xlim=(0, None),
-        )
+        axis.set(title=f"T = {temperature:g}" if temperature else "greedy", xlabel="times plain decoding")
+        axis.legend()
     axes[0][0].set_yticks(range(len(names)), names)
     axes[0][0].invert_yaxis()
     return tight(figure)

@@ -15,13 +15,17 @@ def accepted_share(function: Callable) -> None:
 
 
 def pays(function: Callable) -> None:
-    """alpha > c."""
+    """Whether some draft length beats plain decoding, with the width curve."""
+    flat, slope = {n: 1.0 for n in range(1, 6)}, {n: 1 + 0.05 * (n - 1) for n in range(1, 6)}
+    step = {1: 1.0, 2: 1.9, 3: 1.9, 4: 1.9}
     cases = [
-        ((0.5, 0.1), _same(True, "more acceptance than cost")),
-        ((0.1, 0.2), _same(False, "less acceptance than cost")),
-        ((0.3, 0.3), _same(False, "at equality nothing is won")),
+        ((0.5, 0.1, flat), _same(True, "a flat curve, and alpha is above c")),
+        ((0.1, 0.2, flat), _same(False, "less acceptance than cost")),
+        ((0.3, 0.3, flat), _same(False, "at equality nothing is won")),
+        ((0.15, 0.12, slope), _same(False, "one guess: 1.15 tokens for 0.12 + 1.05; more guesses are worse")),
+        ((0.8, 0.05, step), _same(True, "one guess does not pay, two do: 2.44 tokens for 0.1 + 1.9")),
     ]
-    _verdict(function, cases, "Leviathan et al., corollary 3.9")
+    _verdict(function, cases, "alpha > c (Leviathan et al., corollary 3.9) is the case of a flat width curve")
 
 
 def chens_residual(function: Callable) -> None:
