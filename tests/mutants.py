@@ -202,9 +202,9 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("the start token of config alone", "context.py", 'places = [(generation, first), (generation, "bos_token_id")]', "places = []", PROBE),
     ("padding of a batch is text", "arguments.py", "    return [ids[place] for place in shown]\n", "    return ids\n", PROBE),
     # layouts chosen by timing
-    ("layouts: the slowest is chosen", "products.py", "best.append(min(seconds", "best.append(max(seconds", PRODUCTS),
+    ("layouts: the slowest is chosen", "products.py", "other = min(seconds", "other = max(seconds", PRODUCTS),
     ("layouts: that of one row for all", "products.py", "names[min(bisect_left(ROWS, rows), len(ROWS) - 1)]", "names[0]", PRODUCTS),
-    ("layouts: a win by chance is taken", "products.py", "name if again[name] < MARGIN * again[USUAL] else USUAL", "name", PRODUCTS),
+    ("layouts: a win by chance is taken", "products.py", "name if quickest(again) == name else USUAL", "name", PRODUCTS),
     ("layouts: a torn file stops everything", "products.py", "(OSError, ValueError, TypeError, KeyError, AttributeError)", "OSError", PRODUCTS),
     ("layouts: what another number of threads chose", "products.py", "(*processor(), torch.get_num_threads(), torch", "(*processor(), torch", PRODUCTS),
     ("layouts: a busy machine's guesses are kept for ever", "products.py", "        if len(names) == len(ROWS):\n", "        if True:\n", PRODUCTS),

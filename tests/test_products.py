@@ -155,12 +155,17 @@ def test_the_quickest_layout_is_taken_for_each_number_of_rows(timing, monkeypatc
 
 @needs_choice
 def test_the_usual_layout_stays_unless_another_wins_clearly_and_twice(timing):
-    timing(Clock(exchanged=0.97))
-    assert set(layouts(WEIGHT)) == {"laid-out"}
-    timing(Clock(exchanged=0.95))
-    products._file((*products.processor(), torch.get_num_threads(), torch.__version__)).unlink()
-    products._known.cache_clear()
-    assert set(layouts(WEIGHT)) == {"exchanged"}
+    for shares, taken in (
+        ({"exchanged": 0.92}, "laid-out"),
+        ({"exchanged": 0.85}, "exchanged"),
+        ({"as-they-lie": 0.97}, "laid-out"),
+        ({"as-they-lie": 0.95}, "as-they-lie"),
+        ({"as-they-lie": 0.9, "transposed": 0.85}, "as-they-lie"),
+    ):
+        timing(Clock(**shares))
+        assert set(layouts(WEIGHT)) == {taken}
+        products._file((*products.processor(), torch.get_num_threads(), torch.__version__)).unlink()
+        products._known.cache_clear()
     seen = set()
     once = Clock(exchanged=lambda rows: 2.0 if rows in seen else seen.add(rows) or 0.5)
     timing(once)
