@@ -124,7 +124,7 @@ def test_no_checkout_changes_the_bytes_of_a_registered_file(tmp_path):
     assert safe == set(kept)
 
 
-PLATFORMS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-apple-darwin", "x86_64-pc-windows-msvc")
+PLATFORMS = ("x86_64-manylinux_2_31", "aarch64-manylinux_2_31", "aarch64-apple-darwin", "x86_64-pc-windows-msvc")
 VERSIONS = ("3.11.0", "3.12.0", "3.13.0", "3.14.0")
 
 

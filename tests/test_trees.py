@@ -124,6 +124,8 @@ def test_wrong_attention_is_caught(monkeypatch, mistake):
 
     monkeypatch.setattr(contexts, "ancestry", wrong)
     target, draft = tiny(3, 0, 2), tiny(3, 1, 1)
+    for model in (target, draft):  # the probe sees it too: tests/test_probe.py
+        monkeypatch.setattr(model, "probe", False)
     assert law_variation(law(target, TreeDrafter(draft, (2, 1)), 3), right_law(target, 3)) > 1e-4
 
 

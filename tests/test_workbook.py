@@ -36,7 +36,7 @@ def test_a_notebook_has_a_room_of_its_own():
         assert not others, room.name
     for notebook in sorted((HOME.parent / "notebooks").glob("*.ipynb")):
         text = notebook.read_text(encoding="utf-8")
-        assert f"from speclib.workbook import common, n{notebook.name[:2]}\\n" in text, notebook.name
+        assert f"from speclib.workbook import common, n{notebook.name.split('_')[0]}\\n" in text, notebook.name
 
 
 def test_a_lead_inside_the_intervals_is_called_a_tie():
