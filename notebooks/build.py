@@ -23,7 +23,12 @@ ROOT = FOLDER.parent
 MAX_LINES = 25
 KERNEL = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-    "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python", "pygments_lexer": "ipython3"},
+    "language_info": {
+        "file_extension": ".py",
+        "mimetype": "text/x-python",
+        "name": "python",
+        "pygments_lexer": "ipython3",
+    },
 }
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -46,18 +51,83 @@ class Entry:
 
 
 CONTENTS = [
-    Entry("00", "start_here", "Start here", "What will I see? The same text, in fewer passes of the model, on my machine.", 15),
+    Entry(
+        "00",
+        "start_here",
+        "Start here",
+        "What will I see? The same text, in fewer passes of the model, on my machine.",
+        15,
+    ),
     Entry("01", "the_bottleneck", "The bottleneck", "Why is generation slow, when the chip is idle?", 30, "00"),
-    Entry("02", "guess_and_check", "Guess and check", "Are n right guesses n + 1 times faster, and what does a wrong guess cost?", 30, "01"),
-    Entry("03", "speculative_sampling", "Speculative sampling", "Which rule keeps guesses and still draws exactly from the target?", 45, "02"),
-    Entry("04", "lossless", "Lossless", "How do we know that nothing was lost, and would we notice if it were?", 60, "03"),
-    Entry("04b", "bug_hunt", "The bug hunt", "Twelve samplers are wrong. Which one does what, and how few draws tell?", 40, "04"),
-    Entry("05", "speed_and_similarity", "Speed and similarity", "How much speed does a draft bring, as a function of how similar it is?", 45, "03"),
-    Entry("06", "how_far_to_guess", "How far to guess", "How far ahead should one guess, and can a plan do better than a fixed number?", 40, "05"),
-    Entry("07", "smaller_earlier_parallel", "Smaller, earlier, parallel", "Can a compressed copy, the target's first layers, parallel heads, or a layer that reads its mind be the oracle?", 45, "05"),
-    Entry("08", "the_search_engine", "The search engine as oracle", "Can a search replace the draft model, and on which text?", 45, "03"),
+    Entry(
+        "02",
+        "guess_and_check",
+        "Guess and check",
+        "Are n right guesses n + 1 times faster, and what does a wrong guess cost?",
+        30,
+        "01",
+    ),
+    Entry(
+        "03",
+        "speculative_sampling",
+        "Speculative sampling",
+        "Which rule keeps guesses and still draws exactly from the target?",
+        45,
+        "02",
+    ),
+    Entry(
+        "04", "lossless", "Lossless", "How do we know that nothing was lost, and would we notice if it were?", 60, "03"
+    ),
+    Entry(
+        "04b",
+        "bug_hunt",
+        "The bug hunt",
+        "Twelve samplers are wrong. Which one does what, and how few draws tell?",
+        40,
+        "04",
+    ),
+    Entry(
+        "05",
+        "speed_and_similarity",
+        "Speed and similarity",
+        "How much speed does a draft bring, as a function of how similar it is?",
+        45,
+        "03",
+    ),
+    Entry(
+        "06",
+        "how_far_to_guess",
+        "How far to guess",
+        "How far ahead should one guess, and can a plan do better than a fixed number?",
+        40,
+        "05",
+    ),
+    Entry(
+        "07",
+        "smaller_earlier_parallel",
+        "Smaller, earlier, parallel",
+        "Can a compressed copy, the target's first layers, parallel heads, or a layer that reads its mind be the "
+        "oracle?",
+        45,
+        "05",
+    ),
+    Entry(
+        "08",
+        "the_search_engine",
+        "The search engine as oracle",
+        "Can a search replace the draft model, and on which text?",
+        45,
+        "03",
+    ),
     Entry("09", "many_oracles", "Many oracles", "What if there are several guesses, or several guessers?", 45, "05"),
-    Entry("10", "encoder_decoder", "Encoder-decoder", "What changes when the model reads one text and writes another?", 40, "03"),
+    Entry(
+        "10",
+        "encoder_decoder",
+        "Encoder-decoder",
+        "What changes when the model reads one text and writes another?",
+        40,
+        "03",
+    ),
     Entry("99", "glossary", "Glossary and references", "What does that word mean, and where does it come from?", 10),
 ]
 
@@ -67,7 +137,11 @@ CONTENTS = [
 
 def address() -> str:
     """The repository's address: the only place it is written by hand is pyproject.toml."""
-    return re.search(r'^Repository = "(https://github\.com/[^"/]+/[^"/]+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M).group(1)
+    return re.search(
+        r'^Repository = "(https://github\.com/[^"/]+/[^"/]+)"$',
+        (ROOT / "pyproject.toml").read_text(encoding="utf-8"),
+        re.M,
+    ).group(1)
 
 
 def present() -> list[Entry]:
@@ -136,7 +210,12 @@ def dress(nb, entry: Entry, solved: bool = False) -> None:
     start = kept[0] if kept and kept[0].source == setup() else nbformat.v4.new_code_cell(setup())
     start.metadata = {"tags": ["setup"]}
     place = next((k for k, cell in enumerate(body) if cell.cell_type == "code"), len(body))
-    nb.cells = [nbformat.v4.new_markdown_cell(header(entry, solved), metadata={"tags": ["header"]}), *body[:place], start, *body[place:]]
+    nb.cells = [
+        nbformat.v4.new_markdown_cell(header(entry, solved), metadata={"tags": ["header"]}),
+        *body[:place],
+        start,
+        *body[place:],
+    ]
     tidy(nb, entry)
 
 
@@ -215,7 +294,10 @@ def generated() -> dict[str, dict[str, str]]:
     table += [row.format(e=entry, badges=badges(entry.file)) for entry in present()]
     workflow = f"{address()}/actions/workflows/test.yml"
     top = f"[![Tests]({workflow}/badge.svg)]({workflow}) {badges(CONTENTS[0].file)}"
-    clone = f"```bash\ngit clone {address()}\ncd {address().rsplit('/', 1)[1]}\nmake demo    # the headline on your machine\nmake lab     # the workbook\n```"
+    clone = (
+        f"```bash\ngit clone {address()}\ncd {address().rsplit('/', 1)[1]}\nmake demo    # the headline on your "
+        f"machine\nmake lab     # the workbook\n```"
+    )
     return {
         "README.md": {"<!-- badges -->": top, "<!-- commands -->": clone, "<!-- notebooks -->": "\n".join(table)},
         "CITATION.cff": {"# generated": f'repository-code: "{address()}"'},
@@ -232,12 +314,20 @@ def fill(text: str, marker: str, content: str) -> str:
 
 
 def execute(nb, entry: Entry) -> float:
-    """Runs all cells in a clean kernel, in notebooks/; returns seconds. Exits with a message on an error or any stderr."""
+    """Runs all cells in a clean kernel, in notebooks/; returns seconds. Exits with a message on an error or any
+    stderr.
+    """
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
 
     start = time.perf_counter()
-    options = {"timeout": 600, "kernel_name": "python3", "record_timing": False, "store_widget_state": False, "coalesce_streams": True}
+    options = {
+        "timeout": 600,
+        "kernel_name": "python3",
+        "record_timing": False,
+        "store_widget_state": False,
+        "coalesce_streams": True,
+    }
     try:
         NotebookClient(nb, resources={"metadata": {"path": str(FOLDER)}}, **options).execute()
     except CellExecutionError as error:
@@ -264,7 +354,9 @@ def run(numbers: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Exercise:
-    """A stub (tagged `exercise`), the code cell that checks it, and the folded solution after it; "" where one is missing."""
+    """A stub (tagged `exercise`), the code cell that checks it, and the folded solution after it; "" where one is
+    missing.
+    """
 
     cell: int
     stub: str
@@ -279,14 +371,22 @@ def exercises(nb) -> list[Exercise]:
     for k, stop in zip(places, [*places[1:], len(nb.cells)], strict=True):
         rest = nb.cells[k + 1 : stop]
         check = next((c.source for c in rest if c.cell_type == "code"), "")
-        texts = (re.search(r"<summary>[^<]*Solution.*?```python\n(.*?)\n```", c.source, re.S) for c in rest if c.cell_type == "markdown")
+        texts = (
+            re.search(r"<summary>[^<]*Solution.*?```python\n(.*?)\n```", c.source, re.S)
+            for c in rest
+            if c.cell_type == "markdown"
+        )
         solution = next((match.group(1) for match in texts if match), "")
-        found.append(Exercise(k, nb.cells[k].source, check if re.search(r"\bn\d\d[a-z]?\.\w+\(\w+\)", check) else "", solution))
+        found.append(
+            Exercise(k, nb.cells[k].source, check if re.search(r"\bn\d\d[a-z]?\.\w+\(\w+\)", check) else "", solution)
+        )
     return found
 
 
 def solved(entry: Entry):
-    """The notebook with each stub replaced by its solution, and its exercises. Not run: the outputs are still the stubs'."""
+    """The notebook with each stub replaced by its solution, and its exercises. Not run: the outputs are still the
+    stubs'.
+    """
     nb = read(FOLDER / entry.file)
     found = exercises(nb)
     for exercise in found:
@@ -323,7 +423,10 @@ def problems(nb, entry: Entry) -> list[str]:
         if not condition:
             found.append(message)
 
-    require(bool(nb.cells) and nb.cells[0].source == header(entry), "cell 0 is not the generated header: run `build.py headers`")
+    require(
+        bool(nb.cells) and nb.cells[0].source == header(entry),
+        "cell 0 is not the generated header: run `build.py headers`",
+    )
     starts = [cell.source for cell in tagged(nb, "setup")]
     require(starts == [setup()], "no set-up cell, or not today's: run `build.py headers`")
     order = [tag for _, cell in code for tag in ("setup", "imports") if tag in tags(cell)]
@@ -339,7 +442,9 @@ def problems(nb, entry: Entry) -> list[str]:
     tasks = exercises(nb)
     require(len(tasks) >= 3, f"{len(tasks)} exercises, three are wanted")
     for task in tasks:
-        require(bool(re.search(r"^\s+return \.\.\.", task.stub, re.M)), f"cell {task.cell}: the stub does not `return ...`")
+        require(
+            bool(re.search(r"^\s+return \.\.\.", task.stub, re.M)), f"cell {task.cell}: the stub does not `return ...`"
+        )
         require(bool(task.check), f"cell {task.cell}: the next code cell calls no check, `nNN.name(name)`")
         require(bool(task.solution), f"cell {task.cell}: no folded <summary>Solution</summary> with a python block")
 
@@ -375,7 +480,9 @@ def stale(entry: Entry) -> list[str]:
 
 def check(numbers: list[str]) -> None:
     complaints = [
-        f"{entry.file}: {problem}" for entry in chosen(numbers) for problem in problems(read(FOLDER / entry.file), entry) + stale(entry)
+        f"{entry.file}: {problem}"
+        for entry in chosen(numbers)
+        for problem in problems(read(FOLDER / entry.file), entry) + stale(entry)
     ]
     if complaints:
         sys.exit("\n".join(complaints))
@@ -389,8 +496,14 @@ def main() -> None:
     making.add_argument("source", type=Path)
     making.add_argument("number")
     commands.add_parser("headers", help="regenerate headers, set-up cells, README badges and table")
-    for action, text in ((run, "execute and keep outputs"), (solutions, "make and run the solved copies"), (check, "list anatomy problems")):
-        commands.add_parser(action.__name__, help=text).add_argument("numbers", nargs="*", metavar="NN", help="which notebooks (default: all)")
+    for action, text in (
+        (run, "execute and keep outputs"),
+        (solutions, "make and run the solved copies"),
+        (check, "list anatomy problems"),
+    ):
+        commands.add_parser(action.__name__, help=text).add_argument(
+            "numbers", nargs="*", metavar="NN", help="which notebooks (default: all)"
+        )
     options = parser.parse_args()
     if options.command == "convert":
         print(convert(options.source, options.number).relative_to(ROOT))

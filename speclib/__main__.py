@@ -6,15 +6,19 @@ from importlib.metadata import distributions
 
 # Before anything else is imported: in an environment with both, speclib/__init__.py may be the other's.
 if any(not (d.metadata["Summary"] or "").startswith("Speculative sampling") for d in distributions(name="speclib")):
-    sys.exit("speclib: PyPI's speclib, a library of spectra, is installed here and overwrites this one: pip uninstall speclib, then install this one again")
+    sys.exit(
+        "speclib: PyPI's speclib, a library of spectra, is installed here and overwrites this one: pip uninstall "
+        "speclib, then install this one again"
+    )
 
 from . import __version__, console  # noqa: E402
 from .errors import SpeclibError  # noqa: E402
 
 with console.loading():
-    from . import bench, demo, indexing
-    from .exactness import command as exactness
-    from .training import cli as train
+    from .commands import bench, demo
+    from .commands import certify as exactness
+    from .commands import index as indexing
+    from .commands import train as train
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,7 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     2 for a mistake in the call, 1 for a disk that fails, 130 after Ctrl-C, 141 when nobody reads the output any more.
     """
     console.any_text()
-    parser = argparse.ArgumentParser(prog="python -m speclib", description="Speculative sampling: see it, measure it, make its models again.")
+    parser = argparse.ArgumentParser(
+        prog="python -m speclib", description="Speculative sampling: see it, measure it, make its models again."
+    )
     parser.add_argument("--version", action="version", version=f"speclib {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (demo, bench, indexing, train, exactness):

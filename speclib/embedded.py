@@ -34,7 +34,9 @@ RESULTS = DATA / "results" if CHECKOUT else Path("speclib-results")  # an instal
 
 
 def registry() -> dict[str, str]:
-    """Path below data/ -> SHA-256, for every file that ships, from the smallest to the largest. Raises ModelLoadError if the list is missing or damaged."""
+    """Path below data/ -> SHA-256, for every file that ships, from the smallest to the largest. Raises ModelLoadError
+    if the list is missing or damaged.
+    """
     if not REGISTRY.exists():
         raise ModelLoadError(f"{REGISTRY.name} is missing: the installation is incomplete; reinstall speclib")
     with reading(REGISTRY, "reinstall speclib", ModelLoadError):
@@ -68,14 +70,19 @@ def fetch(name: str) -> Path:
         if not (DATA / path).is_file():
             raise ModelLoadError(f"data/{path} is missing; restore it with: git checkout -- data/{path}")
         if pooch.file_hash(str(DATA / path)) != known[path]:
-            raise ModelLoadError(f"data/{path} is not the file that was registered (SHA-256 differs); restore it with: git checkout -- data/{path}")
+            raise ModelLoadError(
+                f"data/{path} is not the file that was registered (SHA-256 differs); restore it with: git checkout "
+                f"-- data/{path}"
+            )
     return DATA / name
 
 
 def held_out(domain: str = "code") -> list[dict[str, str]]:
-    """What was cut from text that no model has seen, each with its "source" and "text", the prompt: "code" or, to see a draft away from home,
-    "prose", about 100 tokens each; "edit", of two "kind"s in turn: a function, and the signature of a copy "renamed" or "reworded" (120 to 250
-    tokens); "repair": short tasks for the encoder-decoder pair. The last two have an "answer" too. Raises InvalidArgument for another domain."""
+    """What was cut from text that no model has seen, each with its "source" and "text", the prompt: "code" or, to see a
+    draft away from home, "prose", about 100 tokens each; "edit", of two "kind"s in turn: a function, and the signature
+    of a copy "renamed" or "reworded" (120 to 250 tokens); "repair": short tasks for the encoder-decoder pair. The last
+    two have an "answer" too. Raises InvalidArgument for another domain.
+    """
     content = json.loads(fetch("prompts/held_out.json").read_text("utf-8"))
     if domain not in content:
         raise InvalidArgument(f"no prompts called {domain!r}; choose one of {', '.join(content)}")

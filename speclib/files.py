@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).resolve().parent
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`, with the same ending; it takes the place of `path` when the block ends well.
+    """Gives a temporary path beside `path`, with the same ending; it takes the place of `path` when the block ends
+    well.
 
     Killed or out of disk half-way, the old file stays as it was. A folder takes the place of the whole old folder.
     Raises FileError if it cannot be written.
@@ -47,7 +48,9 @@ def write_text(path: str | Path, text: str) -> None:
 
 @contextmanager
 def reading(path: str | Path, remedy: str, error: type[SpeclibError] = FileError) -> Iterator[None]:
-    """Whatever goes wrong in the block is one line, raised as `error`: the file at `path` is damaged, and what to do."""
+    """Whatever goes wrong in the block is one line, raised as `error`: the file at `path` is damaged, and what to
+    do.
+    """
     try:
         yield
     except SpeclibError:

@@ -1,9 +1,10 @@
 """Speculative sampling as it goes wrong in public code and articles: each exhibit runs, and its wrong law is exact.
 
-Three rooms. EXHIBITS: the honest loop of `exact.Loop` with one part replaced, over models that are tables: the rule, what the loop makes of the
-target's rows, or what the drafter says about itself. `exact.rule_law(exhibit, ...)` sums its law, `sample_many(exhibit, ...)` draws from it, and
-`exhibit.run` is the loop to step through. GUESSERS: an honest guesser of `drafters` with one part replaced, in `generate` as it stands;
-`exact.outcomes` and `exact.sample_outcomes` do the same for them. MASKS: likewise, where the settings hold logits processors. Nothing here is for use.
+Three rooms. EXHIBITS: the honest loop of `exact.Loop` with one part replaced, over models that are tables: the rule,
+what the loop makes of the target's rows, or what the drafter says about itself. `exact.rule_law(exhibit, ...)` sums its
+law, `sample_many(exhibit, ...)` draws from it, and `exhibit.run` is the loop to step through. GUESSERS: an honest
+guesser of `drafters` with one part replaced, in `generate` as it stands; `exact.outcomes` and `exact.sample_outcomes`
+do the same for them. MASKS: likewise, where the settings hold logits processors. Nothing here is for use.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,13 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .distributions import Draw, Sampling, point_mass, residual
 from .drafters.base import Draft, Drafter
-from .exact import Loop, TableModel, TextLaw, plain_law, sample_many, warped  # noqa: F401 (sample_many: callers look for it here)
-from .rules import Rule, Verdict, chain_stops, drafted_probs, find, ratios, token_law
+from .law.distributions import Draw, Sampling, point_mass, residual
+from .law.exact import Loop, TableModel, TextLaw, plain_law, sample_many, warped  # noqa: F401 (sample_many: callers look for it here)
+from .law.rules import Rule, Verdict, chain_stops, drafted_probs, find, ratios, token_law
 
 if TYPE_CHECKING:
-    from .processors import Places
+    from .loop.processors import Places
 
 PLAIN = Sampling()
 NUCLEUS = Sampling(top_p=0.8)
@@ -69,21 +70,32 @@ def without(p: Tensor, drafted: Tensor) -> Tensor:
     return torch.where(mass > 0, rest / mass.where(mass > 0, torch.ones_like(mass)), p)
 
 
-# --- one that is not wrong, though it looks it -------------------------------------------------------------------------
+# --- one that is not wrong, though it looks it
+# -------------------------------------------------------------------------
 
 
 def match_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
-    """Draw from the target and keep the draft while the two are the same token. Lossless on a chain, and accepts less."""
+    """Draw from the target and keep the draft while the two are the same token. Lossless on a chain, and accepts
+    less.
+    """
     n = drafted.shape[1]
     made = drafted_probs(q, drafted) > 0
     others = torch.where(made[..., None], without(p[:, :n], drafted), p[:, :n])
-    return Verdict(chain_stops(torch.where(made, drafted_probs(p[:, :n], drafted), 0.0)), torch.cat([others, p[:, n:]], 1))
+    return Verdict(
+        chain_stops(torch.where(made, drafted_probs(p[:, :n], drafted), 0.0)), torch.cat([others, p[:, n:]], 1)
+    )
 
 
-MATCH = Rule("match", match_law, True, "sample and match; the rule of many engines when they do not use the draft's probabilities")
+MATCH = Rule(
+    "match",
+    match_law,
+    True,
+    "sample and match; the rule of many engines when they do not use the draft's probabilities",
+)
 
 
-# --- wrong rules -------------------------------------------------------------------------------------------------------
+# --- wrong rules
+# -------------------------------------------------------------------------------------------------------
 
 
 def threshold_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
@@ -117,12 +129,15 @@ def squared_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
 def reseeded_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
     """All tests of a round use the same random number u: k pass when u is below each of the first k ratios."""
     start = p.new_ones(len(p), 1)
-    reached = torch.cat([start, accepts(p, q, drafted)], 1).cummin(1).values  # P(u < every ratio so far), and not the product
+    # P(u < every ratio so far), and not the product
+    reached = torch.cat([start, accepts(p, q, drafted)], 1).cummin(1).values
     return Verdict(reached - torch.cat([reached[:, 1:], 0 * start], 1), residuals(p, q))
 
 
 def shared_noise_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
-    """One random number u a position, for all three: x = F_q^-1(u) is drafted, kept if u < ratio, else replaced by F_r^-1(u)."""
+    """One random number u a position, for all three: x = F_q^-1(u) is drafted, kept if u < ratio, else replaced by
+    F_r^-1(u).
+    """
     n = drafted.shape[1]
     chance, ratio, rest = drafted_probs(q, drafted), accepts(p, q, drafted), residual(p[:, :n], q)
     high = drafted_probs(q.cumsum(-1), drafted)  # x is drafted when low <= u < high
@@ -156,7 +171,9 @@ def reused_noise_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
 
 
 def coarse_noise_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
-    """Accept iff r <= ratio, with r a multiple of 1/256 (a uniform in bfloat16): r = 0 accepts what the target forbids."""
+    """Accept iff r <= ratio, with r a multiple of 1/256 (a uniform in bfloat16): r = 0 accepts what the target
+    forbids.
+    """
     return Verdict(chain_stops((((256 * accepts(p, q, drafted)).floor() + 1) / 256).clamp(max=1)), residuals(p, q))
 
 
@@ -170,7 +187,9 @@ def dropped_draft_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
 
 
 def branches_apart_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
-    """Two branches leave the root: the drafted chain, and one more token from q. Each is matched against a draw of its own."""
+    """Two branches leave the root: the drafted chain, and one more token from q. Each is matched against a draw of its
+    own.
+    """
     verdict = match_law(p, q, drafted)
     if not drafted.shape[1]:
         return verdict
@@ -180,7 +199,8 @@ def branches_apart_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
     return Verdict(verdict.stop_probs, torch.cat([root[:, None], verdict.next_probs[:, 1:]], 1))
 
 
-# --- wrong rows --------------------------------------------------------------------------------------------------------
+# --- wrong rows
+# --------------------------------------------------------------------------------------------------------
 
 
 def short_nucleus(p: Tensor) -> Tensor:
@@ -245,7 +265,8 @@ EXHIBITS: dict[str, Exhibit] = {
         Exhibit(
             name="shared noise",
             where="a production engine",
-            what="draft, acceptance and recovery share one random number: the rule's three chances are no longer independent",
+            what="draft, acceptance and recovery share one random number: the rule's three chances are no longer "
+            "independent",
             law=shared_noise_law,
         ),
         Exhibit(
@@ -286,7 +307,8 @@ EXHIBITS: dict[str, Exhibit] = {
         Exhibit(
             name="dropped draft",
             where="public code",
-            what="throws a drafted token away because its own q is low: the choice depends on the token, so the text does",
+            what="throws a drafted token away because its own q is low: the choice depends on the token, so the text "
+            "does",
             law=dropped_draft_law,
         ),
         Exhibit(
@@ -301,7 +323,8 @@ EXHIBITS: dict[str, Exhibit] = {
 }
 
 
-# --- wrong guessers, and wrong checks of trees --------------------------------------------------------------------------
+# --- wrong guessers, and wrong checks of trees
+# --------------------------------------------------------------------------
 
 
 def unchanged(part):
@@ -311,12 +334,13 @@ def unchanged(part):
 
 @dataclass(frozen=True, kw_only=True)
 class GuesserExhibit:
-    """A guesser of `generate` with one part broken: `generate(target, prompt, exhibit.around(drafter), rule=exhibit.rule)`.
+    """A guesser of `generate` with one part broken: `generate(target, prompt, exhibit.around(drafter),
+    rule=exhibit.rule)`.
 
-    where: as for Exhibit; what: the mistake and its effect; needs: which guessers show it. The parts, each honest unless given:
-    draws: takes the place of chance in the guesser alone; hands: what becomes of its draft on the way to the check;
-    reads: the parents of a tree that the target's forward is told (None: a chain); places: what becomes of the logits processors' places
-    before the first round; rule: what checks.
+    where: as for Exhibit; what: the mistake and its effect; needs: which guessers show it. The parts, each honest
+    unless given: draws: takes the place of chance in the guesser alone; hands: what becomes of its draft on the way to
+    the check; reads: the parents of a tree that the target's forward is told (None: a chain); places: what becomes of
+    the logits processors' places before the first round; rule: what checks.
     """
 
     name: str
@@ -370,7 +394,9 @@ def reversed_rows(draft: Draft) -> Draft:
 
 
 def eldest_rows(draft: Draft) -> Draft:
-    """Hands over with each guess of a tree the distribution of its eldest sibling, as if none had been taken out of it."""
+    """Hands over with each guess of a tree the distribution of its eldest sibling, as if none had been taken out of
+    it.
+    """
     return replace(draft, probs=draft.probs[[draft.parents.index(parent) for parent in draft.parents]])
 
 
@@ -394,11 +420,18 @@ def without_some(draft: Draft, dropped: Tensor) -> Draft:
         if parent in place and not dropped[node]:
             place[node] = len(place) - 1
     nodes = list(place)[1:]
-    return replace(draft, tokens=draft.tokens[nodes], probs=draft.probs[nodes], parents=None if chain else [place[draft.parents[node]] for node in nodes])
+    return replace(
+        draft,
+        tokens=draft.tokens[nodes],
+        probs=draft.probs[nodes],
+        parents=None if chain else [place[draft.parents[node]] for node in nodes],
+    )
 
 
 def siblings_apart_law(p: Tensor, q: Tensor, drafted: Tensor, parents: Sequence[int]) -> Verdict:
-    """`rules.tree_law`, except that each sibling is tried against the whole of p, as if the ones before it had not been rejected."""
+    """`rules.tree_law`, except that each sibling is tried against the whole of p, as if the ones before it had not been
+    rejected.
+    """
     given = drafted_probs(q, drafted)  # [B, n]
     left = list(p.unbind(1))
     reached = [torch.ones_like(p[:, 0, 0])]
@@ -422,7 +455,8 @@ GUESSERS: dict[str, GuesserExhibit] = {
         GuesserExhibit(
             name="looks back",
             where="public code",
-            what="throws a guess away because its own q turned out low, or cuts such branches off a tree: the choice depends on the draw, so the text does",
+            what="throws a guess away because its own q turned out low, or cuts such branches off a tree: the choice "
+            "depends on the draw, so the text does",
             needs="guesses that are drawn",
             hands=unlikely_dropped,
         ),
@@ -443,7 +477,8 @@ GUESSERS: dict[str, GuesserExhibit] = {
         GuesserExhibit(
             name="another head's q",
             where=CONTROL,
-            what="hands over each guess with another head's distribution: each test compares the target with the wrong guess",
+            what="hands over each guess with another head's distribution: each test compares the target with the "
+            "wrong guess",
             needs="a chain of two or more",
             hands=reversed_rows,
         ),
@@ -457,7 +492,8 @@ GUESSERS: dict[str, GuesserExhibit] = {
         GuesserExhibit(
             name="with replacement",
             where=CONTROL,
-            what="draws siblings without replacement and says with: a second guess passes less often than it was proposed for",
+            what="draws siblings without replacement and says with: a second guess passes less often than it was "
+            "proposed for",
             needs="a tree drawn without replacement",
             hands=eldest_rows,
         ),
@@ -471,7 +507,8 @@ GUESSERS: dict[str, GuesserExhibit] = {
         GuesserExhibit(
             name="tree read as a chain",
             where=CONTROL,
-            what="forgets the mask and the positions of the tree: a guess sees its siblings, and the target judges another text",
+            what="forgets the mask and the positions of the tree: a guess sees its siblings, and the target judges "
+            "another text",
             needs="a tree",
             reads=lambda parents: None,
         ),
@@ -479,7 +516,8 @@ GUESSERS: dict[str, GuesserExhibit] = {
 }
 
 
-# --- masks in the wrong place -------------------------------------------------------------------------------------------
+# --- masks in the wrong place
+# -------------------------------------------------------------------------------------------
 
 
 def one_for_all(places: "Places") -> None:
@@ -515,21 +553,24 @@ MASKS: dict[str, GuesserExhibit] = {
         GuesserExhibit(
             name="grammar moved by guesses",
             where="production engines, met in 2026",
-            what="one matcher goes along with every guess and is not set back after a rejection: what it forbids next is another text's",
+            what="one matcher goes along with every guess and is not set back after a rejection: what it forbids "
+            "next is another text's",
             needs="a processor with a state, and guesses that are rejected",
             places=one_for_all,
         ),
         GuesserExhibit(
             name="bonus without its mask",
             where="production engines, met in 2026",
-            what="masks the places of the guesses and forgets the one behind the last: a forbidden token comes after a full acceptance",
+            what="masks the places of the guesses and forgets the one behind the last: a forbidden token comes after "
+            "a full acceptance",
             needs="any mask",
             places=bonus_as_it_is,
         ),
         GuesserExhibit(
             name="mask on the draft alone",
             where="production engines, met in 2026",
-            what="masks what is guessed and not what the guesses are checked against: whatever replaces a rejected guess is free",
+            what="masks what is guessed and not what the guesses are checked against: whatever replaces a rejected "
+            "guess is free",
             needs="any mask, and guesses that keep to it",
             places=target_as_it_is,
         ),
@@ -537,7 +578,8 @@ MASKS: dict[str, GuesserExhibit] = {
 }
 
 
-# --- wrong figures -----------------------------------------------------------------------------------------------------
+# --- wrong figures
+# -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

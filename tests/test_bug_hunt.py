@@ -6,7 +6,7 @@ import pytest
 
 from speclib.errors import InvalidArgument
 from speclib.exactness.library import SUSPECTS
-from speclib.statistics import g_test
+from speclib.law.statistics import g_test
 from speclib.workbook import n04b
 
 

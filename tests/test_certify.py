@@ -17,15 +17,15 @@ import torch
 
 import speclib
 from speclib.__main__ import main
+from speclib.commands.certify import MARK, table
 from speclib.errors import InvalidArgument
-from speclib.exact import Loop
 from speclib.exactness import fingerprints
-from speclib.exactness.command import MARK, table
 from speclib.exactness.judge import FEATURES, LEVEL, Suite, all_cases, chosen, read_draws, suite_of
 from speclib.exactness.library import SUSPECTS, Suspect, law, verdict
+from speclib.law.exact import Loop
+from speclib.law.rules import Verdict, chain_stops
+from speclib.law.statistics import g_test
 from speclib.museum import EXHIBITS, accepts, residuals
-from speclib.rules import Verdict, chain_stops
-from speclib.statistics import g_test
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT / "data" / "vectors"
@@ -61,7 +61,10 @@ def sampler(suspect=None):
 
 
 def test_certify_is_found_when_it_is_asked_for():
-    asks = "import sys, speclib; assert 'scipy.stats' not in sys.modules; from speclib import certify; print(certify.__name__)"
+    asks = (
+        "import sys, speclib; assert 'scipy.stats' not in sys.modules; from speclib import certify; "
+        "print(certify.__name__)"
+    )
     assert (
         subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True, check=True).stdout == "certify\n"
     )

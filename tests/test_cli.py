@@ -71,8 +71,14 @@ def test_a_mistake_is_exit_code_2_and_one_clear_line(arguments, words, capsys, m
 
 def test_the_module_and_its_exit_code_in_a_process_of_its_own():
     done = subprocess.run([sys.executable, "-m", "speclib", "train", "no-such-recipe"], capture_output=True, text=True)
-    lines = [line for line in done.stderr.splitlines() if "No CUDA runtime is found" not in line]  # torch's own, of a build with CUDA beside nvcc
-    assert done.returncode == 2 and done.stdout == "" and len(lines) == 1 and lines[0].startswith("speclib: no recipe is called")
+    # torch's own, of a build with CUDA beside nvcc
+    lines = [line for line in done.stderr.splitlines() if "No CUDA runtime is found" not in line]
+    assert (
+        done.returncode == 2
+        and done.stdout == ""
+        and len(lines) == 1
+        and lines[0].startswith("speclib: no recipe is called")
+    )
 
 
 def test_interrupting_is_no_error(capsys, monkeypatch):
@@ -81,6 +87,6 @@ def test_interrupting_is_no_error(capsys, monkeypatch):
     def interrupted(**_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo.models, "load_pair", interrupted)
+    monkeypatch.setattr(demo.language_model, "load_pair", interrupted)
     code, _, err = call(["demo"], capsys)
     assert code == 130 and err.splitlines()[-1].startswith("speclib: interrupted")

@@ -1,4 +1,6 @@
-"""The compiled backend: the same text, one program for every length of the text, and a way on where nothing can be compiled."""
+"""The compiled backend: the same text, one program for every length of the text, and a way on where nothing can be
+compiled.
+"""
 
 import copy
 import itertools
@@ -11,12 +13,14 @@ from test_contexts import TOLERANCE, build, reference, text
 
 import speclib
 from speclib import LanguageModel, compiled, products
-from speclib.distributions import seeded
 from speclib.drafters import ModelDrafter, TreeDrafter
 from speclib.errors import NonFiniteLogits, UnsupportedModel
-from speclib.lengths import ConfidenceLength
+from speclib.law.distributions import seeded
+from speclib.loop.lengths import ConfidenceLength
 
-needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))), reason="torch.compile needs a C++ compiler")
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))), reason="torch.compile needs a C++ compiler"
+)
 GREEDY = speclib.Sampling(temperature=0)
 
 
@@ -27,7 +31,9 @@ def model(kind="llama", dtype=torch.float32, seed=0, layers=2):
 @needs_compiler
 @pytest.mark.parametrize("kind", ["llama grouped", "gpt2"])
 def test_one_program_serves_every_length(kind):
-    """Logits against transformers' own, in front of and behind the ends of blocks of 64 slots, nothing compiled twice."""
+    """Logits against transformers' own, in front of and behind the ends of blocks of 64 slots, nothing compiled
+    twice.
+    """
     tokens, language_model = text(330), model(kind, layers=3)
     right = reference(kind, tokens, torch.float32)
     language_model.announce([4])
@@ -70,14 +76,27 @@ def test_the_text_is_that_of_the_fast_backend():
     target, draft = model(), model(seed=1, layers=1)
     prompts = [row.tolist() for row in text(30).reshape(3, 10)]
     for sampling in (GREEDY, speclib.Sampling()):
-        for make in (lambda d: None, ModelDrafter, lambda d, sampled=sampling.temperature > 0: TreeDrafter(d, (2, 1), sampled)):
+        for make in (
+            lambda d: None,
+            ModelDrafter,
+            lambda d, sampled=sampling.temperature > 0: TreeDrafter(d, (2, 1), sampled),
+        ):
             outs = [
-                speclib.generate(LanguageModel(target.model, backend="fast") if fast else target, prompts, make(draft), sampling, 3, max_new_tokens=40, stop=[])
+                speclib.generate(
+                    LanguageModel(target.model, backend="fast") if fast else target,
+                    prompts,
+                    make(draft),
+                    sampling,
+                    3,
+                    max_new_tokens=40,
+                    stop=[],
+                )
                 for fast in (True, False)
             ]
             assert all(torch.equal(a, b) for a, b in zip(outs[0].tokens, outs[1].tokens, strict=True))
     assert {key[0] for key in target.programs._made} == {1, 4}
-    assert {key[:2] for key in draft.programs._made if len(key) > 2} == {(2, 3)}  # three guesses, whether one token is new or two
+    # three guesses, whether one token is new or two
+    assert {key[:2] for key in draft.programs._made if len(key) > 2} == {(2, 3)}
     assert len(target.programs.stores[640]) == 1  # one cache at a time was in use
 
 
@@ -115,7 +134,9 @@ def test_a_reused_cache_shows_nothing_of_its_last_text():
     del first
     second = language_model.context()
     second.extend(tokens[:, :5], keep=1)
-    assert (second.extend(tokens[:, 5:])[0] - LanguageModel(language_model.model).context().extend(tokens, keep=1)[0]).abs().max() < 1e-4
+    assert (
+        second.extend(tokens[:, 5:])[0] - LanguageModel(language_model.model).context().extend(tokens, keep=1)[0]
+    ).abs().max() < 1e-4
 
 
 def test_where_nothing_compiles_it_says_so_once_and_goes_on(monkeypatch):
@@ -130,13 +151,18 @@ def test_where_nothing_compiles_it_says_so_once_and_goes_on(monkeypatch):
     assert [str(w.message) for w in seen if "compiled" in str(w.message)] == [
         "LlamaForCausalLM cannot be compiled here (no C++ compiler found); going on with backend='fast'"
     ]
-    assert torch.equal(out.tokens[0], speclib.generate(LanguageModel(target.model), [[1, 2, 3]], None, GREEDY, max_new_tokens=20, stop=[]).tokens[0])
+    assert torch.equal(
+        out.tokens[0],
+        speclib.generate(LanguageModel(target.model), [[1, 2, 3]], None, GREEDY, max_new_tokens=20, stop=[]).tokens[0],
+    )
 
 
 def test_a_program_that_computes_something_else_is_not_used(monkeypatch):
     monkeypatch.setattr(compiled, "fused", lambda forward: lambda *given: tuple(1.01 * out for out in forward(*given)))
     target = model()
-    with pytest.warns(UserWarning, match="logits are apart from the fast forward's by .*; going on with backend='fast'"):
+    with pytest.warns(
+        UserWarning, match="logits are apart from the fast forward's by .*; going on with backend='fast'"
+    ):
         out = speclib.generate(target, [[1, 2, 3]], None, GREEDY, max_new_tokens=20, stop=[])
     assert target.programs.broken == {"forward"}
     right = speclib.generate(LanguageModel(target.model), [[1, 2, 3]], None, GREEDY, max_new_tokens=20, stop=[])
@@ -152,12 +178,18 @@ def test_what_the_fast_decoder_cannot_read_cannot_be_compiled():
 @pytest.mark.parametrize("sampling", [GREEDY, speclib.Sampling(), speclib.Sampling(0.7, top_k=40, top_p=0.9)], ids=str)
 def test_guesses_made_by_one_program_are_those_made_one_by_one(sampling):
     """The same tokens from the same distributions with the same seed, and a cache that goes on from there."""
-    drafts = {backend: LanguageModel(build("llama", 1, torch.float32, 1), backend=backend) for backend in ("fast", "compiled")}
+    drafts = {
+        backend: LanguageModel(build("llama", 1, torch.float32, 1), backend=backend) for backend in ("fast", "compiled")
+    }
     target, guessed = model(), {}
     for backend, draft in drafts.items():
         guesser = ModelDrafter(draft).start(target.context([1, 2, 3]), sampling, seeded(5))
         guesser.prepare([1, 2, 3])
-        guessed[backend] = [guesser.propose([1, 2, 3], 3), guesser.propose([1, 2, 3, 9], 3), guesser.propose([1, 2, 3, 9, 8, 7], 3)]
+        guessed[backend] = [
+            guesser.propose([1, 2, 3], 3),
+            guesser.propose([1, 2, 3, 9], 3),
+            guesser.propose([1, 2, 3, 9, 8, 7], 3),
+        ]
         assert guesser.context.length == 8
     assert not drafts["compiled"].programs.broken and drafts["compiled"].programs._made
     for one, other in zip(*guessed.values(), strict=True):
@@ -176,11 +208,16 @@ def test_a_program_of_guesses_of_nan_is_found_out():
 
 def test_only_announced_numbers_of_tokens_get_programs(monkeypatch):
     seen = []
-    monkeypatch.setattr(compiled, "fused", lambda forward: lambda tokens, *rest: seen.append(len(tokens)) or forward(tokens, *rest))
+    monkeypatch.setattr(
+        compiled, "fused", lambda forward: lambda tokens, *rest: seen.append(len(tokens)) or forward(tokens, *rest)
+    )
     target, draft = model(), model(seed=1, layers=1)
     speclib.generate(target, [[1, 2, 3]], ModelDrafter(draft), draft_length=4, max_new_tokens=30, stop=[])
-    assert {2, 5} <= set(seen) <= {1, 2, 5} and target.programs.widths == {1, 5} and draft.programs.widths == set()  # guesses are made at once
-    speclib.generate(target, [[1, 2, 3]], ModelDrafter(draft), draft_length=ConfidenceLength(0.3, 4), max_new_tokens=30, stop=[])
+    # guesses are made at once
+    assert {2, 5} <= set(seen) <= {1, 2, 5} and target.programs.widths == {1, 5} and draft.programs.widths == set()
+    speclib.generate(
+        target, [[1, 2, 3]], ModelDrafter(draft), draft_length=ConfidenceLength(0.3, 4), max_new_tokens=30, stop=[]
+    )
     assert draft.programs.widths == {1, 2}  # each is asked about first
     target.announce([0, 33, 1000])  # nothing to make programs of
     assert target.programs.widths == {1, 5}

@@ -13,7 +13,7 @@ import pytest
 from speclib import console, demo
 from speclib.__main__ import main
 
-TEXT = "naïve → 日本語 🎉 \N{REPLACEMENT CHARACTER} \udce9"  # the last is what Python makes of a broken byte in an argument
+TEXT = "naïve → 日本語 🎉 \N{REPLACEMENT CHARACTER} \udce9"  # last: a broken byte
 
 
 def environment(**more):
@@ -32,14 +32,22 @@ def test_any_text_goes_to_any_console(charset, monkeypatch):
 
 
 def test_a_narrow_character_set_in_a_process_of_its_own():
-    script = f"from speclib import demo; demo.run = lambda args: print({TEXT!r}) or 0\nfrom speclib.__main__ import main; raise SystemExit(main(['demo']))"
-    done = subprocess.run([sys.executable, "-c", script], env=environment(PYTHONIOENCODING="cp1252"), capture_output=True)
+    script = (
+        f"from speclib import demo; demo.run = lambda args: print({TEXT!r}) or 0\nfrom speclib.__main__ import "
+        f"main; raise SystemExit(main(['demo']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(PYTHONIOENCODING="cp1252"), capture_output=True
+    )
     assert done.returncode == 0 and done.stderr == b"" and done.stdout.decode("cp1252").startswith("naïve ? ??? ?")
 
 
 def test_a_closed_pipe_ends_quietly():
     """`| head` that has gone already: for the help, and for what a command prints."""
-    printing = "from speclib import demo; demo.run = lambda args: [print(k) for k in range(99999)] and 0\nfrom speclib.__main__ import main; raise SystemExit(main(['demo']))"
+    printing = (
+        "from speclib import demo; demo.run = lambda args: [print(k) for k in range(99999)] and 0\nfrom "
+        "speclib.__main__ import main; raise SystemExit(main(['demo']))"
+    )
     for command, unbuffered in ((["-m", "speclib", "--help"], ""), (["-c", printing], ""), (["-c", printing], "1")):
         read, write = os.pipe()
         os.close(read)
@@ -55,9 +63,14 @@ def test_a_closed_pipe_ends_quietly():
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_behind_standard_output_is_one_line():
-    script = "from speclib import demo; demo.run = lambda args: print('x') or 0\nfrom speclib.__main__ import main; raise SystemExit(main(['demo']))"
+    script = (
+        "from speclib import demo; demo.run = lambda args: print('x') or 0\nfrom speclib.__main__ import main; "
+        "raise SystemExit(main(['demo']))"
+    )
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-c", script], env=environment(), stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment(), stdout=full, stderr=subprocess.PIPE, text=True
+        )
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith("speclib: [Errno 28]")
 
 

@@ -1,4 +1,6 @@
-"""What a context must get right: the fast decoder against transformers' own forward, trees against their branches, rollback, room."""
+"""What a context must get right: the fast decoder against transformers' own forward, trees against their branches,
+rollback, room.
+"""
 
 from functools import cache
 
@@ -19,12 +21,16 @@ from transformers import (
 
 import speclib
 from speclib import LanguageModel, errors
-from speclib.context import ancestry
 from speclib.drafters import ModelDrafter, SyntheticDrafter
-from speclib.fast import FastContext
+from speclib.model.context import ancestry
+from speclib.model.fast import FastContext
 
 FAST = ["llama", "llama grouped", "llama biased", "mistral", "qwen2", "gpt2"]
-TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}  # transformers computes rotary tables and norms of a float64 model partly in float32
+# transformers computes rotary tables and norms of a float64 model partly in float32
+TOLERANCE = {
+    torch.float64: 1e-5,
+    torch.float32: 1e-4,
+}
 
 
 @cache
@@ -32,12 +38,20 @@ def build(kind, seed=0, dtype=torch.float64, layers=3, context=640):
     """A random model with weights large enough that its rows differ, and with norms and biases that are not 1 and 0."""
     torch.manual_seed(seed)
     common = {"vocab_size": 48, "bos_token_id": None, "eos_token_id": None, "initializer_range": 0.2}
-    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers, "num_attention_heads": 4, "max_position_embeddings": context}
+    size = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "max_position_embeddings": context,
+    }
     model = {
         "llama": lambda: LlamaForCausalLM(LlamaConfig(**common, **size)),
         "llama grouped": lambda: LlamaForCausalLM(LlamaConfig(**common, **size, num_key_value_heads=2, head_dim=12)),
         "llama biased": lambda: LlamaForCausalLM(LlamaConfig(**common, **size, attention_bias=True, mlp_bias=True)),
-        "mistral": lambda: MistralForCausalLM(MistralConfig(**common, **size, num_key_value_heads=2, sliding_window=None)),
+        "mistral": lambda: MistralForCausalLM(
+            MistralConfig(**common, **size, num_key_value_heads=2, sliding_window=None)
+        ),
         "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**common, **size, num_key_value_heads=1)),
         "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**common, **size)),
         "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**common, n_embd=32, n_layer=layers, n_head=4, n_positions=context)),
@@ -64,7 +78,8 @@ def reference(kind, tokens, dtype=torch.float64):
     return build(kind, dtype=dtype)(tokens, use_cache=False).logits[0]
 
 
-# --- the fast decoder -------------------------------------------------------------------------------------------------------
+# --- the fast decoder
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -80,7 +95,12 @@ def test_fast_is_transformers_own_forward(kind, dtype):
     pieces.extend(tokens[:, :250], keep=1)
     pieces.extend(text(9, seed=4))
     pieces.rollback(250)
-    got = torch.cat([pieces.extend(tokens[:, start : start + width])[0] for start, width in ((250, 1), (251, 4), (255, 1), (256, 1), (257, 43))])
+    got = torch.cat(
+        [
+            pieces.extend(tokens[:, start : start + width])[0]
+            for start, width in ((250, 1), (251, 4), (255, 1), (256, 1), (257, 43))
+        ]
+    )
     assert pieces.capacity == 512 and pieces.length == 300
     assert (got - right[250:]).abs().max() < TOLERANCE[dtype]
     assert right.std() > 0.3  # logits of a size that makes the tolerance mean something
@@ -114,8 +134,14 @@ def test_what_the_fast_decoder_cannot_read_is_refused():
         LanguageModel(build("neox"), backend="fast")
     with pytest.raises(errors.InvalidArgument, match="backend must be one of eager, fast, compiled"):
         LanguageModel(build("llama"), backend="quick")
-    scaled = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-                         rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})  # fmt: skip
+    scaled = LlamaConfig(
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+    )
     with pytest.raises(errors.UnsupportedModel, match="rotary"):
         LanguageModel(LlamaForCausalLM(scaled).eval(), backend="fast")
     other = GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=2, n_positions=8, activation_function="relu")
@@ -130,12 +156,18 @@ def test_greedy_text_is_the_same_from_both_backends(kind):
     for backend in ("eager", "fast"):
         target, draft = language_model(kind, backend), language_model(kind, backend, seed=1, layers=1)
         for drafter in (None, ModelDrafter(draft), SyntheticDrafter(0.8)):
-            runs.append([t.tolist() for t in speclib.generate(target, prompts, drafter, greedy, 4, max_new_tokens=20, stop=[]).tokens])
+            runs.append(
+                [
+                    t.tolist()
+                    for t in speclib.generate(target, prompts, drafter, greedy, 4, max_new_tokens=20, stop=[]).tokens
+                ]
+            )
     assert all(run == runs[0] for run in runs)
     assert len({tuple(row) for row in runs[0]}) == 2
 
 
-# --- trees ------------------------------------------------------------------------------------------------------------------
+# --- trees
+# ------------------------------------------------------------------------------------------------------------------
 
 TREES = {
     "chain": [-1, 0, 1, 2],
@@ -143,7 +175,15 @@ TREES = {
     "two branches": [-1, 0, -1, 2, 3],
     "bushy": [-1, -1, 0, 0, 1, 2, 2, 4, 7],
 }
-WITH_TREES = [("eager", "llama"), ("eager", "gpt2"), ("eager", "neox"), ("fast", "llama"), ("fast", "llama grouped"), ("fast", "qwen2"), ("fast", "gpt2")]
+WITH_TREES = [
+    ("eager", "llama"),
+    ("eager", "gpt2"),
+    ("eager", "neox"),
+    ("fast", "llama"),
+    ("fast", "llama grouped"),
+    ("fast", "qwen2"),
+    ("fast", "gpt2"),
+]
 
 
 def ancestors(parents, node):
@@ -158,7 +198,12 @@ def ancestors(parents, node):
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize(("backend", "kind"), WITH_TREES)
 def test_a_tree_in_one_forward_is_its_branches_one_by_one(backend, kind, tree):
-    parents, model, before, tokens = TREES[tree], language_model(kind, backend), text(10), text(9, seed=5)[:, : len(TREES[tree])]
+    parents, model, before, tokens = (
+        TREES[tree],
+        language_model(kind, backend),
+        text(10),
+        text(9, seed=5)[:, : len(TREES[tree])],
+    )
     context = model.context()
     context.extend(before, keep=1)
     logits = context.extend(tokens, parents=parents)[0]

@@ -8,18 +8,26 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import speclib
 from speclib import errors
-from speclib.context import Context
-from speclib.distributions import seeded
 from speclib.drafters import EnsembleDrafter, FallbackDrafter, LookupDrafter, ModelDrafter, SyntheticDrafter
-from speclib.fast import FastContext
+from speclib.law.distributions import seeded
+from speclib.model.context import Context
+from speclib.model.fast import FastContext
 
 
 def tiny(seed, layers=2, vocabulary=40, context=256):
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=2,
-        max_position_embeddings=context, initializer_range=0.3, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     return speclib.LanguageModel(LlamaForCausalLM(config).double().eval())
 
 
@@ -36,13 +44,19 @@ def prompts(count, length=6, vocabulary=40):
     return torch.randint(vocabulary, (count, length), generator=generator).tolist()
 
 
-@pytest.mark.parametrize(("backend", "count", "tokens", "drafter"), [("fast", 200, 128, lambda _: SyntheticDrafter(0.9)), ("eager", 20, 64, ModelDrafter)])
+@pytest.mark.parametrize(
+    ("backend", "count", "tokens", "drafter"),
+    [("fast", 200, 128, lambda _: SyntheticDrafter(0.9)), ("eager", 20, 64, ModelDrafter)],
+)
 def test_greedy_is_transformers_own_on_200_prompts(pair, backend, count, tokens, drafter):
     target, draft = (speclib.LanguageModel(model.model, backend=backend) for model in pair)
     texts = prompts(count)
     ids = torch.tensor(texts)
-    plain = target.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, pad_token_id=0)[:, 6:]
-    assert len({tuple(row) for row in plain.tolist()}) > 0.75 * count  # different prompts, different texts: the comparison has something to see
+    plain = target.model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, pad_token_id=0
+    )[:, 6:]
+    # different prompts, different texts: the comparison has something to see
+    assert len({tuple(row) for row in plain.tolist()}) > 0.75 * count
     out = speclib.generate(target, texts, drafter(draft), GREEDY, 4, max_new_tokens=tokens, stop=[])
     assert all(torch.equal(a, b) for a, b in zip(out.tokens, plain, strict=True))
 
@@ -59,7 +73,10 @@ def test_greedy_identity_of_every_guesser(pair, rule, gamma, drafter):
 
 def test_seed_and_rows(pair):
     target, draft = pair
-    run = lambda texts, seed: [t.tolist() for t in speclib.generate(target, texts, ModelDrafter(draft), max_new_tokens=30, stop=[], seed=seed).tokens]  # noqa: E731
+    run = lambda texts, seed: [
+        t.tolist()
+        for t in speclib.generate(target, texts, ModelDrafter(draft), max_new_tokens=30, stop=[], seed=seed).tokens
+    ]
     texts = prompts(3)
     assert run(texts, 5) == run(texts, 5) != run(texts, 6)
     assert run(texts, 5)[0] == run(texts[:1], 5)[0]
@@ -79,7 +96,7 @@ def test_a_draft_model_follows_a_text_it_did_not_write(pair):
     """As in an ensemble, where another guesser's branch was taken: what it read of its own is forgotten."""
     target, draft = pair
     text = prompts(1)[0]
-    start = lambda: ModelDrafter(draft).start(target.context(text), speclib.Sampling(), seeded(0))  # noqa: E731
+    start = lambda: ModelDrafter(draft).start(target.context(text), speclib.Sampling(), seeded(0))
     follower = start()
     follower.prepare(text)
     own = follower.propose(text, 4).tokens.tolist()
@@ -91,7 +108,9 @@ def test_stop_ids_cut_where_plain_decoding_would(pair):
     target, _ = pair
     cut = 0
     for seed in range(10):
-        text = speclib.generate(target, prompts(1), None, GREEDY if seed == 0 else speclib.Sampling(), max_new_tokens=40, stop=[], seed=seed)
+        text = speclib.generate(
+            target, prompts(1), None, GREEDY if seed == 0 else speclib.Sampling(), max_new_tokens=40, stop=[], seed=seed
+        )
         stop = text.tokens[0][25].item()
         plain = speclib.generate(target, prompts(1), None, GREEDY, max_new_tokens=40, stop=[stop])
         fast = speclib.generate(target, prompts(1), SyntheticDrafter(1.0), GREEDY, 7, max_new_tokens=40, stop=[stop])
@@ -116,17 +135,25 @@ def state(model):
 
 
 def unchanged(before, after):
-    return before[1] == after[1] and before[0].keys() == after[0].keys() and all(torch.equal(before[0][name], after[0][name]) for name in before[0])
+    return (
+        before[1] == after[1]
+        and before[0].keys() == after[0].keys()
+        and all(torch.equal(before[0][name], after[0][name]) for name in before[0])
+    )
 
 
 @pytest.mark.parametrize("backend", ["eager", "fast"])
 def test_state_is_left_as_found_also_after_an_exception(pair, backend, monkeypatch):
-    """NaN logits in the third round, and a `draw` that fails: models, settings and random state stay, and the next text is the right one."""
+    """NaN logits in the third round, and a `draw` that fails: models, settings and random state stay, and the next text
+    is the right one.
+    """
     target, draft = (speclib.LanguageModel(model.model, backend=backend) for model in pair)
     before, random = [state(target), state(draft)], torch.get_rng_state()
 
     def text():
-        return speclib.generate(target, prompts(1), ModelDrafter(draft), draft_length=3, max_new_tokens=20, stop=[], seed=4)
+        return speclib.generate(
+            target, prompts(1), ModelDrafter(draft), draft_length=3, max_new_tokens=20, stop=[], seed=4
+        )
 
     right, forwards, honest = text(), [], Context._forward if backend == "eager" else FastContext._forward
 
@@ -150,7 +177,11 @@ def test_state_is_left_as_found_also_after_an_exception(pair, backend, monkeypat
     with pytest.raises(RuntimeError, match="stop here"):
         speclib.generate(target, prompts(1), ModelDrafter(draft), draw=broken)
     assert all(map(unchanged, before, [state(target), state(draft)]))
-    assert torch.equal(torch.get_rng_state(), random) and torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+    assert (
+        torch.equal(torch.get_rng_state(), random)
+        and torch.is_grad_enabled()
+        and torch.get_default_dtype() == torch.float32
+    )
     assert torch.equal(text().tokens[0], right.tokens[0])
 
 
@@ -172,7 +203,15 @@ def test_one_bad_number_is_found_wherever_it_stands(pair, monkeypatch, row, valu
 
     monkeypatch.setattr(Context, "_forward", poisoned)
     with pytest.raises(errors.NonFiniteLogits, match="check its weights"):
-        speclib.generate(target, [[1, 2, 3]], ModelDrafter(draft), speclib.Sampling(temperature), draft_length=3, max_new_tokens=12, stop=[])
+        speclib.generate(
+            target,
+            [[1, 2, 3]],
+            ModelDrafter(draft),
+            speclib.Sampling(temperature),
+            draft_length=3,
+            max_new_tokens=12,
+            stop=[],
+        )
 
 
 @pytest.mark.parametrize(
@@ -238,5 +277,7 @@ def test_the_host_looks_once_a_round(temperature, rule):
     target, draft = (speclib.LanguageModel(build("llama", seed, torch.float32, 2), backend="fast") for seed in (0, 1))
     for drafter in (ModelDrafter(draft), None):
         with HostReads() as reads:
-            out = speclib.generate(target, [[1, 2, 3]], drafter, speclib.Sampling(temperature), 4, rule, max_new_tokens=40, stop=[])
+            out = speclib.generate(
+                target, [[1, 2, 3]], drafter, speclib.Sampling(temperature), 4, rule, max_new_tokens=40, stop=[]
+            )
         assert reads.count == len(out.trace.rounds)

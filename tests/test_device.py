@@ -1,8 +1,9 @@
 """On an accelerator the host runs ahead of the device, and each look at a result waits for it: a round may look once.
 
-The first half runs on torch's meta device, whose tensors have a place and a shape but no numbers: whatever asks for one raises, as it would while a CUDA
-graph is captured, and `OneDevice` raises where a tensor of the host meets one of the device. The one look that the loop is allowed gets numbers made up here.
-The second half runs the backend's graphs on the CPU, by a stand-in for torch.cuda that records operations and repeats them on the very same tensors.
+The first half runs on torch's meta device, whose tensors have a place and a shape but no numbers: whatever asks for one
+raises, as it would while a CUDA graph is captured, and `OneDevice` raises where a tensor of the host meets one of the
+device. The one look that the loop is allowed gets numbers made up here. The second half runs the backend's graphs on
+the CPU, by a stand-in for torch.cuda that records operations and repeats them on the very same tensors.
 """
 
 import copy
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 import speclib
 from speclib import LanguageModel, Sampling, compiled
 from speclib.drafters import Eagle, EagleDrafter, FallbackDrafter, LookupDrafter, ModelDrafter
-from speclib.lengths import ConfidenceLength
+from speclib.loop.lengths import ConfidenceLength
 
 PROMPT = [1, 2, 3, 1, 2, 3]
 SETTINGS = (Sampling(), Sampling(0), Sampling(0.7, top_k=5, top_p=0.9, min_p=0.01))
@@ -35,7 +36,9 @@ class OneDevice(TorchDispatchMode):
     """No operation may be given tensors of two devices, but for copies and single numbers."""
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        devices = {leaf.device.type for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.ndim}
+        devices = {
+            leaf.device.type for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.ndim
+        }
         if len(devices) > 1 and "copy" not in operation.__name__:
             raise RuntimeError(f"{operation} on {devices}")
         return operation(*args, **(kwargs or {}))
@@ -96,7 +99,9 @@ def test_a_meeting_of_two_devices_would_be_noticed():
 
 
 class Recorder(TorchDispatchMode):
-    """What a CUDA graph does: remembers every operation with the very tensors and numbers it was given, and `replay` writes into the same results again."""
+    """What a CUDA graph does: remembers every operation with the very tensors and numbers it was given, and `replay`
+    writes into the same results again.
+    """
 
     def __init__(self):
         super().__init__()
@@ -111,7 +116,9 @@ class Recorder(TorchDispatchMode):
         for operation, args, kwargs, results in self.steps:
             again = operation(*args, **kwargs)
             for old, new in zip(tree_leaves(results), tree_leaves(again), strict=True):
-                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():  # else a view, or written in place
+                if (
+                    isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr()
+                ):  # else a view, or written in place
                     old.copy_(new)
 
 
@@ -135,7 +142,13 @@ def graphs(monkeypatch):
         programs.graphs = True
         made.append(programs)
 
-    for name, stand_in in {"Stream": Stream, "current_stream": Stream, "stream": nullcontext, "CUDAGraph": Recorder, "graph": graph}.items():
+    for name, stand_in in {
+        "Stream": Stream,
+        "current_stream": Stream,
+        "stream": nullcontext,
+        "CUDAGraph": Recorder,
+        "graph": graph,
+    }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(compiled.Programs, "__init__", init)
     monkeypatch.setattr(compiled, "ROOM", 64)  # so that a text outgrows its cache
@@ -144,7 +157,9 @@ def graphs(monkeypatch):
 
 @pytest.mark.parametrize("guesser", ["nobody", "model", "eagle", "lookup, else eagle"])
 def test_graphs_give_the_text_of_the_fast_backend(graphs, guesser):
-    """By three settings, two texts each that share a cache one after the other, longer than several blocks of slots and than the first cache."""
+    """By three settings, two texts each that share a cache one after the other, longer than several blocks of slots and
+    than the first cache.
+    """
     models = [build("llama grouped", seed, torch.float32, layers) for seed, layers in ((0, 3), (1, 1))]
     eagle = Eagle(config_of(models[0].config.hidden_size)).eval()
     texts = {"fast": [], "compiled": []}
@@ -157,7 +172,9 @@ def test_graphs_give_the_text_of_the_fast_backend(graphs, guesser):
             "lookup, else eagle": FallbackDrafter(LookupDrafter(3, 3), EagleDrafter(eagle)),
         }[guesser]
         for sampling in SETTINGS:
-            written += speclib.generate(target, [PROMPT, PROMPT[:2]], drafter, sampling, 3, max_new_tokens=150, stop=[]).tokens
+            written += speclib.generate(
+                target, [PROMPT, PROMPT[:2]], drafter, sampling, 3, max_new_tokens=150, stop=[]
+            ).tokens
     assert all(torch.equal(one, other) for one, other in zip(*texts.values(), strict=True))
     assert len(graphs) == {"nobody": 2, "model": 2}.get(guesser, 3) and not any(programs.broken for programs in graphs)
     verdicts = [key[1] for key in graphs[0]._made if key[0] == "verdict"]
@@ -168,9 +185,15 @@ def test_graphs_give_the_text_of_the_fast_backend(graphs, guesser):
 def test_a_graph_that_holds_on_to_a_length_would_be_noticed(graphs, monkeypatch):
     """The control: a program in which the place of the new token is a number, and no data."""
     real = compiled.forward_of
-    monkeypatch.setattr(compiled, "forward_of", lambda d: lambda tokens, start, slots, cache: real(d)(tokens, torch.tensor(int(start)), slots, cache))
+    monkeypatch.setattr(
+        compiled,
+        "forward_of",
+        lambda d: lambda tokens, start, slots, cache: real(d)(tokens, torch.tensor(int(start)), slots, cache),
+    )
     texts = [
-        speclib.generate(LanguageModel(build("llama grouped", 0, torch.float32), backend=b), [PROMPT], max_new_tokens=40, stop=[]).tokens[0]
+        speclib.generate(
+            LanguageModel(build("llama grouped", 0, torch.float32), backend=b), [PROMPT], max_new_tokens=40, stop=[]
+        ).tokens[0]
         for b in ("fast", "compiled")
     ]
     assert not torch.equal(*texts)

@@ -16,8 +16,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from speclib.distributions import Sampling, entropy, overlap, point_mass, residual, seeded, total_variation
 from speclib.errors import InvalidArgument, NonFiniteLogits, SpeclibError
+from speclib.law.distributions import Sampling, entropy, overlap, point_mass, residual, seeded, total_variation
 
 # few different values: ties are common; -inf: a token that the model forbids
 logit = st.sampled_from([-math.inf, -3.0, -1.0, 0.0, 0.5, 0.5, 2.0]) | st.floats(-20, 20, width=32)
@@ -59,14 +59,27 @@ def test_settings_equal_what_generate_samples_from():
     """`generate` itself builds the filters here, and hands out logits before and after them."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, bos_token_id=0, eos_token_id=1, pad_token_id=1
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
     )
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         model.lm_head.weight.mul_(20)  # a random model is nearly uniform; the filters should have something to cut
     asked = {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": 0.05}
     out = model.generate(
-        torch.tensor([[2, 3, 4]]), do_sample=True, max_new_tokens=4, output_logits=True, output_scores=True, return_dict_in_generate=True, **asked
+        torch.tensor([[2, 3, 4]]),
+        do_sample=True,
+        max_new_tokens=4,
+        output_logits=True,
+        output_scores=True,
+        return_dict_in_generate=True,
+        **asked,
     )
     kept = []
     for logits, scores in zip(out.logits, out.scores, strict=True):
@@ -87,9 +100,12 @@ def test_temperature_zero_is_the_first_argmax(row):
 def test_filters_by_hand():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     assert Sampling(top_k=2).probabilities(logits).tolist() == pytest.approx([0.625, 0.375, 0, 0])
-    assert Sampling(top_p=0.7).probabilities(logits).tolist() == pytest.approx([0.625, 0.375, 0, 0])  # .5 + .3 crosses .7: .3 stays
+    # .5 + .3 crosses .7: .3 stays
+    assert Sampling(top_p=0.7).probabilities(logits).tolist() == pytest.approx([0.625, 0.375, 0, 0])
     assert Sampling(min_p=0.2).probabilities(logits).tolist() == pytest.approx([0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0])
-    assert Sampling(temperature=0.5).probabilities(logits).tolist() == pytest.approx([0.25 / 0.365, 0.09 / 0.365, 0.0225 / 0.365, 0.0025 / 0.365])
+    assert Sampling(temperature=0.5).probabilities(logits).tolist() == pytest.approx(
+        [0.25 / 0.365, 0.09 / 0.365, 0.0225 / 0.365, 0.0025 / 0.365]
+    )
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 5), (2, 3, 5), (0, 5)])
@@ -136,11 +152,17 @@ BAD = [
 def test_bad_settings_say_which(name, value):
     with pytest.raises(InvalidArgument, match=name) as caught:
         Sampling(**{name: value})
-    assert "\n" not in str(caught.value) and isinstance(caught.value, ValueError) and isinstance(caught.value, SpeclibError)
+    assert (
+        "\n" not in str(caught.value)
+        and isinstance(caught.value, ValueError)
+        and isinstance(caught.value, SpeclibError)
+    )
 
 
 @pytest.mark.parametrize("row", [[math.nan, 0.0, 1.0], [0.0, math.inf, 1.0], [-math.inf] * 3])
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0), Sampling(top_k=2)], ids=["plain", "greedy", "top-k"])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(temperature=0), Sampling(top_k=2)], ids=["plain", "greedy", "top-k"]
+)
 def test_logits_that_are_no_numbers(row, sampling):
     with pytest.raises(NonFiniteLogits):
         sampling.probabilities(torch.tensor([[0.0, 1.0, 2.0], row]))

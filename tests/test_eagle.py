@@ -1,4 +1,6 @@
-"""Eagle: what it reads, the law of the text, and that training sees what decoding will see. By chance, and with a control: test_every_guesser.py."""
+"""Eagle: what it reads, the law of the text, and that training sees what decoding will see. By chance, and with a
+control: test_every_guesser.py.
+"""
 
 import pytest
 import torch
@@ -7,16 +9,23 @@ from test_layer_skip import GREEDY, tiny
 from transformers import LlamaConfig
 
 import speclib
-from speclib.distributions import Sampling, seeded
 from speclib.drafters import Drafter, Eagle, EagleDrafter, EnsembleDrafter, FallbackDrafter, LookupDrafter
 from speclib.drafters.base import always
 from speclib.errors import IncompatibleModels
-from speclib.exact import max_difference
+from speclib.law.distributions import Sampling, seeded
+from speclib.law.exact import max_difference
 from speclib.training.readers import unrolled
 
 
 def config_of(width):
-    return LlamaConfig(vocab_size=1, hidden_size=width, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=32)
+    return LlamaConfig(
+        vocab_size=1,
+        hidden_size=width,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+    )
 
 
 def some_eagle(width=8):
@@ -47,7 +56,9 @@ def test_generate_keeps_the_law(kind, backend, vocabulary, sampling, length, pro
 @pytest.mark.parametrize("within", ["nothing", "fallback", "a fallback's fallback", "a fallback's ensemble"])
 @pytest.mark.parametrize("backend", ["eager", "fast"])
 def test_every_guess_stands_on_what_training_saw(backend, within):
-    """After rounds of all outcomes, and after rounds in which a lookup was asked, the distributions are those of `unrolled` over the whole text, the guesses behind it."""
+    """After rounds of all outcomes, and after rounds in which a lookup was asked, the distributions are those of
+    `unrolled` over the whole text, the guesses behind it.
+    """
     target, eagle, gamma = tiny(backend=backend, vocabulary=5, scale=3), some_eagle(), 3
     drafter, seen = EagleDrafter(eagle), []
 
@@ -66,7 +77,11 @@ def test_every_guess_stands_on_what_training_saw(backend, within):
 
     watched, copies = Watched(), LookupDrafter(3, 2)
     if within != "nothing":
-        inner = {"fallback": watched, "a fallback's fallback": FallbackDrafter(copies, watched), "a fallback's ensemble": EnsembleDrafter([watched])}
+        inner = {
+            "fallback": watched,
+            "a fallback's fallback": FallbackDrafter(copies, watched),
+            "a fallback's ensemble": EnsembleDrafter([watched]),
+        }
         watched = FallbackDrafter(copies, inner[within])
     out = speclib.generate(target, [[0, 1, 2, 3], [4], [2, 2]], watched, Sampling(), gamma, max_new_tokens=28, stop=[])
     assert {r.accepted for r in out.trace.rounds} == {0, 1, 2, 3}, "rounds of several outcomes"
@@ -75,7 +90,8 @@ def test_every_guess_stands_on_what_training_saw(backend, within):
         whole = torch.tensor([text + draft.tokens.tolist()])
         with torch.inference_mode():
             hidden = target.model(whole, output_hidden_states=True).hidden_states[-1]
-            states = unrolled(eagle, hidden[:, :-1], target.model.get_input_embeddings()(whole[:, 1:]), gamma)[0]  # [N, gamma, d]
+            # [N, gamma, d]
+            states = unrolled(eagle, hidden[:, :-1], target.model.get_input_embeddings()(whole[:, 1:]), gamma)[0]
             for i, q in enumerate(draft.probs):
                 wanted = target.model.lm_head(states[len(text) - 2 + i, i]).softmax(-1)
                 assert torch.allclose(q, wanted, atol=1e-10), f"guess {i} after {text}"
@@ -97,7 +113,9 @@ def test_greedy_identity_with_rounds_that_do_not_guess():
 
     target = tiny(backend="fast", vocabulary=30, context=64, scale=3)
     plain = speclib.generate(target, [[1, 2], [3]], None, GREEDY, max_new_tokens=40, stop=[])
-    ours = speclib.generate(target, [[1, 2], [3]], EagleDrafter(some_eagle()), GREEDY, Sometimes(), max_new_tokens=40, stop=[])
+    ours = speclib.generate(
+        target, [[1, 2], [3]], EagleDrafter(some_eagle()), GREEDY, Sometimes(), max_new_tokens=40, stop=[]
+    )
     assert all(torch.equal(a, b) for a, b in zip(plain.tokens, ours.tokens, strict=True))
     assert {len(r.drafted) for r in ours.trace.rounds} >= {0, 2, 3}
 
@@ -118,7 +136,9 @@ def test_another_width_is_refused():
 
 @pytest.mark.parametrize("copies_first", [False, True])
 def test_the_program_for_a_round_of_guesses_gives_the_same_text(copies_first):
-    """Compiled and fast: the same uniform numbers, so the same tokens, whatever was accepted in between, and though more is new to it than a program reads."""
+    """Compiled and fast: the same uniform numbers, so the same tokens, whatever was accepted in between, and though
+    more is new to it than a program reads.
+    """
     texts, n = [], 5 if copies_first else 3
     for backend in ("fast", "compiled"):
         target = tiny(backend=backend, vocabulary=5, context=64, scale=3)

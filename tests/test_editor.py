@@ -1,4 +1,6 @@
-"""The target that edits: its tasks, a micro training, what its adapter adds, and whether it copies where the plain target does not."""
+"""The target that edits: its tasks, a micro training, what its adapter adds, and whether it copies where the plain
+target does not.
+"""
 
 import json
 import random
@@ -13,7 +15,7 @@ import speclib
 from speclib import adapter, embedded, leaderboard
 from speclib.drafters import LookupDrafter, ModelDrafter
 from speclib.errors import ModelLoadError, TrainingError
-from speclib.models import EDITOR
+from speclib.model.language_model import EDITOR
 from speclib.training import editor
 from speclib.training.corpus import Document
 
@@ -49,22 +51,37 @@ def tokenizer():
 
 def documents(count):
     """Files of two functions whose names and words differ from file to file."""
-    return [Document("a", f"a/{k}.py", SOURCE.replace("total", f"sum_{k}").replace("word", f"entry{k}").replace("shortest", f"least_{k}")) for k in range(count)]
+    return [
+        Document(
+            "a",
+            f"a/{k}.py",
+            SOURCE.replace("total", f"sum_{k}").replace("word", f"entry{k}").replace("shortest", f"least_{k}"),
+        )
+        for k in range(count)
+    ]
 
 
-# --- the tasks ---------------------------------------------------------------------------------------------------------
+# --- the tasks
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_functions_are_whole_and_at_the_left_margin():
     method, function = editor.functions(documents(1)[0])
-    assert method.startswith('def of(self, values, weights):\n    """The weighted') and method.endswith("\n    return sum_0 / sum(weights)") and "\n\n    for" in method
+    assert (
+        method.startswith('def of(self, values, weights):\n    """The weighted')
+        and method.endswith("\n    return sum_0 / sum(weights)")
+        and "\n\n    for" in method
+    )
     assert function.startswith("def least_0(entry0s):\n") and function.endswith("    return best")
 
 
 def test_an_answer_is_the_copy_with_the_change_and_nothing_else():
     method, function = editor.functions(documents(1)[0])
     one = editor.renamed(function, "copy")
-    assert one["text"] == f"{function}\n\n\n# the same, renamed to least_0_copy\ndef least_0_copy(entry0s):\n" and one["answer"] == function.partition("\n")[2]
+    assert (
+        one["text"] == f"{function}\n\n\n# the same, renamed to least_0_copy\ndef least_0_copy(entry0s):\n"
+        and one["answer"] == function.partition("\n")[2]
+    )
     other = editor.reworded(method, random.Random(0))
     word = re.search(r"# the same, with (\w+) called \1_again\n", other["text"]).group(1)
     assert word in ("sum_0", "weight", "weights", "value") and other["answer"].count(f"{word}_again") >= 2
@@ -99,24 +116,39 @@ def test_a_batch_asks_for_the_answers_alone(tokenizer):
 
 def test_held_out_edits_take_turns_and_fit(tokenizer):
     entries = embedded.held_out("edit")
-    assert [entry["kind"] for entry in entries] == ["renamed", "reworded"] * 24 and len({entry["text"] for entry in entries}) == 48
+    assert [entry["kind"] for entry in entries] == ["renamed", "reworded"] * 24 and len(
+        {entry["text"] for entry in entries}
+    ) == 48
     for entry in entries:
         assert len(tokenizer(entry["text"] + entry["answer"])["input_ids"]) <= 480
         shown, asked = entry["text"].rsplit("\n\n\n# the same, ", 1)
         new = re.search(r"(?:renamed to|called) (\w+)_again\n", asked).group(1)
         assert re.sub(rf"\b{new}_again\b", new, asked.split("\n", 1)[1] + entry["answer"]) == shown
-    assert len(leaderboard.long_enough("edit", tokenizer, 120, 10)) < len(leaderboard.long_enough("edit", tokenizer, 64, 10)) == 48
+    assert (
+        len(leaderboard.long_enough("edit", tokenizer, 120, 10))
+        < len(leaderboard.long_enough("edit", tokenizer, 64, 10))
+        == 48
+    )
     assert len(leaderboard.long_enough("edit", tokenizer, 120, 40)) == 48  # too few would be left
     assert leaderboard.long_enough("code", tokenizer, 500, 10) == embedded.prompts("code")
 
 
-# --- the training ------------------------------------------------------------------------------------------------------
+# --- the training
+# ------------------------------------------------------------------------------------------------------
 
 
 def small_target(folder, vocabulary, seed=0):
     torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-                         max_position_embeddings=512, initializer_range=0.2, tie_word_embeddings=True)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+    )
     LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
     return folder
 
@@ -133,8 +165,13 @@ def test_training_lowers_the_loss_and_goes_on_after_a_kill(tokenizer, tmp_path, 
     whole = editor.train(*arguments, tmp_path / "whole", **options)
     card = json.loads((whole / "card.json").read_text())
     plain = LlamaForCausalLM.from_pretrained(target, dtype=torch.float32)
-    assert card["held_out_nats_per_token"] < editor.held_out_loss(plain, editor.tasks(arguments[1], tokenizer), rows=8)[0] - 0.1
-    assert card["adapter_of"] == "target" and card["parameters"] == sum(t.numel() for t in adapter.load_file(whole / adapter.FILE).values())
+    assert (
+        card["held_out_nats_per_token"]
+        < editor.held_out_loss(plain, editor.tasks(arguments[1], tokenizer), rows=8)[0] - 0.1
+    )
+    assert card["adapter_of"] == "target" and card["parameters"] == sum(
+        t.numel() for t in adapter.load_file(whole / adapter.FILE).values()
+    )
 
     calls, real = iter(range(100)), editor.loss_of
 
@@ -154,7 +191,8 @@ def test_training_lowers_the_loss_and_goes_on_after_a_kill(tokenizer, tmp_path, 
     assert (resumed / adapter.FILE).read_bytes() == (whole / adapter.FILE).read_bytes()
 
 
-# --- the adapter -------------------------------------------------------------------------------------------------------
+# --- the adapter
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -184,7 +222,12 @@ def test_a_saved_adapter_is_the_parametrized_model(adapted, backend):
     with torch.inference_mode():
         right = model(text).logits
     assert loaded.name == "adapted" and loaded.parameters == plain.parameters
-    assert (loaded.context().extend(text) - right).abs().max() < 1e-4 < 0.1 < (plain.context().extend(text) - right).abs().max()
+    assert (
+        (loaded.context().extend(text) - right).abs().max()
+        < 1e-4
+        < 0.1
+        < (plain.context().extend(text) - right).abs().max()
+    )
     exact, rounded = (speclib.load_model(folder, dtype=dtype).model.state_dict() for dtype in ("float64", "bfloat16"))
     for name, weight in loaded.model.state_dict().items():
         assert torch.equal(weight.double(), exact[name]) and torch.equal(weight.bfloat16(), rounded[name])
@@ -193,7 +236,9 @@ def test_a_saved_adapter_is_the_parametrized_model(adapted, backend):
 def test_an_adapter_on_other_weights_is_refused(adapted, tokenizer):
     _, folder = adapted
     small_target(folder.parent / "target", len(tokenizer), seed=1)
-    with pytest.raises(ModelLoadError, match="trained for other weights than those in .*target .*train the adapter again"):
+    with pytest.raises(
+        ModelLoadError, match="trained for other weights than those in .*target .*train the adapter again"
+    ):
         speclib.load_model(folder)
     shutil.rmtree(folder.parent / "target")  # no sibling: the embedded target is not the right one either
     with pytest.raises(ModelLoadError, match="trained for other weights"):
@@ -218,7 +263,8 @@ def test_a_damaged_adapter_is_one_clear_line(adapted, file, content, words):
     assert "\n" not in str(caught.value)
 
 
-# --- the embedded editor -----------------------------------------------------------------------------------------------
+# --- the embedded editor
+# -----------------------------------------------------------------------------------------------
 
 
 def copied(target, entries, tokenizer, tokens=64):
@@ -242,8 +288,12 @@ def test_the_embedded_editor_copies_and_the_plain_target_does_not(tokenizer):
 def test_the_embedded_editor_is_loaded_by_name_and_stays_lossless(tmp_path):
     pair = speclib.load_pair(EDITOR, "draft-d384x1-distilled", dtype="float64", backend="fast")
     assert pair.target.name == EDITOR and EDITOR not in speclib.ladder()
-    assert leaderboard.writer(pair.target, "edit") is pair.target and leaderboard.writer(pair.draft, "edit") is pair.draft
-    assert repr(leaderboard.writer(speclib.load_model("target", dtype="float64", backend="fast"), "edit")) == repr(pair.target)
+    assert (
+        leaderboard.writer(pair.target, "edit") is pair.target and leaderboard.writer(pair.draft, "edit") is pair.draft
+    )
+    assert repr(leaderboard.writer(speclib.load_model("target", dtype="float64", backend="fast"), "edit")) == repr(
+        pair.target
+    )
     prompts = embedded.prompts("edit")[:2]
     plain = speclib.generate(pair.target, prompts, None, GREEDY, max_new_tokens=48, stop=[])
     for drafter in (LookupDrafter(), ModelDrafter(pair.draft)):

@@ -1,4 +1,6 @@
-"""Where the workbook's files are looked for: by the package, never in a neighbour or in the working directory; and nothing is written beside an installed package."""
+"""Where the workbook's files are looked for: by the package, never in a neighbour or in the working directory; and
+nothing is written beside an installed package.
+"""
 
 import json
 import os
@@ -25,11 +27,8 @@ OURS = (PACKAGE.parent / "pyproject.toml").read_text("utf-8")
         (OURS, [], False),
         (None, ["data/models"], False),  # another package's data/ in site-packages
         ('[project]\nname = "other"\n', ["data/models"], False),  # the package was copied into somebody's project
-        (
-            '[project]\nname = "speclib"\n[project.scripts]\nspeclib = "speclib.cli:main"\n',
-            ["data/models"],
-            False,
-        ),  # the spectra
+        # the spectra
+        ('[project]\nname = "speclib"\n[project.scripts]\nspeclib = "speclib.cli:main"\n', ["data/models"], False),
         (b"\xff\xfe\x00", ["data/models"], False),
     ],
 )
@@ -43,7 +42,9 @@ def test_a_checkout_is_known_by_its_project(project, folders, right, tmp_path):
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The package without its repository, beside another package's data/, and a function that runs Python on it in an empty folder."""
+    """The package without its repository, beside another package's data/, and a function that runs Python on it in an
+    empty folder.
+    """
     folder = tmp_path_factory.mktemp("installed")
     site, here = folder / "site-packages", folder / "here"
     shutil.copytree(PACKAGE, site / "speclib", ignore=shutil.ignore_patterns("__pycache__"))
@@ -75,12 +76,23 @@ def test_an_installed_package_finds_its_files_and_writes_nothing_beside_itself(i
     load = ("-c", "import speclib; print(speclib.load_pair().target.name, *speclib.ladder())")
     first = run(*load)
     assert first.stdout.split() == ["target", *speclib.ladder()]
-    script = "import sys; from speclib import bench\nbench.measure = lambda args, partial: (_ for _ in ()).throw(KeyboardInterrupt)\nfrom speclib.__main__ import main; sys.exit(main(['bench']))"
+    script = (
+        "import sys; from speclib import bench\nbench.measure = lambda args, partial: (_ for _ in "
+        "()).throw(KeyboardInterrupt)\nfrom speclib.__main__ import main; sys.exit(main(['bench']))"
+    )
     done = run("-c", script)
     assert done.returncode == 130 and f"results go to {here / 'speclib-results'}" in done.stderr
-    growth = "import sys; from speclib import bench, growth\ngrowth.measure = lambda *_, **__: {'rules': [{'ms': 1.0}]}\nfrom speclib.__main__ import main; code = main(['bench', '--growth'])\nfrom speclib import experiments; print(experiments.recorded('growth')['rules']); sys.exit(code)"
+    growth = (
+        "import sys; from speclib import bench, growth\ngrowth.measure = lambda *_, **__: {'rules': [{'ms': "
+        "1.0}]}\nfrom speclib.__main__ import main; code = main(['bench', '--growth'])\nfrom speclib import "
+        "experiments; print(experiments.recorded('growth')['rules']); sys.exit(code)"
+    )
     done = run("-c", growth)
-    assert done.returncode == 0 and done.stdout.endswith("[{'ms': 1.0}]\n") and (here / "speclib-results" / "growth.json").is_file()
+    assert (
+        done.returncode == 0
+        and done.stdout.endswith("[{'ms': 1.0}]\n")
+        and (here / "speclib-results" / "growth.json").is_file()
+    )
     assert {path: path.stat().st_mtime_ns for path in site.rglob("*")} == before
     assert run(*load).stdout == first.stdout
 
@@ -90,11 +102,13 @@ def test_without_network_one_line_says_what_is_missing_and_what_to_do(installed)
     (folder / "cache" / "speclib" / "models" / "eagle" / "model.safetensors").unlink()
     done = run(
         "-c",
-        "from speclib import drafters, errors\ntry: drafters.load_eagle()\nexcept errors.ModelLoadError as error: print(error)",
+        "from speclib import drafters, errors\ntry: drafters.load_eagle()\nexcept errors.ModelLoadError as error: "
+        "print(error)",
     )
     (told,) = [line for line in done.stdout.splitlines() if line.strip()]
     assert re.search(
-        r"data/models/eagle/model.safetensors is neither here nor could it be fetched from .*; connect to the network once, or use a checkout",
+        r"data/models/eagle/model.safetensors is neither here nor could it be fetched from .*; connect to the "
+        r"network once, or use a checkout",
         told,
     )
 
@@ -125,5 +139,7 @@ def test_the_registry_tells_the_order_of_the_ladder():
     """From the smallest file to the largest, so that it is known where the files are not."""
     sizes = [(embedded.DATA / path).stat().st_size for path in embedded.registry()]
     assert sizes == sorted(sizes)
-    cards = [json.loads((embedded.DATA / "models" / name / "card.json").read_text("utf-8")) for name in speclib.ladder()]
+    cards = [
+        json.loads((embedded.DATA / "models" / name / "card.json").read_text("utf-8")) for name in speclib.ladder()
+    ]
     assert [card["parameters"] for card in cards] == sorted(card["parameters"] for card in cards)

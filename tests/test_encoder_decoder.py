@@ -6,15 +6,23 @@ from functools import cache
 
 import pytest
 import torch
-from transformers import DynamicCache, EncoderDecoderCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import speclib
 from speclib import LanguageModel, Sampling, errors, generate
-from speclib.context import EncoderDecoderContext
 from speclib.drafters import LookupDrafter, ModelDrafter, SyntheticDrafter
-from speclib.exact import TableModel, law_variation, max_difference, outcomes, plain_law, sample_many
+from speclib.law.exact import TableModel, law_variation, max_difference, outcomes, plain_law, sample_many
+from speclib.law.statistics import g_test
+from speclib.model.context import EncoderDecoderContext
 from speclib.museum import threshold_law
-from speclib.statistics import g_test
 from speclib.training import seq2seq
 from speclib.training.corpus import Document
 from speclib.training.tokenizer import train_tokenizer
@@ -25,12 +33,25 @@ GREEDY = Sampling(temperature=0)
 
 @cache
 def tiny(vocabulary=3, seed=0, layers=2, start=0, width=8):
-    """A T5 in float64, with weights large enough that its rows differ from prefix to prefix and from source to source."""
+    """A T5 in float64, with weights large enough that its rows differ from prefix to prefix and from source to
+    source.
+    """
     torch.manual_seed(seed)
     config = T5Config(
-        vocab_size=vocabulary, d_model=width, d_kv=4, d_ff=16, num_layers=2, num_decoder_layers=layers, num_heads=2, relative_attention_num_buckets=8,
-        relative_attention_max_distance=16, feed_forward_proj="gated-gelu", decoder_start_token_id=start, pad_token_id=start, eos_token_id=None,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        d_model=width,
+        d_kv=4,
+        d_ff=16,
+        num_layers=2,
+        num_decoder_layers=layers,
+        num_heads=2,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=16,
+        feed_forward_proj="gated-gelu",
+        decoder_start_token_id=start,
+        pad_token_id=start,
+        eos_token_id=None,
+    )
     model = T5ForConditionalGeneration(config).double().eval()
     model.generation_config.eos_token_id = None
     with torch.no_grad():
@@ -46,14 +67,20 @@ def table(target, sampling=Sampling(), prompt=PROMPT, start=None):  # noqa: B008
 
     def row(prefix):
         with torch.inference_mode():
-            logits = target.model(input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([[start, *prefix]]), use_cache=False).logits[0, -1]
+            logits = target.model(
+                input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([[start, *prefix]]), use_cache=False
+            ).logits[0, -1]
         return sampling.probabilities(logits).numpy()
 
     return TableModel(target.vocabulary, row)
 
 
 def enumerated(target, drafter, gamma, length, stop, sampling, rule="token"):
-    return outcomes(lambda draw: tuple(generate(target, [PROMPT], drafter, sampling, gamma, rule, length, stop, draw=draw).tokens[0].tolist()))
+    return outcomes(
+        lambda draw: tuple(
+            generate(target, [PROMPT], drafter, sampling, gamma, rule, length, stop, draw=draw).tokens[0].tolist()
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,14 +115,22 @@ def test_the_tiny_models_have_something_to_get_wrong():
     assert len({tuple(row) for row in table(target).rows(2).round(decimals=6).tolist()}) == 9
     assert law_variation(law, plain_law(table(target, prompt=[0, 0, 2, 1]), 3)) > 0.01
     assert 0.05 < law_variation(law, plain_law(table(tiny(3, 1, layers=1)), 3)) < 0.95
-    out = [generate(target, [PROMPT], LookupDrafter(), draft_length=3, max_new_tokens=20, stop=[], seed=s).summary() for s in range(5)]
+    out = [
+        generate(target, [PROMPT], LookupDrafter(), draft_length=3, max_new_tokens=20, stop=[], seed=s).summary()
+        for s in range(5)
+    ]
     assert sum(s["proposed"] for s in out) > 10  # the lookup finds something to copy in the source
 
 
 def test_the_source_can_be_copied():
     """The first guesses come from the source: there is nothing else yet."""
     out = generate(tiny(start=2), [[2, 1, 2, 0]], LookupDrafter(), GREEDY, 3, max_new_tokens=4, stop=[])
-    assert out.trace.rounds[0].drafted == [0, 2, 0]  # after the start token 2: what followed the last 2 of the source, the text's own beginning, and round again
+    # after the start token 2: what followed the last 2 of the source, the text's own beginning, and round again
+    assert out.trace.rounds[0].drafted == [
+        0,
+        2,
+        0,
+    ]
 
 
 class ForgetsTheStart(EncoderDecoderContext):
@@ -122,7 +157,7 @@ class NeverRollsBack(EncoderDecoderContext):
 @pytest.mark.parametrize("broken", [ForgetsTheStart, CropsBoth, NeverRollsBack])
 def test_broken_contexts_are_caught(broken, monkeypatch):
     """The control: the same comparison must fail for each of the usual bugs."""
-    monkeypatch.setattr(speclib.models, "EncoderDecoderContext", broken)
+    monkeypatch.setattr(speclib.language_model, "EncoderDecoderContext", broken)
     law = enumerated(tiny(), ModelDrafter(tiny(3, 1, layers=1)), 1, 3, [], Sampling())
     assert law_variation(law, plain_law(table(tiny()), 3)) > 1e-3
 
@@ -131,7 +166,8 @@ def test_the_start_token_decides_the_law():
     target = tiny()
     right, wrong = plain_law(table(target), 3), plain_law(table(target, start=1), 3)
     assert law_variation(right, wrong) > 0.01
-    assert generate(target, [PROMPT], None, max_new_tokens=1, stop=[]).trace.rounds[0].position == 1  # the start token, and nothing of the source
+    # the start token, and nothing of the source
+    assert generate(target, [PROMPT], None, max_new_tokens=1, stop=[]).trace.rounds[0].position == 1
 
 
 def test_200000_texts_and_two_controls():
@@ -154,15 +190,24 @@ def sources(count):
     return torch.randint(1, 40, (count, 9), generator=generator).tolist()
 
 
-@pytest.mark.parametrize("drafter", [ModelDrafter, lambda _: LookupDrafter(), lambda _: SyntheticDrafter(0.7)], ids=["model", "lookup", "synthetic"])
+@pytest.mark.parametrize(
+    "drafter",
+    [ModelDrafter, lambda _: LookupDrafter(), lambda _: SyntheticDrafter(0.7)],
+    ids=["model", "lookup", "synthetic"],
+)
 @pytest.mark.parametrize("rule", ["token", "block"])
 def test_greedy_is_transformers_own(wide, rule, drafter):
     target, draft = wide
     ids = torch.tensor(sources(12))
     # a cache of its own: transformers 5 sizes the one it makes by the layers of the encoder, which here are fewer
-    options = {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache()), "do_sample": False, "eos_token_id": None}
+    options = {
+        "past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache()),
+        "do_sample": False,
+        "eos_token_id": None,
+    }
     theirs = target.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, **options)[:, 1:]
-    assert len({tuple(row) for row in theirs.tolist()}) > 8  # different sources, different texts: the comparison has something to see
+    # different sources, different texts: the comparison has something to see
+    assert len({tuple(row) for row in theirs.tolist()}) > 8
     for gamma in (0, 1, 4):
         out = generate(target, ids.tolist(), drafter(draft), GREEDY, gamma, rule, max_new_tokens=30, stop=[])
         assert all(torch.equal(a, b) for a, b in zip(out.tokens, theirs, strict=True))
@@ -173,17 +218,28 @@ def test_ends_and_caps(wide):
     free = generate(target, sources(1), None, max_new_tokens=25, stop=[], seed=4).tokens[0].tolist()
     end = free[12]
     for drafter in (None, ModelDrafter(draft), LookupDrafter(), SyntheticDrafter(1.0)):
-        texts = [generate(target, sources(1), drafter, draft_length=6, max_new_tokens=25, stop=[end], seed=s).tokens[0].tolist() for s in range(8)]
+        texts = [
+            generate(target, sources(1), drafter, draft_length=6, max_new_tokens=25, stop=[end], seed=s)
+            .tokens[0]
+            .tolist()
+            for s in range(8)
+        ]
         assert all(end not in text[:-1] and (text[-1] == end or len(text) == 25) for text in texts)
         assert any(len(text) < 25 for text in texts)
-        assert [len(generate(target, sources(1), drafter, draft_length=6, max_new_tokens=n, stop=[]).tokens[0]) for n in (1, 2, 7)] == [1, 2, 7]
+        assert [
+            len(generate(target, sources(1), drafter, draft_length=6, max_new_tokens=n, stop=[]).tokens[0])
+            for n in (1, 2, 7)
+        ] == [1, 2, 7]
 
 
 @pytest.mark.parametrize("speculative", [False, True])
 def test_the_encoder_reads_each_text_once(wide, speculative):
     target, draft = wide
     calls = {target.name: 0, draft.name: 0}
-    hooks = [m.model.get_encoder().register_forward_hook(lambda *_, name=m.name: calls.update({name: calls[name] + 1})) for m in wide]
+    hooks = [
+        m.model.get_encoder().register_forward_hook(lambda *_, name=m.name: calls.update({name: calls[name] + 1}))
+        for m in wide
+    ]
     out = generate(target, sources(3), ModelDrafter(draft) if speculative else None, max_new_tokens=20, stop=[])
     for hook in hooks:
         hook.remove()
@@ -210,7 +266,12 @@ def test_only_the_decoders_own_cache_rolls_back(wide):
 def test_two_of_one_kind():
     target = tiny()
     torch.manual_seed(0)
-    causal = LanguageModel(LlamaForCausalLM(LlamaConfig(vocab_size=3, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)).eval(), name="causal")
+    causal = LanguageModel(
+        LlamaForCausalLM(
+            LlamaConfig(vocab_size=3, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+        ).eval(),
+        name="causal",
+    )
     for big, small in ((target, causal), (causal, target)):
         with pytest.raises(errors.IncompatibleModels, match="encoder-decoder"):
             generate(big, [[1, 2]], ModelDrafter(small), max_new_tokens=2)
@@ -229,9 +290,14 @@ def test_the_clock_knows_encoder_decoders(wide):
     assert list(latency.width_curve(wide[0], [1, 3], context=8, passes=1, min_seconds=0.001)["width"]) == [1, 3]
 
 
-# --- the pair and its task ---------------------------------------------------------------------------------------------
+# --- the pair and its task
+# ---------------------------------------------------------------------------------------------
 
-CODE = "".join(f"def total_{k}(Values, limit={k}):\n    result = sum(value * {k} for value in Values)\n    return Result('{k}', result)\n\n\n" for k in range(200))
+CODE = "".join(
+    f"def total_{k}(Values, limit={k}):\n    result = sum(value * {k} for value in Values)\n    return Result('{k}', "
+    f"result)\n\n\n"
+    for k in range(200)
+)
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +318,12 @@ def test_tasks_fit_and_differ(small):
     documents, tokenizer = small
     tasks = seq2seq.examples(documents, tokenizer, 300)
     assert len(tasks) > 50 and tasks == seq2seq.examples(documents, tokenizer, 300)
-    assert all(task["text"] != task["answer"] and task["answer"] in CODE + documents[1].text.replace("\n    ", "\n") + CODE.replace("\n    ", "\n") + documents[1].text for task in tasks)
+    assert all(
+        task["text"] != task["answer"]
+        and task["answer"]
+        in CODE + documents[1].text.replace("\n    ", "\n") + CODE.replace("\n    ", "\n") + documents[1].text
+        for task in tasks
+    )
     source, target = seq2seq.tensors(tasks, tokenizer)
     first = target[0][target[0] != seq2seq.IGNORED].tolist()
     assert first[-1] == tokenizer.eos_token_id and tokenizer.decode(first[:-1]) == tasks[0]["answer"]
@@ -264,10 +335,15 @@ def test_training_learns_resumes_and_distils(small, tmp_path, monkeypatch):
     shape = {"encoder_layers": 1, "decoder_layers": 1, "width": 32, "heads": 2, "feed_forward": 32, "batch_rows": 16}
     recipe = seq2seq.Seq2SeqRecipe("teacher", tokens=8_000, **shape)
     monkeypatch.setattr(seq2seq, "SAVE_EVERY_SECONDS", 0)
-    run = lambda recipe, folder, seed=0: seq2seq.train(recipe, documents[:1], documents[1:], tokenizer, folder, seed=seed, compile=False)  # noqa: E731
+    run = lambda recipe, folder, seed=0: seq2seq.train(
+        recipe, documents[:1], documents[1:], tokenizer, folder, seed=seed, compile=False
+    )
     path = run(recipe, tmp_path)
     card = json.loads((path / "card.json").read_text())
-    assert card["held_out_nats_per_token"] < 0.8 * torch.tensor(float(len(tokenizer))).log() and card["tokens_seen"] >= 8_000
+    assert (
+        card["held_out_nats_per_token"] < 0.8 * torch.tensor(float(len(tokenizer))).log()
+        and card["tokens_seen"] >= 8_000
+    )
 
     def stop(*args, **options):
         raise KeyboardInterrupt

@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from speclib.decoding import generate
-from speclib.distributions import Sampling, overlap, seeded
 from speclib.drafters import ModelDrafter
 from speclib.errors import InvalidArgument
-from speclib.exact import (
+from speclib.law.distributions import Sampling, overlap, seeded
+from speclib.law.exact import (
     TableModel,
     blend,
     disjoint_tables,
@@ -31,13 +30,36 @@ from speclib.exact import (
     sample_outcomes,
     warped,
 )
-from speclib.models import LanguageModel
+from speclib.law.statistics import SIGNIFICANCE, g_test
+from speclib.loop.decoding import generate
+from speclib.model.language_model import LanguageModel
 from speclib.museum import MATCH
-from speclib.statistics import SIGNIFICANCE, g_test
 
 LOSSLESS = ["token", "block"]
-SIZES = [(2, 0, 3), (2, 1, 4), (2, 2, 5), (2, 3, 6), (2, 4, 7), (3, 0, 3), (3, 1, 4), (3, 2, 5), (3, 3, 5), (3, 4, 6), (4, 0, 3), (4, 1, 4), (4, 2, 4), (4, 3, 5)]
-SIZES += [(5, 0, 2), (5, 1, 3), (5, 2, 4), (5, 3, 4), (5, 4, 5)]  # vocabulary, gamma, length: always longer than a round can be
+SIZES = [
+    (2, 0, 3),
+    (2, 1, 4),
+    (2, 2, 5),
+    (2, 3, 6),
+    (2, 4, 7),
+    (3, 0, 3),
+    (3, 1, 4),
+    (3, 2, 5),
+    (3, 3, 5),
+    (3, 4, 6),
+    (4, 0, 3),
+    (4, 1, 4),
+    (4, 2, 4),
+    (4, 3, 5),
+]
+# vocabulary, gamma, length: always longer than a round can be
+SIZES += [
+    (5, 0, 2),
+    (5, 1, 3),
+    (5, 2, 4),
+    (5, 3, 4),
+    (5, 4, 5),
+]
 
 
 @cache
@@ -45,12 +67,18 @@ def pair(kind, vocabulary, seed=0):
     """A target and a draft that depend on their whole prefix."""
     full = random_table(vocabulary, 10 * seed + 1), random_table(vocabulary, 10 * seed + 2)
     holes = random_table(vocabulary, 10 * seed + 3, zeros=0.4), random_table(vocabulary, 10 * seed + 4, zeros=0.4)
-    certain = random_table(vocabulary, 10 * seed + 5, point_masses=0.5, zeros=0.2), random_table(vocabulary, 10 * seed + 6, point_masses=0.5)
+    certain = (
+        random_table(vocabulary, 10 * seed + 5, point_masses=0.5, zeros=0.2),
+        random_table(vocabulary, 10 * seed + 6, point_masses=0.5),
+    )
     return {
         "full support": full,
         "zeros": holes,
         "point masses": certain,
-        "all point masses": (random_table(vocabulary, 10 * seed + 7, point_masses=1.0), random_table(vocabulary, 10 * seed + 8, point_masses=1.0)),
+        "all point masses": (
+            random_table(vocabulary, 10 * seed + 7, point_masses=1.0),
+            random_table(vocabulary, 10 * seed + 8, point_masses=1.0),
+        ),
         "disjoint": disjoint_tables(vocabulary, seed),
         "equal": (holes[0], holes[0]),
         "some rows equal": (holes[0], patchwork(certain[0], holes[0], 0.5, seed)),
@@ -58,7 +86,16 @@ def pair(kind, vocabulary, seed=0):
     }[kind]
 
 
-KINDS = ["full support", "zeros", "point masses", "all point masses", "disjoint", "equal", "some rows equal", "nearly equal"]
+KINDS = [
+    "full support",
+    "zeros",
+    "point masses",
+    "all point masses",
+    "disjoint",
+    "equal",
+    "some rows equal",
+    "nearly equal",
+]
 
 
 @pytest.mark.parametrize("eos", [None, 1], ids=["no eos", "eos"])
@@ -72,7 +109,11 @@ def test_text_keeps_its_law(rule, kind, eos):
         assert sum(law.values()) == pytest.approx(1, abs=1e-12)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(temperature=0), Sampling(temperature=0.5), Sampling(top_k=2), Sampling(top_p=0.7), Sampling(min_p=0.4)], ids=str)
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(temperature=0), Sampling(temperature=0.5), Sampling(top_k=2), Sampling(top_p=0.7), Sampling(min_p=0.4)],
+    ids=str,
+)
 @pytest.mark.parametrize("rule", LOSSLESS)
 def test_text_keeps_its_law_under_filters(rule, sampling):
     """The same filter on both sides: the reference is the filtered target."""
@@ -93,14 +134,22 @@ def test_text_keeps_its_law_at_every_length(rule, length):
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 10**6), vocabulary=st.integers(2, 4), gamma=st.integers(0, 3), eos=st.none() | st.integers(0, 1), kind=st.sampled_from(KINDS))
+@given(
+    seed=st.integers(0, 10**6),
+    vocabulary=st.integers(2, 4),
+    gamma=st.integers(0, 3),
+    eos=st.none() | st.integers(0, 1),
+    kind=st.sampled_from(KINDS),
+)
 def test_text_keeps_its_law_for_any_pair(seed, vocabulary, gamma, eos, kind):
     target, draft = pair.__wrapped__(kind, vocabulary, seed)
     for rule in LOSSLESS:
         assert max_difference(rule_law(rule, target, draft, gamma, 4, eos), plain_law(target, 4, eos)) < 1e-12
 
 
-@pytest.mark.parametrize("rule", [*LOSSLESS, "typical", "lenience", MATCH], ids=lambda rule: getattr(rule, "name", rule))
+@pytest.mark.parametrize(
+    "rule", [*LOSSLESS, "typical", "lenience", MATCH], ids=lambda rule: getattr(rule, "name", rule)
+)
 @pytest.mark.parametrize("eos", [None, 1])
 def test_batched_enumeration_is_the_loop(rule, eos):
     """`rule_law` adds up batches; `outcomes` replays the loop draw by draw. Neither knows of the other."""
@@ -131,7 +180,8 @@ def test_lenience_bounds_what_it_costs():
     assert 1 < max(mass / right[text] for text, mass in rule_law("lenience", target, draft, 2, 3).items()) <= 8
 
 
-# --- acceptance ------------------------------------------------------------------------------------------------------------
+# --- acceptance
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -139,7 +189,9 @@ def test_lenience_bounds_what_it_costs():
 def test_one_draft_is_accepted_with_the_overlap(rule, kind):
     for vocabulary in range(2, 6):
         target, draft = pair(kind, vocabulary)
-        assert expected_accepted(rule, target, draft, 1) == pytest.approx(float(overlap(target(()), draft(()))), abs=1e-12)
+        assert expected_accepted(rule, target, draft, 1) == pytest.approx(
+            float(overlap(target(()), draft(()))), abs=1e-12
+        )
 
 
 def test_toy_example_of_block_verification():
@@ -148,7 +200,9 @@ def test_toy_example_of_block_verification():
     assert expected_accepted("token", *toy, 2) == pytest.approx(10 / 9, abs=1e-15)
     assert expected_accepted("block", *toy, 2) == pytest.approx(11 / 9, abs=1e-15)
     # the bound: two blocks can be coupled on sum(min(P(x), Q(x))) of their mass, one token on its overlap
-    ideal = sum(min(p, q) for p, q in zip((1 / 9, 2 / 9, 2 / 9, 4 / 9), (4 / 9, 2 / 9, 2 / 9, 1 / 9), strict=True)) + 2 / 3
+    ideal = (
+        sum(min(p, q) for p, q in zip((1 / 9, 2 / 9, 2 / 9, 4 / 9), (4 / 9, 2 / 9, 2 / 9, 1 / 9), strict=True)) + 2 / 3
+    )
     assert ideal == pytest.approx(12 / 9, abs=1e-15)
 
 
@@ -163,7 +217,11 @@ def test_block_never_accepts_less(seed, vocabulary, gamma, kind):
 
 
 def test_block_often_accepts_more():
-    gains = [expected_accepted("block", *pair("full support", 3, seed), 3) - expected_accepted("token", *pair("full support", 3, seed), 3) for seed in range(20)]
+    gains = [
+        expected_accepted("block", *pair("full support", 3, seed), 3)
+        - expected_accepted("token", *pair("full support", 3, seed), 3)
+        for seed in range(20)
+    ]
     assert sum(gain > 1e-3 for gain in gains) >= 10
 
 
@@ -174,7 +232,8 @@ def test_identical_models_accept_everything():
         assert expected_accepted(rule, *disjoint_tables(4, 0), 3) == 0
 
 
-# --- generate() as it stands, with real models ----------------------------------------------------------------------------
+# --- generate() as it stands, with real models
+# ----------------------------------------------------------------------------
 
 
 @cache
@@ -182,9 +241,16 @@ def tiny(vocabulary, seed, layers):
     """A Llama in float64, with weights large enough that its rows differ from prefix to prefix."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=8, intermediate_size=16, num_hidden_layers=layers, num_attention_heads=2, max_position_embeddings=32,
-        bos_token_id=None, eos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
     model = LlamaForCausalLM(config).double().eval()
     with torch.no_grad():
         for weights in model.parameters():
@@ -231,7 +297,8 @@ def test_generate_keeps_the_law(rule, vocabulary, gamma, length, stop, sampling)
     assert len(right) > 2 or sampling.temperature == 0
 
 
-# --- the tools themselves ----------------------------------------------------------------------------------------------
+# --- the tools themselves
+# ----------------------------------------------------------------------------------------------
 
 
 def test_outcomes_of_two_coins():
@@ -280,14 +347,24 @@ def test_outcomes_refuses_what_it_cannot_sum():
 
 
 def test_sampled_outcomes_are_the_law_drawn_from():
-    """A million runs of a program of three draws, two of them in one call, the third depending on the first; and a control."""
+    """A million runs of a program of three draws, two of them in one call, the third depending on the first; and a
+    control.
+    """
 
     def run(draw):
         first, second = draw(torch.tensor([[0.25, 0.75], [0.5, 0.5]], dtype=torch.float64)).tolist()
-        return (first, second, int(draw(torch.tensor([0.2, 0.0, 0.8] if first else [0.6, 0.4, 0.0], dtype=torch.float64))))
+        return (
+            first,
+            second,
+            int(draw(torch.tensor([0.2, 0.0, 0.8] if first else [0.6, 0.4, 0.0], dtype=torch.float64))),
+        )
 
     counts, law = sample_outcomes(run, 1_000_000, seed=1), outcomes(run)
-    assert sum(counts.values()) == 1_000_000 and counts.keys() == law.keys() and all(isinstance(count, int) for count in counts.values())
+    assert (
+        sum(counts.values()) == 1_000_000
+        and counts.keys() == law.keys()
+        and all(isinstance(count, int) for count in counts.values())
+    )
     assert g_test(counts, law).p_value > SIGNIFICANCE
     swapped = {(second, first, third): mass for (first, second, third), mass in law.items()}
     assert g_test(counts, swapped).p_value < SIGNIFICANCE
@@ -309,10 +386,16 @@ def test_one_sampled_outcome_is_the_run_with_that_seed():
     target, draft = tiny(5, 0, 2), tiny(5, 1, 1)
 
     def run(draw):
-        return tuple(generate(target, [[0, 1]], ModelDrafter(draft), draft_length=3, max_new_tokens=12, stop=[], draw=draw).tokens[0].tolist())
+        return tuple(
+            generate(target, [[0, 1]], ModelDrafter(draft), draft_length=3, max_new_tokens=12, stop=[], draw=draw)
+            .tokens[0]
+            .tolist()
+        )
 
     texts = [run(seeded(seed)) for seed in range(5)]
-    assert len(set(texts)) == 5 and [sample_outcomes(run, 1, seed) for seed in range(5)] == [{text: 1} for text in texts]
+    assert len(set(texts)) == 5 and [sample_outcomes(run, 1, seed) for seed in range(5)] == [
+        {text: 1} for text in texts
+    ]
 
 
 def test_sampled_outcomes_refuse_what_outcomes_refuse():

@@ -1,4 +1,6 @@
-"""Every exercise of every notebook: the stub is told "not done yet", the solution "correct", a wrong answer neither - and nothing raises."""
+"""Every exercise of every notebook: the stub is told "not done yet", the solution "correct", a wrong answer neither -
+and nothing raises.
+"""
 
 import ast
 
@@ -7,7 +9,11 @@ import pytest
 
 from notebooks import build
 
-EXERCISES = [(entry, exercise) for entry in build.present() for exercise in build.exercises(build.read(build.FOLDER / entry.file))]
+EXERCISES = [
+    (entry, exercise)
+    for entry in build.present()
+    for exercise in build.exercises(build.read(build.FOLDER / entry.file))
+]
 
 
 @pytest.fixture(params=EXERCISES, ids=lambda pair: f"{pair[0].number}-cell{pair[1].cell}")

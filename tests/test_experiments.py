@@ -15,15 +15,17 @@ import speclib
 from speclib import LanguageModel, Sampling, bench, compiled, experiments, generate, theory
 from speclib.drafters import ModelDrafter, TreeDrafter
 from speclib.errors import InvalidArgument
-from speclib.models import Pair
-from speclib.statistics import ratio_of_means
+from speclib.law.statistics import ratio_of_means
+from speclib.model.language_model import Pair
 
 
 def tiny(seed: int, layers: int) -> LanguageModel:
     """A random Llama of 32 tokens whose end-of-text is a frequent token, so that stopping early would show."""
     torch.manual_seed(seed)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
-    config = LlamaConfig(vocab_size=32, num_hidden_layers=layers, max_position_embeddings=64, eos_token_id=3, bos_token_id=1, **sizes)
+    config = LlamaConfig(
+        vocab_size=32, num_hidden_layers=layers, max_position_embeddings=64, eos_token_id=3, bos_token_id=1, **sizes
+    )
     return LanguageModel(LlamaForCausalLM(config).eval(), Characters(), "tiny")
 
 
@@ -34,7 +36,11 @@ class Characters:
 
     def __call__(self, text, return_tensors=None, **_):
         ids = [ord(character) % 32 for character in text]
-        return Batch(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long)) if return_tensors else {"input_ids": ids}
+        return (
+            Batch(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long))
+            if return_tensors
+            else {"input_ids": ids}
+        )
 
     def __len__(self):
         return 32
@@ -68,7 +74,9 @@ def test_every_method_meets_every_prompt_in_turn_after_a_warm_up():
     log = []
     methods = {name: counted(log, name, 1.0) for name in "abc"}
     frame = experiments.interleaved(methods, ["x", "y"], repeats=2, progress=False)
-    assert Counter(zip(frame["method"], frame["prompt"], frame["repeat"], strict=True)) == Counter((m, p, r) for m in "abc" for p in (0, 1) for r in (0, 1))
+    assert Counter(zip(frame["method"], frame["prompt"], frame["repeat"], strict=True)) == Counter(
+        (m, p, r) for m in "abc" for p in (0, 1) for r in (0, 1)
+    )
     assert len(log) == len(frame) + 3  # one unrecorded trial a method
     firsts = [frame["method"][k] for k in range(0, len(frame), 3)]
     assert len(set(firsts)) > 1, "the order must rotate, or the first method always meets a cold machine"
@@ -82,7 +90,10 @@ def test_what_is_measured_between_prompts_comes_before_each_of_them_once():
     experiments.interleaved(methods, ["x", "y"], repeats=2, progress=False, between=lambda: log.append("between"))
     asked = [k for k, entry in enumerate(log) if entry == "between"]
     assert len(asked) == 4 and len(log) == 4 + 2 + 8  # times it was asked, warm-ups, trials
-    assert all(sum(entry != "between" for entry in log[one:other]) in (2, 3) for one, other in zip(asked, asked[1:], strict=False)), "and the trials of one prompt lie between"
+    assert all(
+        sum(entry != "between" for entry in log[one:other]) in (2, 3)
+        for one, other in zip(asked, asked[1:], strict=False)
+    ), "and the trials of one prompt lie between"
 
 
 def test_methods_get_the_same_seed_on_the_same_trial_and_others_elsewhere():
@@ -102,21 +113,29 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
         return counted(log, "b", 2.0)(prompt, seed)
 
     with pytest.raises(KeyboardInterrupt):
-        experiments.interleaved({"a": counted(log, "a", 1.0), "b": failing}, ["x", "y", "z", "w"], file=file, progress=False)
+        experiments.interleaved(
+            {"a": counted(log, "a", 1.0), "b": failing}, ["x", "y", "z", "w"], file=file, progress=False
+        )
     finished = len(file.read_text().splitlines()) - 1  # the first line says which experiment it is
     assert 0 < finished < 8
     with open(file, "a") as lines:
         lines.write('{"method": "b", "pro')  # what a kill in the middle of a line leaves
     log.clear()
-    whole = experiments.interleaved({name: counted(log, name, 1.0) for name in "ab"}, ["x", "y", "z", "w"], file=file, progress=False)
+    whole = experiments.interleaved(
+        {name: counted(log, name, 1.0) for name in "ab"}, ["x", "y", "z", "w"], file=file, progress=False
+    )
     assert len(whole) == 8 and len(log) == 8 - finished + len({name for name, *_ in log})
     log.clear()
-    again = experiments.interleaved({name: counted(log, name, 1.0) for name in "ab"}, ["x", "y", "z", "w"], file=file, progress=False)
+    again = experiments.interleaved(
+        {name: counted(log, name, 1.0) for name in "ab"}, ["x", "y", "z", "w"], file=file, progress=False
+    )
     assert len(again) == 8 and not log
 
 
 def test_a_trial_in_which_a_program_was_made_is_made_again(pair, monkeypatch):
-    """Widths that a warm-up did not meet - a lookup's first match, the short rounds where a text ends - are not in what is recorded."""
+    """Widths that a warm-up did not meet - a lookup's first match, the short rounds where a text ends - are not in what
+    is recorded.
+    """
     made, generated = [], []
 
     def fused(program):
@@ -138,12 +157,18 @@ def test_a_trial_in_which_a_program_was_made_is_made_again(pair, monkeypatch):
 
 
 def test_speedups_are_ratios_of_totals_with_intervals():
-    rows = [{"method": "plain", "prompt": p, "repeat": 0, "tokens": 10, "seconds": s} for p, s in enumerate((1.0, 2.0, 4.0))]
-    rows += [{"method": "fast", "prompt": p, "repeat": 0, "tokens": 10, "seconds": s} for p, s in enumerate((0.5, 1.0, 3.0))]
+    rows = [
+        {"method": "plain", "prompt": p, "repeat": 0, "tokens": 10, "seconds": s} for p, s in enumerate((1.0, 2.0, 4.0))
+    ]
+    rows += [
+        {"method": "fast", "prompt": p, "repeat": 0, "tokens": 10, "seconds": s} for p, s in enumerate((0.5, 1.0, 3.0))
+    ]
     table = experiments.speedups(pd.DataFrame(rows), "plain")
     assert table.loc["fast", "speedup"] == pytest.approx(7 / 4.5)  # not the mean of the ratios, which is 1.78
     assert table.loc["fast", "tokens_per_second"] == pytest.approx(30 / 4.5)
-    assert (table.loc["fast", "low"], table.loc["fast", "high"]) == pytest.approx(astuple(ratio_of_means([1, 2, 4], [0.5, 1, 3]))[1:])
+    assert (table.loc["fast", "low"], table.loc["fast", "high"]) == pytest.approx(
+        astuple(ratio_of_means([1, 2, 4], [0.5, 1, 3]))[1:]
+    )
     assert tuple(table.loc["plain", ["speedup", "low", "high"]]) == (1, 1, 1)
     with pytest.raises(InvalidArgument, match="baseline"):
         experiments.speedups(pd.DataFrame(rows), "slow")
@@ -158,7 +183,9 @@ def test_prediction_charges_one_cost_after_the_other():
 def test_advised_length_is_the_formulas_optimum():
     widths = pd.DataFrame({"width": range(1, 10), "ms": 1.0})
     for alpha, c in ((0.3, 0.1), (0.6, 0.1), (0.8, 0.05)):
-        assert experiments.advised_length(alpha, c, widths) == max(1, theory.optimal_gamma(alpha, c, experiments.MAX_LENGTH))
+        assert experiments.advised_length(alpha, c, widths) == max(
+            1, theory.optimal_gamma(alpha, c, experiments.MAX_LENGTH)
+        )
     assert experiments.advised_length(0.1, 0.9, widths) == 1
 
 
@@ -174,7 +201,9 @@ def test_overlaps_are_the_acceptance_probabilities_of_generate(pair):
     trial = experiments.ours(pair.target, ModelDrafter(pair.draft), sampling, 1, 12)("speculate", 0)
     betas = experiments.overlaps(pair.target, pair.draft, "speculate", trial["text"], sampling)
     assert betas.shape == (12,) and ((betas > 0) & (betas <= 1 + 1e-6)).all()
-    rounds = generate(pair.target, "speculate", ModelDrafter(pair.draft), sampling, 1, max_new_tokens=12, stop=[]).trace.rounds
+    rounds = generate(
+        pair.target, "speculate", ModelDrafter(pair.draft), sampling, 1, max_new_tokens=12, stop=[]
+    ).trace.rounds
     start = len("speculate")
     seen = {r.position - start: r.overlaps[0] for r in rounds if r.overlaps}
     assert seen and np.allclose([betas[k] for k in seen], list(seen.values()), atol=1e-5)
@@ -186,8 +215,20 @@ def test_overlaps_are_the_acceptance_probabilities_of_generate(pair):
 def test_everybody_writes_exactly_as_many_tokens_and_configs_are_left_as_found(pair, temperature):
     before = [model.model.generation_config for model in (pair.target, pair.draft)]
     copies = [config.to_dict() for config in before]
-    quick = speclib.Pair(*(LanguageModel(model.model, model.tokenizer, backend="fast") for model in (pair.target, pair.draft)))
-    pairs, chosen = {"eager": pair, "fast": quick}, {"gamma": {bench.MODEL: {"eager": 2, "fast": 3}}, "first": {"eager": 3, "fast": 3}, "assistant": 3, "lookup": 3, "both": 3, "hf_lookup": 3}
+    quick = speclib.Pair(
+        *(LanguageModel(model.model, model.tokenizer, backend="fast") for model in (pair.target, pair.draft))
+    )
+    pairs, chosen = (
+        {"eager": pair, "fast": quick},
+        {
+            "gamma": {bench.MODEL: {"eager": 2, "fast": 3}},
+            "first": {"eager": 3, "fast": 3},
+            "assistant": 3,
+            "lookup": 3,
+            "both": 3,
+            "hf_lookup": 3,
+        },
+    )
     found = bench.methods(pairs, Sampling(temperature), chosen, 20)
     frame = experiments.interleaved(found, ["some text", "other words"], progress=False)
     assert set(frame["tokens"]) == {20} and set(frame["text"].map(len)) == {20}
@@ -197,17 +238,28 @@ def test_everybody_writes_exactly_as_many_tokens_and_configs_are_left_as_found(p
     if temperature == 0:
         same = bench.identity(pair.target, frame, ["some text", "other words"])
         assert (same["same_text"] == 1).all() and (same["largest_gap"] == 0).all()
-    table = bench.tabulate(frame, chosen, {bench.MODEL: {"eager": {"plain": 2.0, "draft": 0.4, "check": 2.5}, "fast": {"plain": 1.0, "draft": 0.6, "check": 1.2}}}).set_index(
-        "method"
-    )
+    table = bench.tabulate(
+        frame,
+        chosen,
+        {
+            bench.MODEL: {
+                "eager": {"plain": 2.0, "draft": 0.4, "check": 2.5},
+                "fast": {"plain": 1.0, "draft": 0.6, "check": 1.2},
+            }
+        },
+    ).set_index("method")
     assert set(table.index) == set(found) and len(table) == len(found)
     for backend, gamma, c, width in (("eager", 2, 0.1, 1.25), ("fast", 3, 0.2, 1.2)):
         plain, model = bench.on(bench.PLAIN, backend), bench.on(bench.MODEL, backend)
         assert table.loc[plain, "speedup"] == 1
-        assert table.loc[model, "speedup"] == pytest.approx(table.loc[model, "tokens_per_second"] / table.loc[plain, "tokens_per_second"])
-        decoding = theory.speedup(table.loc[model, "alpha"], gamma, c, width)  # and the prompts are read as fast as before
+        assert table.loc[model, "speedup"] == pytest.approx(
+            table.loc[model, "tokens_per_second"] / table.loc[plain, "tokens_per_second"]
+        )
+        # and the prompts are read as fast as before
+        decoding = theory.speedup(table.loc[model, "alpha"], gamma, c, width)
         whole, reading, again = (
-            frame.loc[frame["method"] == name, column].sum() for name, column in ((plain, "seconds"), (plain, "prefill_seconds"), (model, "prefill_seconds"))
+            frame.loc[frame["method"] == name, column].sum()
+            for name, column in ((plain, "seconds"), (plain, "prefill_seconds"), (model, "prefill_seconds"))
         )
         assert table.loc[model, "predicted"] == pytest.approx(whole / (again + (whole - reading) / decoding))
         shares = table.loc[model, ["draft_share", "target_share", "prefill_share", "other_share"]]
@@ -219,14 +271,22 @@ def test_everybody_writes_exactly_as_many_tokens_and_configs_are_left_as_found(p
 def test_the_advised_length_weighs_the_yield_of_rounds_against_their_price(pair, monkeypatch):
     prices = {"free": lambda n: 0.0, "dear": lambda n: 10.0 * n}
     for kind, best in (("free", 4), ("dear", 1)):
-        monkeypatch.setattr(bench.latency, "round_costs", lambda target, draft, n, context, kind=kind: {"plain": 1.0, "draft": prices[kind](n), "check": 1.0})
-        assert bench.advised({"eager": speclib.Pair(pair.target, pair.target)}, Sampling(0), ["some text", "other words"], [1, 4], 24) == {bench.MODEL: {"eager": best}}
+        monkeypatch.setattr(
+            bench.latency,
+            "round_costs",
+            lambda target, draft, n, context, kind=kind: {"plain": 1.0, "draft": prices[kind](n), "check": 1.0},
+        )
+        assert bench.advised(
+            {"eager": speclib.Pair(pair.target, pair.target)}, Sampling(0), ["some text", "other words"], [1, 4], 24
+        ) == {bench.MODEL: {"eager": best}}
 
 
 def test_a_tie_is_the_gap_between_the_two_tokens(pair):
     ids = pair.tokenizer("some text")["input_ids"]
     logits = pair.target.context().extend(torch.tensor([[*ids, 5]]))[0, -1]
-    assert bench.tie(pair.target, "some text", [5, 7, 1], [5, 9, 2]) == pytest.approx(float((logits[7] - logits[9]).abs()))
+    assert bench.tie(pair.target, "some text", [5, 7, 1], [5, 9, 2]) == pytest.approx(
+        float((logits[7] - logits[9]).abs())
+    )
 
 
 def test_prompts_for_choosing_and_for_measuring_are_apart():
@@ -251,7 +311,9 @@ def test_machine_can_be_written_down():
 
 
 def test_the_mean_of_a_round_by_hand():
-    """A guess without chance is kept with its own probability, and the next one after it; a tree of one branch is a chain."""
+    """A guess without chance is kept with its own probability, and the next one after it; a tree of one branch is a
+    chain.
+    """
     target, draft = (LanguageModel(model.model.double(), model.tokenizer) for model in (tiny(0, 2), tiny(1, 1)))
     text = [3, 1, 4, 1, 5, 9, 2, 6]
     guesser = TreeDrafter(draft, (1, 1), sampled=False)
@@ -262,5 +324,7 @@ def test_the_mean_of_a_round_by_hand():
         first, second = (float(p[place - 1 + k, guess]) for k, guess in enumerate(guesses))
         assert mean == pytest.approx(1 + first + first * second, abs=1e-9)
     chain = experiments.round_means(target, ModelDrafter(draft), 3, [text], [4, 7], Sampling(), seed=5)
-    assert chain == pytest.approx(experiments.round_means(target, TreeDrafter(draft, (1, 1, 1)), 3, [text], [4, 7], Sampling(), seed=5))
+    assert chain == pytest.approx(
+        experiments.round_means(target, TreeDrafter(draft, (1, 1, 1)), 3, [text], [4, 7], Sampling(), seed=5)
+    )
     assert chain.shape == (1, 2) and (chain > 1).all()

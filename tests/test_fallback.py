@@ -48,12 +48,24 @@ def test_the_backend_is_told_how_many_guesses_there_will_be():
 
 
 def test_a_draft_model_keeps_up_with_the_copies():
-    """A draft equal to the target is always right: all that is asked of it is accepted, whatever was copied in between."""
+    """A draft equal to the target is always right: all that is asked of it is accepted, whatever was copied in
+    between.
+    """
     target = tiny(backend="fast", vocabulary=5, context=64, scale=3)
-    out = speclib.generate(target, [[0, 1, 2, 3], [2, 2]], FallbackDrafter(LookupDrafter(4, 3), ModelDrafter(target), most=2), GREEDY, 6, max_new_tokens=50, stop=[])
+    out = speclib.generate(
+        target,
+        [[0, 1, 2, 3], [2, 2]],
+        FallbackDrafter(LookupDrafter(4, 3), ModelDrafter(target), most=2),
+        GREEDY,
+        6,
+        max_new_tokens=50,
+        stop=[],
+    )
     plain = speclib.generate(target, [[0, 1, 2, 3], [2, 2]], None, GREEDY, max_new_tokens=50, stop=[])
     assert [t.tolist() for t in out.tokens] == [t.tolist() for t in plain.tokens]
-    by_model, copied = ([r for r in out.trace.rounds if (len(r.drafted) == 2) == own and r.drafted] for own in (True, False))
+    by_model, copied = (
+        [r for r in out.trace.rounds if (len(r.drafted) == 2) == own and r.drafted] for own in (True, False)
+    )
     assert by_model and copied and all(r.accepted == 2 for r in by_model)
 
 

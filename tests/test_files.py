@@ -1,4 +1,6 @@
-"""Files on disk: whole or not there, checked before the work, of the right experiment, and one clear line when they are damaged."""
+"""Files on disk: whole or not there, checked before the work, of the right experiment, and one clear line when they are
+damaged.
+"""
 
 import argparse
 import json
@@ -116,13 +118,24 @@ def test_a_disk_that_takes_nothing_is_found_before_the_work(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["demo", "--out", "no/such/x.png"], ["demo", "--out", "x.xyz"], ["demo", "--out", "x"], ["demo", "--out", "folder"], ["demo", "--out", "file/x.png"],
-        ["bench", "--out", "no/such/x.json"], ["bench", "--out", "x.csv"], ["bench", "--ladder", "--out", "folder"], ["bench", "--growth", "--out", "x"],
-        ["bench", "--drafters", "all", "--out", "file/x.json"], ["bench", "--published", "--out", "x.png"],
-        ["index", "--out", "file"], ["index", "--out", "file/below"], ["train", "--out", "file"], ["train", "heads", "--out", "file/deeper/below"],
+        ["demo", "--out", "no/such/x.png"],
+        ["demo", "--out", "x.xyz"],
+        ["demo", "--out", "x"],
+        ["demo", "--out", "folder"],
+        ["demo", "--out", "file/x.png"],
+        ["bench", "--out", "no/such/x.json"],
+        ["bench", "--out", "x.csv"],
+        ["bench", "--ladder", "--out", "folder"],
+        ["bench", "--growth", "--out", "x"],
+        ["bench", "--drafters", "all", "--out", "file/x.json"],
+        ["bench", "--published", "--out", "x.png"],
+        ["index", "--out", "file"],
+        ["index", "--out", "file/below"],
+        ["train", "--out", "file"],
+        ["train", "heads", "--out", "file/deeper/below"],
     ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_a_path_is_refused_before_the_work(arguments, tmp_path, monkeypatch, capsys):
     def work(*_, **__):
         raise AssertionError("the work began")
@@ -134,7 +147,11 @@ def test_a_path_is_refused_before_the_work(arguments, tmp_path, monkeypatch, cap
         (bench.published, "measure"),
     ):
         monkeypatch.setattr(module, name, work)
-    for name in ("speclib.models.load_pair", "speclib.models.load_model", "speclib.training.corpus.python_source"):
+    for name in (
+        "speclib.model.language_model.load_pair",
+        "speclib.model.language_model.load_model",
+        "speclib.training.corpus.python_source",
+    ):
         monkeypatch.setattr(name, work)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
@@ -144,12 +161,15 @@ def test_a_path_is_refused_before_the_work(arguments, tmp_path, monkeypatch, cap
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder"]
 
 
-# --- the partial record of `bench` --------------------------------------------------------------------------------------
+# --- the partial record of `bench`
+# --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def measured(monkeypatch):
-    """`bench.measure` with tables that cost nothing: a list of the temperatures of those that it makes, and a function that calls it."""
+    """`bench.measure` with tables that cost nothing: a list of the temperatures of those that it makes, and a function
+    that calls it.
+    """
     made, model = [], SimpleNamespace(dtype="torch.float32", name="t", size="s")
     monkeypatch.setattr(bench, "load", lambda *_: {"eager": SimpleNamespace(target=model, draft=model)})
     monkeypatch.setattr(bench, "split", lambda *_: ([], []))
@@ -236,7 +256,8 @@ def test_a_torn_record_is_one_clear_line(content, measured, tmp_path):
     assert "\n" not in str(caught.value) and made == []
 
 
-# --- trials, recorded measurements, weights -----------------------------------------------------------------------------
+# --- trials, recorded measurements, weights
+# -----------------------------------------------------------------------------
 
 
 def test_trials_of_another_experiment_are_refused(tmp_path):
@@ -260,10 +281,14 @@ def test_trials_of_another_experiment_are_refused(tmp_path):
 
 def test_a_recorded_measurement_that_is_missing_or_torn_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "RESULTS", tmp_path)
-    with pytest.raises(errors.InvalidArgument, match=r"growth.json is missing; record it with: python -m speclib bench --growth"):
+    with pytest.raises(
+        errors.InvalidArgument, match=r"growth.json is missing; record it with: python -m speclib bench --growth"
+    ):
         experiments.recorded("growth")
     (tmp_path / "ladder.json").write_text('{"machine": ')
-    with pytest.raises(errors.FileError, match=r"ladder.json is damaged.*record it with: python -m speclib bench --ladder"):
+    with pytest.raises(
+        errors.FileError, match=r"ladder.json is damaged.*record it with: python -m speclib bench --ladder"
+    ):
         experiments.recorded("ladder")
 
 
@@ -280,10 +305,13 @@ def test_weights_that_are_torn_are_one_clear_line(read, tmp_path):
 def test_a_hash_tells_pieces_apart_and_code_has_one():
     assert files.digest("ab", "c") != files.digest("a", "bc") != files.digest("abc")
     assert files.digest("é") == files.digest("é".encode()) and files.digest(np.arange(3)) != files.digest(np.arange(4))
-    assert files.code_version() == files.code_version() != files.code_version("training") != files.code_version("drafters")
+    assert (
+        files.code_version() == files.code_version() != files.code_version("training") != files.code_version("drafters")
+    )
 
 
-# --- training from a terminal -------------------------------------------------------------------------------------------
+# --- training from a terminal
+# -------------------------------------------------------------------------------------------
 
 WORDS = {
     "A": "alpha beta def return x y z = + ( ) :",
@@ -293,7 +321,9 @@ WORDS = {
 
 
 def train(corpus, *more):
-    return main(["train", "draft-d64x1", "--corpus", f"{corpus}.txt", "--out", "runs", "--tokens", "300", "--no-compile", *more])
+    return main(
+        ["train", "draft-d64x1", "--corpus", f"{corpus}.txt", "--out", "runs", "--tokens", "300", "--no-compile", *more]
+    )
 
 
 @pytest.fixture
@@ -315,8 +345,11 @@ def test_one_folder_is_of_one_corpus_one_seed_and_one_length(trained, capsys):
     before = whole(trained)
     assert train("A") == 0 and "finished already" in capsys.readouterr().out
     for corpus, more, words in (
-        ("B", (), "from another corpus"), ("C", (), "from another corpus"), ("A", ("--seed", "1"), "other seed"), ("A", ("--tokens", "500"), "other recipe"),
-    ):  # fmt: skip
+        ("B", (), "from another corpus"),
+        ("C", (), "from another corpus"),
+        ("A", ("--seed", "1"), "other seed"),
+        ("A", ("--tokens", "500"), "other recipe"),
+    ):
         assert train(corpus, *more) == 2
         told = capsys.readouterr().err.splitlines()[-1]
         assert told.startswith("speclib: runs") and words in told and "choose another --out" in told
@@ -327,7 +360,9 @@ def test_one_folder_is_of_one_corpus_one_seed_and_one_length(trained, capsys):
     assert train("A") == 2
 
 
-@pytest.mark.parametrize("name", ["corpus.json", "tokenizer/tokenizer.json", "draft-d64x1/card.json", "draft-d64x1.state", "cache/*.npy"])
+@pytest.mark.parametrize(
+    "name", ["corpus.json", "tokenizer/tokenizer.json", "draft-d64x1/card.json", "draft-d64x1.state", "cache/*.npy"]
+)
 def test_a_torn_file_of_a_training_is_one_clear_line(name, trained, capsys):
     for path in trained.glob(name):
         path.write_bytes(path.read_bytes()[: 40 if path.suffix == ".npy" else 100])
@@ -351,4 +386,7 @@ def test_a_model_with_another_tokenizer_is_not_built_upon(trained, capsys):
 
 def test_an_installed_package_installs_no_models(monkeypatch, capsys):
     monkeypatch.setattr(embedded, "CHECKOUT", False)
-    assert main(["train", "--install"]) == 2 and "--install puts models into the data/ of a checkout" in capsys.readouterr().err
+    assert (
+        main(["train", "--install"]) == 2
+        and "--install puts models into the data/ of a checkout" in capsys.readouterr().err
+    )

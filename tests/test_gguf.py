@@ -39,19 +39,45 @@ def test_a_file_of_another_maker_is_dequantised_exactly_and_once(tmp_path, monke
     writer = pytest.importorskip("gguf")
     monkeypatch.setattr(gguf.pooch, "os_cache", lambda name: tmp_path / "cache")
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1,
-                                         num_key_value_heads=1, max_position_embeddings=32, tie_word_embeddings=True))  # fmt: skip
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            num_key_value_heads=1,
+            max_position_embeddings=32,
+            tie_word_embeddings=True,
+        )
+    )
     file = writer.GGUFWriter(tmp_path / "small.gguf", "llama")
-    for add, value in (("context_length", 32), ("embedding_length", 32), ("feed_forward_length", 64), ("block_count", 1), ("head_count", 1),
-                       ("head_count_kv", 1), ("layer_norm_rms_eps", 1e-6), ("rope_freq_base", 10_000.0), ("vocab_size", 64)):  # fmt: skip
+    for add, value in (
+        ("context_length", 32),
+        ("embedding_length", 32),
+        ("feed_forward_length", 64),
+        ("block_count", 1),
+        ("head_count", 1),
+        ("head_count_kv", 1),
+        ("layer_norm_rms_eps", 1e-6),
+        ("rope_freq_base", 10_000.0),
+        ("vocab_size", 64),
+    ):
         getattr(file, f"add_{add}")(value)
     file.add_tokenizer_model("gpt2")
     file.add_token_list(["<end>", *(chr(0x100 + i) for i in range(63))])
     file.add_token_merges([])
     file.add_token_scores([0.0] * 64)
     file.add_eos_token_id(0)
-    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-             "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}  # fmt: skip
+    names = {
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+    }
     right = {}
 
     def add_tensor(name, weight, packed):

@@ -1,4 +1,6 @@
-"""Parallel heads: the law of the text as a chain and as a tree, and a micro training. By chance, and with a control: test_every_guesser.py."""
+"""Parallel heads: the law of the text as a chain and as a tree, and a micro training. By chance, and with a control:
+test_every_guesser.py.
+"""
 
 import numpy as np
 import pytest
@@ -7,13 +9,13 @@ from test_layer_skip import GREEDY, tiny
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import speclib
-from speclib.distributions import Sampling, seeded
 from speclib.drafters import Heads, HeadsDrafter
 from speclib.drafters.eagle import read_eagle
 from speclib.drafters.heads import branches, read_heads
 from speclib.drafters.layer_skip import read_exits
 from speclib.errors import IncompatibleModels, InvalidArgument, TrainingError
-from speclib.exact import TableModel, max_difference, outcomes, plain_law
+from speclib.law.distributions import Sampling, seeded
+from speclib.law.exact import TableModel, max_difference, outcomes, plain_law
 from speclib.training import readers as training
 
 
@@ -26,7 +28,13 @@ def some_heads(count=3, width=8):
 
 
 def law_of(target, drafter, sampling, gamma, length, prompt):
-    return outcomes(lambda draw: tuple(speclib.generate(target, [prompt], drafter, sampling, gamma, max_new_tokens=length, stop=[], draw=draw).tokens[0].tolist()))
+    return outcomes(
+        lambda draw: tuple(
+            speclib.generate(target, [prompt], drafter, sampling, gamma, max_new_tokens=length, stop=[], draw=draw)
+            .tokens[0]
+            .tolist()
+        )
+    )
 
 
 def right_law(target, sampling, length, prompt):
@@ -41,7 +49,8 @@ def right_law(target, sampling, length, prompt):
     ("backend", "vocabulary", "width", "choices", "sampling", "length", "prompt"),
     [
         ("eager", 3, 1, "drawn", Sampling(), 3, [0, 1]),
-        ("fast", 2, 1, "drawn", Sampling(temperature=0.7), 4, [0]),  # a prompt of one token: no hidden state in the first round
+        # a prompt of one token: no hidden state in the first round
+        ("fast", 2, 1, "drawn", Sampling(temperature=0.7), 4, [0]),
         ("fast", 3, 1, "top", Sampling(), 3, [0, 1]),
         ("eager", 2, 2, "drawn", Sampling(), 3, [0, 1]),
         ("fast", 3, 2, "drawn", Sampling(), 2, [0, 1]),
@@ -60,7 +69,9 @@ def test_generate_keeps_the_law(backend, vocabulary, width, choices, sampling, l
 def test_greedy_identity(width, choices):
     target = tiny(backend="fast", vocabulary=30, context=64, scale=3)
     plain = speclib.generate(target, [[1, 2], [3]], None, GREEDY, max_new_tokens=40, stop=[])
-    fast = speclib.generate(target, [[1, 2], [3]], HeadsDrafter(some_heads(), width, choices), GREEDY, 3, max_new_tokens=40, stop=[])
+    fast = speclib.generate(
+        target, [[1, 2], [3]], HeadsDrafter(some_heads(), width, choices), GREEDY, 3, max_new_tokens=40, stop=[]
+    )
     assert all(torch.equal(a, b) for a, b in zip(plain.tokens, fast.tokens, strict=True))
 
 
@@ -98,7 +109,16 @@ def test_refusals_are_one_line():
 @pytest.mark.parametrize(("name", "read"), [("heads", read_heads), ("exits", read_exits), ("eagle", read_eagle)])
 def test_training_raises_the_overlap_and_goes_on_after_a_kill(name, read, tmp_path, monkeypatch):
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, max_position_embeddings=64, initializer_range=0.3, tie_word_embeddings=True)
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        tie_word_embeddings=True,
+    )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "target")
     tokens = np.random.default_rng(0).integers(0, 40, 20_000).astype(np.uint16)
     with pytest.raises(TrainingError, match="finished target"):

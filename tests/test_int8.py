@@ -7,10 +7,10 @@ from test_layer_skip import tiny
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import speclib
-from speclib.distributions import Sampling, overlap
 from speclib.drafters import ModelDrafter
 from speclib.errors import InvalidArgument, UnsupportedModel
-from speclib.quantized import RoundedLinear, rounded, rounded_copy, weight_bytes
+from speclib.law.distributions import Sampling, overlap
+from speclib.model.quantized import RoundedLinear, rounded, rounded_copy, weight_bytes
 
 
 def test_rounding_is_to_the_nearest_step_of_each_row():
@@ -39,9 +39,16 @@ def test_the_product_is_that_of_the_rounded_matrix(dtype, width):
 def small(seed=0):
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=2, max_position_embeddings=64, initializer_range=0.1, bos_token_id=None,
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.1,
+        bos_token_id=None,
         eos_token_id=None,
-    )  # fmt: skip
+    )
     return speclib.LanguageModel(LlamaForCausalLM(config).eval())
 
 
@@ -50,9 +57,15 @@ def test_a_copy_is_smaller_similar_and_leaves_the_original_alone():
     before = {name: value.clone() for name, value in model.model.state_dict().items()}
     text = torch.randint(64, (1, 40), generator=torch.Generator().manual_seed(0))
     p = model.context().extend(text).softmax(-1)
-    similar = [float(overlap(p, rounded_copy(model, bits).context().extend(text).softmax(-1)).mean()) for bits in (8, 4, 2)]
+    similar = [
+        float(overlap(p, rounded_copy(model, bits).context().extend(text).softmax(-1)).mean()) for bits in (8, 4, 2)
+    ]
     assert 1 > similar[0] > 0.97 and similar[0] > similar[1] > similar[2]
-    matrices = sum(m.weight.numel() for m in model.model.modules() if isinstance(m, torch.nn.Linear) and m is not model.model.lm_head)
+    matrices = sum(
+        m.weight.numel()
+        for m in model.model.modules()
+        if isinstance(m, torch.nn.Linear) and m is not model.model.lm_head
+    )
     saved = weight_bytes(model) - weight_bytes(rounded_copy(model))
     assert 2.9 * matrices < saved < 3 * matrices  # 4 bytes become 1, and the scales are small
     assert all(torch.equal(value, before[name]) for name, value in model.model.state_dict().items())

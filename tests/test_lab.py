@@ -15,12 +15,12 @@ import browser as chromium
 import pytest
 import torch
 
-from speclib.distributions import Sampling, overlap, residual
 from speclib.errors import InvalidArgument
-from speclib.exact import expected_accepted, fixed_table, law_variation, loop_of, plain_law, rule_law, warped
+from speclib.law.distributions import Sampling, overlap, residual
+from speclib.law.exact import expected_accepted, fixed_table, law_variation, loop_of, plain_law, rule_law, warped
+from speclib.law.rules import RULES
+from speclib.law.statistics import empirical_variation, expected_empirical_variation, g_test
 from speclib.museum import EXHIBITS, MATCH, PLAIN, by
-from speclib.rules import RULES
-from speclib.statistics import empirical_variation, expected_empirical_variation, g_test
 from speclib.workbook import lab
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks" / "lab"

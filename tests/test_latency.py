@@ -14,8 +14,17 @@ from speclib.errors import ContextOverflow, InvalidArgument
 
 def tiny(layers, backend="eager", context=64):
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=layers, num_attention_heads=2, max_position_embeddings=context,
-                         tie_word_embeddings=True, bos_token_id=None, eos_token_id=None)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     return LanguageModel(LlamaForCausalLM(config).eval(), name="tiny", backend=backend)
 
 
@@ -69,7 +78,9 @@ def test_bytes_and_operations_by_hand():
 
 def test_the_parts_of_a_forward_add_up():
     frame = latency.profile(tiny(2), context=16, forwards=3)
-    assert frame.columns.tolist() == ["kind", "ms", "share"] and {"matrix products", "between operations"} <= set(frame["kind"])
+    assert frame.columns.tolist() == ["kind", "ms", "share"] and {"matrix products", "between operations"} <= set(
+        frame["kind"]
+    )
     assert (frame["ms"] >= 0).all() and frame["share"].sum() == pytest.approx(1)
     assert frame.set_index("kind")["ms"]["matrix products"] > 0
     for wrong in ({"width": 0}, {"forwards": 0}):
@@ -80,25 +91,41 @@ def test_the_parts_of_a_forward_add_up():
 def test_layouts_are_timed_side_by_side_and_the_environment_is_left_as_found(monkeypatch):
     made = []
     real = products.layouts
-    monkeypatch.setattr(products, "layouts", lambda weight: made.append(os.environ.get("SPECLIB_LAYOUT")) or real(weight))
+    monkeypatch.setattr(
+        products, "layouts", lambda weight: made.append(os.environ.get("SPECLIB_LAYOUT")) or real(weight)
+    )
     for said in ("transposed", None):
         (monkeypatch.setenv("SPECLIB_LAYOUT", said) if said else monkeypatch.delenv("SPECLIB_LAYOUT"))
         made.clear()
         frame = latency.layout_curves(tiny(1), (1, 3), context=8, passes=2)
         assert frame.columns.tolist() == ["weights", "rows", "ms", "low", "high"] and (frame["ms"] > 0).all()
-        assert {(row.weights, row.rows) for row in frame.itertuples()} == {(name, n) for name in ("as they lie", "laid out", "chosen") for n in (1, 3)}
-        assert list(dict.fromkeys(made)) == ["as-they-lie", "laid-out", None] and os.environ.get("SPECLIB_LAYOUT") == said
+        assert {(row.weights, row.rows) for row in frame.itertuples()} == {
+            (name, n) for name in ("as they lie", "laid out", "chosen") for n in (1, 3)
+        }
+        assert (
+            list(dict.fromkeys(made)) == ["as-they-lie", "laid-out", None] and os.environ.get("SPECLIB_LAYOUT") == said
+        )
     with pytest.raises(InvalidArgument, match="rows must be"):
         latency.layout_curves(tiny(1), [0])
 
 
 def test_what_a_forward_waits_for_adds_up(monkeypatch):
-    """4 ms of products of 9: at a slow memory they are all waiting for it, at a fast one the kernels' own time is left."""
-    parts = pd.DataFrame({"kind": ["matrix products", "attention", "between operations"], "ms": [4.0, 2.0, 3.0], "share": [4 / 9, 2 / 9, 3 / 9]})
+    """4 ms of products of 9: at a slow memory they are all waiting for it, at a fast one the kernels' own time is
+    left.
+    """
+    parts = pd.DataFrame(
+        {
+            "kind": ["matrix products", "attention", "between operations"],
+            "ms": [4.0, 2.0, 3.0],
+            "share": [4 / 9, 2 / 9, 3 / 9],
+        }
+    )
     monkeypatch.setattr(latency, "profile", lambda *_: parts)
     model = tiny(1)
     weights = latency.bytes_and_operations(model)[0]
     for bandwidth, expected in ((weights * 1e3, [1, 3, 5]), (weights * 1e1, [4, 0, 5])):
         frame = latency.waiting(model, bandwidth)
         assert frame["kind"].tolist() == ["memory", "products beyond that", "overhead"]
-        assert frame["ms"].tolist() == pytest.approx(expected) and frame["share"].tolist() == pytest.approx([ms / 9 for ms in expected])
+        assert frame["ms"].tolist() == pytest.approx(expected) and frame["share"].tolist() == pytest.approx(
+            [ms / 9 for ms in expected]
+        )

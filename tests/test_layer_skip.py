@@ -5,10 +5,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 import speclib
-from speclib.distributions import Sampling, overlap
 from speclib.drafters import Exits, LayerSkipDrafter
 from speclib.errors import IncompatibleModels, InvalidArgument, UnsupportedModel
-from speclib.exact import TableModel, max_difference, outcomes, plain_law
+from speclib.law.distributions import Sampling, overlap
+from speclib.law.exact import TableModel, max_difference, outcomes, plain_law
 
 GREEDY = Sampling(temperature=0)
 
@@ -19,11 +19,20 @@ def tiny(kind="llama", backend="eager", vocabulary=3, layers=3, context=32, scal
     ends = {"bos_token_id": None, "eos_token_id": None}
     if kind == "llama":
         config = LlamaConfig(
-            vocab_size=vocabulary, hidden_size=8, intermediate_size=16, num_hidden_layers=layers, num_attention_heads=2, max_position_embeddings=context, pad_token_id=None, **ends
-        )  # fmt: skip
+            vocab_size=vocabulary,
+            hidden_size=8,
+            intermediate_size=16,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            max_position_embeddings=context,
+            pad_token_id=None,
+            **ends,
+        )
         model = LlamaForCausalLM(config)
     else:
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_embd=8, n_layer=layers, n_head=2, n_positions=context, **ends))
+        model = GPT2LMHeadModel(
+            GPT2Config(vocab_size=vocabulary, n_embd=8, n_layer=layers, n_head=2, n_positions=context, **ends)
+        )
     model = model.double().eval()
     with torch.no_grad():
         for weights in model.parameters():
@@ -59,7 +68,11 @@ def test_generate_keeps_the_law(backend, kind, layers, exits, vocabulary, gamma,
             return sampling.probabilities(target.context().extend(torch.tensor([[*prompt, *prefix]]))[0, -1]).numpy()
 
     def run(draw):
-        return tuple(speclib.generate(target, [prompt], drafter, sampling, gamma, max_new_tokens=length, stop=[], draw=draw).tokens[0].tolist())
+        return tuple(
+            speclib.generate(target, [prompt], drafter, sampling, gamma, max_new_tokens=length, stop=[], draw=draw)
+            .tokens[0]
+            .tolist()
+        )
 
     law = outcomes(run)
     assert max_difference(law, plain_law(TableModel(vocabulary, row), length)) < 1e-12
@@ -84,7 +97,9 @@ def test_both_caches_draft_from_the_same_distributions_and_all_layers_are_the_ta
         found = []
         for backend in ("eager", "fast"):
             target = tiny(backend=backend, vocabulary=5)
-            out = speclib.generate(target, [[0, 1, 2]], LayerSkipDrafter(layers), Sampling(), 3, max_new_tokens=20, stop=[], seed=4)
+            out = speclib.generate(
+                target, [[0, 1, 2]], LayerSkipDrafter(layers), Sampling(), 3, max_new_tokens=20, stop=[], seed=4
+            )
             found.append([value for r in out.trace.rounds for value in r.overlaps])
         assert found[0] == pytest.approx(found[1], abs=1e-6)
         assert (min(found[0]) > 1 - 1e-6) == (layers == 3)
@@ -108,9 +123,13 @@ def test_an_exit_changes_the_guess_as_its_formula_says():
         out = target.model(torch.tensor([[0, 1, 2]]), output_hidden_states=True)
         x = out.hidden_states[1]
         normed = x / (x.square().mean(-1, keepdim=True) + torch.finfo(torch.float64).eps).sqrt()
-        q = target.model.lm_head(target.model.model.norm(x + normed @ exits.weight[0].T + exits.bias[0]))[0, -1].softmax(-1)
+        q = target.model.lm_head(target.model.model.norm(x + normed @ exits.weight[0].T + exits.bias[0]))[
+            0, -1
+        ].softmax(-1)
         p = out.logits[0, -1].softmax(-1)
-    trace = speclib.generate(target, [[0, 1, 2]], LayerSkipDrafter(1, exits), draft_length=1, max_new_tokens=2, stop=[]).trace
+    trace = speclib.generate(
+        target, [[0, 1, 2]], LayerSkipDrafter(1, exits), draft_length=1, max_new_tokens=2, stop=[]
+    ).trace
     assert trace.rounds[0].overlaps[0] == pytest.approx(float(overlap(p, q)), abs=1e-6)
 
 
@@ -125,6 +144,10 @@ def test_refusals_are_one_line():
         speclib.generate(target, [[0]], LayerSkipDrafter(4), max_new_tokens=4)
     with pytest.raises(IncompatibleModels, match="width 4"):
         speclib.generate(target, [[0]], LayerSkipDrafter(1, Exits((1,), 4)), max_new_tokens=4)
-    opt = OPTForCausalLM(OPTConfig(vocab_size=8, hidden_size=8, ffn_dim=8, num_hidden_layers=1, num_attention_heads=1, word_embed_proj_dim=8)).eval()
+    opt = OPTForCausalLM(
+        OPTConfig(
+            vocab_size=8, hidden_size=8, ffn_dim=8, num_hidden_layers=1, num_attention_heads=1, word_embed_proj_dim=8
+        )
+    ).eval()
     with pytest.raises(UnsupportedModel):
         speclib.generate(speclib.LanguageModel(opt), [[0]], LayerSkipDrafter(1), max_new_tokens=4)

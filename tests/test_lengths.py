@@ -1,20 +1,30 @@
-"""How far to guess: every plan keeps the law, and each does what it says. One that looks at the drawn token is in the museum: test_every_guesser.py."""
+"""How far to guess: every plan keeps the law, and each does what it says. One that looks at the drawn token is in the
+museum: test_every_guesser.py.
+"""
 
 import pytest
 import torch
 from test_exact import tiny
 
 from speclib import theory
-from speclib.decoding import generate
-from speclib.distributions import Sampling
 from speclib.drafters import ModelDrafter
 from speclib.errors import InvalidArgument
-from speclib.exact import TableModel, max_difference, outcomes, plain_law
-from speclib.lengths import ConfidenceLength, CostAwareLength, FixedLength, HeuristicLength
-from speclib.trace import Round
+from speclib.law.distributions import Sampling
+from speclib.law.exact import TableModel, max_difference, outcomes, plain_law
+from speclib.loop.decoding import generate
+from speclib.loop.lengths import ConfidenceLength, CostAwareLength, FixedLength, HeuristicLength
+from speclib.loop.trace import Round
 
 CURVE = {1: 1.0, 2: 1.05, 3: 1.3, 4: 1.3, 5: 1.1}
-PLANS = [FixedLength(2), ConfidenceLength(0.5, 3), ConfidenceLength(0.9, 2), HeuristicLength(1, 3), HeuristicLength(3, 4), CostAwareLength(CURVE, 0.1), CostAwareLength(CURVE, 0.9, probe=2)]
+PLANS = [
+    FixedLength(2),
+    ConfidenceLength(0.5, 3),
+    ConfidenceLength(0.9, 2),
+    HeuristicLength(1, 3),
+    HeuristicLength(3, 4),
+    CostAwareLength(CURVE, 0.1),
+    CostAwareLength(CURVE, 0.9, probe=2),
+]
 PROMPT = [0, 1]
 
 
@@ -44,7 +54,10 @@ def test_every_plan_keeps_the_law(plan, stop):
 @pytest.mark.parametrize("plan", PLANS)
 def test_greedy_text_does_not_depend_on_the_plan(plan):
     target, draft = tiny(5, 3, 2), tiny(5, 4, 1)
-    plain, planned = (generate(target, [PROMPT], d, Sampling(temperature=0), plan, max_new_tokens=24, stop=[]).tokens[0] for d in (None, ModelDrafter(draft)))
+    plain, planned = (
+        generate(target, [PROMPT], d, Sampling(temperature=0), plan, max_new_tokens=24, stop=[]).tokens[0]
+        for d in (None, ModelDrafter(draft))
+    )
     assert torch.equal(plain, planned)
 
 
@@ -57,7 +70,9 @@ def test_confidence_stops_before_the_draw():
     assert plan.next_length() == 5
     assert plan.goes_on(torch.tensor([0.7, 0.3])) and not plan.goes_on(torch.tensor([0.5, 0.5]))
     target, draft = tiny(5, 3, 2), tiny(5, 4, 1)
-    sure = generate(target, [PROMPT], ModelDrafter(draft), Sampling(), ConfidenceLength(1.0, 4), max_new_tokens=20, stop=[])
+    sure = generate(
+        target, [PROMPT], ModelDrafter(draft), Sampling(), ConfidenceLength(1.0, 4), max_new_tokens=20, stop=[]
+    )
     assert {len(r.drafted) for r in sure.trace.rounds[:-1]} == {1}  # one guess is always made
 
 
@@ -96,10 +111,16 @@ def test_cost_aware_stops_guessing_and_looks_again():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: ConfidenceLength(1.5), lambda: ConfidenceLength(0.5, -1), lambda: HeuristicLength(0), lambda: HeuristicLength(5, 4),
-        lambda: CostAwareLength({2: 1.0}, 0.1), lambda: CostAwareLength({1: 0.0}, 0.1), lambda: CostAwareLength({1: 1.0}, -1), lambda: CostAwareLength({1: 1.0}, 0.1, memory=0),
+        lambda: ConfidenceLength(1.5),
+        lambda: ConfidenceLength(0.5, -1),
+        lambda: HeuristicLength(0),
+        lambda: HeuristicLength(5, 4),
+        lambda: CostAwareLength({2: 1.0}, 0.1),
+        lambda: CostAwareLength({1: 0.0}, 0.1),
+        lambda: CostAwareLength({1: 1.0}, -1),
+        lambda: CostAwareLength({1: 1.0}, 0.1, memory=0),
     ],
-)  # fmt: skip
+)
 def test_settings_that_cannot_be(make):
     with pytest.raises(InvalidArgument):
         make()

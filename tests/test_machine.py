@@ -17,14 +17,15 @@ QUIET, CROWDED = {1: (1000.0, 1.0), 2: (1800.0, 1.0)}, {1: (500.0, 0.5), 2: (40.
     [
         (2, QUIET, None),
         (2, {1: (1000.0, 1.0), 2: (900.0, 1.0)}, None),  # two threads of one core
-        (2, {1: (1000.0, 1.0), 2: (100.0, 0.9)}, "2 threads are 10.0 times slower than one.*OMP_NUM_THREADS=1"),  # one other program on two cores
+        # one other program on two cores
+        (2, {1: (1000.0, 1.0), 2: (100.0, 0.9)}, "2 threads are 10.0 times slower than one.*OMP_NUM_THREADS=1"),
         (2, {1: (500.0, 0.5), 2: (900.0, 0.5)}, "a thread gets 50% of a core.*OMP_NUM_THREADS=1"),
         (2, CROWDED, "12.5 times slower"),
         (1, QUIET, None),
         (1, CROWDED, "a thread gets 50% of a core.*Close them, or wait"),
         (1, {1: (1000.0, 0.95)}, None),
     ],
-)  # fmt: skip
+)
 def test_what_is_said_of_a_trial(threads, trials, words, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

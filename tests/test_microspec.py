@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from notebooks import microspec
-from speclib.distributions import Sampling
-from speclib.exact import TableModel, max_difference, plain_law, rule_law
+from speclib.law.distributions import Sampling
+from speclib.law.exact import TableModel, max_difference, plain_law, rule_law
+from speclib.law.statistics import g_test
 from speclib.museum import EXHIBITS
-from speclib.statistics import g_test
 
 FILE = Path(microspec.__file__)
 

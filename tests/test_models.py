@@ -27,7 +27,7 @@ from transformers import (
 
 import speclib
 from speclib import embedded, errors
-from speclib.exact import TableModel, max_difference, outcomes, plain_law
+from speclib.law.exact import TableModel, max_difference, outcomes, plain_law
 
 WORDS = [f"w{i}" for i in range(47)]
 
@@ -41,7 +41,13 @@ def tokenizer(words=WORDS):
 def build(kind, seed=0, vocabulary=48):
     torch.manual_seed(seed)
     common = {"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": None, "initializer_range": 0.3}
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128}
+    size = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 128,
+    }
     return {
         "llama": lambda: LlamaForCausalLM(LlamaConfig(**common, **size)),
         "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**common, **size, num_key_value_heads=1)),
@@ -78,12 +84,17 @@ def test_width_and_rollback_do_not_change_logits(kind, dtype, tolerance):
 def test_any_saved_pair_loads_and_is_greedy_lossless(tmp_path, kind):
     pair = speclib.load_pair(save(tmp_path / "target", kind), save(tmp_path / "draft", kind, seed=1), dtype="float64")
     greedy = speclib.Sampling(temperature=0)
-    plain, fast = (speclib.generate(pair.target, [[1, 2, 3]], d, greedy, max_new_tokens=40) for d in (None, speclib.drafters.ModelDrafter(pair.draft)))
+    plain, fast = (
+        speclib.generate(pair.target, [[1, 2, 3]], d, greedy, max_new_tokens=40)
+        for d in (None, speclib.drafters.ModelDrafter(pair.draft))
+    )
     assert torch.equal(plain.tokens[0], fast.tokens[0])
 
 
 def test_padded_vocabularies_are_cut_to_the_tokenizer(tmp_path):
-    pair = speclib.load_pair(save(tmp_path / "t", vocabulary=64), save(tmp_path / "d", seed=1, vocabulary=56), dtype="float64")
+    pair = speclib.load_pair(
+        save(tmp_path / "t", vocabulary=64), save(tmp_path / "d", seed=1, vocabulary=56), dtype="float64"
+    )
     assert pair.target.vocabulary == pair.draft.vocabulary == 48
     out = speclib.generate(pair.target, "w1", speclib.drafters.ModelDrafter(pair.draft), max_new_tokens=100, stop=[])
     assert out.tokens[0].max() < 48
@@ -114,15 +125,31 @@ def test_clear_errors(tmp_path):
         speclib.load_model(broken)
 
 
-SIZE = {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128}
+SIZE = {
+    "vocab_size": 48,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: MistralForCausalLM(MistralConfig(**SIZE, num_key_value_heads=2, sliding_window=16)), "sliding-window or recurrent cache"),
-        (lambda: Gemma2ForCausalLM(Gemma2Config(**SIZE, num_key_value_heads=2, head_dim=8, sliding_window=16)), "sliding-window or recurrent cache"),
-        (lambda: MambaForCausalLM(MambaConfig(vocab_size=48, hidden_size=16, state_size=4, num_hidden_layers=2)), "cannot be rolled back"),
+        (
+            lambda: MistralForCausalLM(MistralConfig(**SIZE, num_key_value_heads=2, sliding_window=16)),
+            "sliding-window or recurrent cache",
+        ),
+        (
+            lambda: Gemma2ForCausalLM(Gemma2Config(**SIZE, num_key_value_heads=2, head_dim=8, sliding_window=16)),
+            "sliding-window or recurrent cache",
+        ),
+        (
+            lambda: MambaForCausalLM(MambaConfig(vocab_size=48, hidden_size=16, state_size=4, num_hidden_layers=2)),
+            "cannot be rolled back",
+        ),
     ],
     ids=["mistral with a window", "gemma", "mamba"],
 )
@@ -142,16 +169,25 @@ def test_a_window_as_long_as_the_context_is_no_window():
     assert (context.extend(text[:, 5:]) - together[:, 5:]).abs().max() < 1e-5
 
 
-# --- encoder-decoder models ---------------------------------------------------------------------------------------------
+# --- encoder-decoder models
+# ---------------------------------------------------------------------------------------------
 
 
 def t5(seed=0, layers=2, vocabulary=48):
     """A T5 in float64 with weights large enough that its rows differ; its text starts from token 1."""
     torch.manual_seed(seed)
     config = T5Config(
-        vocab_size=vocabulary, d_model=16, d_ff=24, d_kv=8, num_layers=2, num_decoder_layers=layers, num_heads=2, decoder_start_token_id=1, pad_token_id=0,
+        vocab_size=vocabulary,
+        d_model=16,
+        d_ff=24,
+        d_kv=8,
+        num_layers=2,
+        num_decoder_layers=layers,
+        num_heads=2,
+        decoder_start_token_id=1,
+        pad_token_id=0,
         eos_token_id=None,
-    )  # fmt: skip
+    )
     model = T5ForConditionalGeneration(config).double().eval()
     with torch.no_grad():
         for weights in model.parameters():
@@ -168,7 +204,9 @@ def test_an_encoder_decoder_is_greedy_lossless_and_reads_its_prompt_once(monkeyp
     hook = encoder.register_forward_hook(lambda *_: reads.append(1))
     for drafter in (None, speclib.drafters.ModelDrafter(draft), speclib.drafters.LookupDrafter()):
         reads.clear()
-        out = speclib.generate(target, [prompt], drafter, speclib.Sampling(temperature=0), 4, max_new_tokens=16, stop=[])
+        out = speclib.generate(
+            target, [prompt], drafter, speclib.Sampling(temperature=0), 4, max_new_tokens=16, stop=[]
+        )
         assert torch.equal(out.tokens[0], right) and reads == [1]
     hook.remove()
 
@@ -179,19 +217,32 @@ def test_an_encoder_decoder_keeps_its_law():
 
     def row(prefix):
         with torch.inference_mode():
-            return target.model(input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([[1, *prefix]])).logits[0, -1].softmax(-1).numpy()
+            return (
+                target.model(input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([[1, *prefix]]))
+                .logits[0, -1]
+                .softmax(-1)
+                .numpy()
+            )
 
     right = plain_law(TableModel(2, row), 3)
     for drafter in (speclib.drafters.ModelDrafter(draft), speclib.drafters.LookupDrafter()):
-        law = outcomes(lambda draw, drafter=drafter: tuple(speclib.generate(target, [prompt], drafter, None, 2, "token", 3, [], draw=draw).tokens[0].tolist()))
+        law = outcomes(
+            lambda draw, drafter=drafter: tuple(
+                speclib.generate(target, [prompt], drafter, None, 2, "token", 3, [], draw=draw).tokens[0].tolist()
+            )
+        )
         assert max_difference(law, right) < 1e-12
     other = plain_law(TableModel(2, lambda prefix: row((0, *prefix))), 3)
     assert max_difference(right, other) > 1e-3  # what the prefix is matters to this model
 
 
 def test_models_of_two_kinds_do_not_pair():
-    with pytest.raises(errors.IncompatibleModels, match="one of T5 0 and .* is an encoder-decoder model and the other is not"):
-        speclib.generate(t5(), [[1]], speclib.drafters.ModelDrafter(speclib.LanguageModel(build("llama"))), max_new_tokens=8)
+    with pytest.raises(
+        errors.IncompatibleModels, match="one of T5 0 and .* is an encoder-decoder model and the other is not"
+    ):
+        speclib.generate(
+            t5(), [[1]], speclib.drafters.ModelDrafter(speclib.LanguageModel(build("llama"))), max_new_tokens=8
+        )
     with pytest.raises(errors.UnsupportedModel, match="not T5ForConditionalGeneration"):
         speclib.LanguageModel(t5().model, backend="fast")
     with pytest.raises(errors.UnsupportedModel, match="trees"):
@@ -201,7 +252,7 @@ def test_models_of_two_kinds_do_not_pair():
 def test_embedded_models_are_what_was_registered(tmp_path, monkeypatch):
     names = speclib.ladder()
     assert len(names) >= 6
-    assert {speclib.models.DEFAULT_DRAFT} <= set(names)
+    assert {speclib.DEFAULT_DRAFT} <= set(names)
     for name in (*names, "target"):
         embedded.fetch(f"models/{name}")
     copy = tmp_path / "data"
@@ -221,5 +272,8 @@ def test_embedded_models_are_what_was_registered(tmp_path, monkeypatch):
 def test_the_embedded_pair_is_lossless_when_greedy():
     pair = speclib.load_pair(dtype="float64")
     greedy, prompt = speclib.Sampling(temperature=0), embedded.prompts("code")[9]
-    plain, fast = (speclib.generate(pair.target, prompt, d, greedy, max_new_tokens=24, stop=[]) for d in (None, speclib.drafters.ModelDrafter(pair.draft)))
+    plain, fast = (
+        speclib.generate(pair.target, prompt, d, greedy, max_new_tokens=24, stop=[])
+        for d in (None, speclib.drafters.ModelDrafter(pair.draft))
+    )
     assert torch.equal(plain.tokens[0], fast.tokens[0])

@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy import optimize
 
-from speclib.distributions import residual
-from speclib.exact import (
+from speclib.law.distributions import residual
+from speclib.law.exact import (
     Loop,
     expected_accepted,
     fixed_table,
@@ -23,9 +23,9 @@ from speclib.exact import (
     rule_law,
     sample_many,
 )
+from speclib.law.rules import lenience_law, token_law
+from speclib.law.statistics import SIGNIFICANCE, g_test, samples_needed, two_sample_g, visible_variation
 from speclib.museum import EXHIBITS, MISMEASUREMENTS, by, filtered
-from speclib.rules import lenience_law, token_law
-from speclib.statistics import SIGNIFICANCE, g_test, samples_needed, two_sample_g, visible_variation
 
 TARGET, DRAFT = random_table(3, 1), random_table(3, 2)
 GAMMA, LENGTH = 2, 3  # joint cells longer than gamma, so that the bonus token is in them
@@ -57,10 +57,15 @@ def test_production_draws_follow_the_target(rule):
 
 
 def test_null_control():
-    """The same machinery without a draft is plain decoding: it must pass, against the law and against the rule's texts."""
+    """The same machinery without a draft is plain decoding: it must pass, against the law and against the rule's
+    texts.
+    """
     plain = sample_many("token", TARGET, DRAFT, 0, LENGTH, MANY // 4, seed=1)
     assert g_test(plain, plain_law(TARGET, LENGTH)).p_value > SIGNIFICANCE
-    assert two_sample_g(plain, sample_many("block", TARGET, DRAFT, GAMMA, LENGTH, MANY // 4, seed=2)).p_value > SIGNIFICANCE
+    assert (
+        two_sample_g(plain, sample_many("block", TARGET, DRAFT, GAMMA, LENGTH, MANY // 4, seed=2)).p_value
+        > SIGNIFICANCE
+    )
 
 
 def test_positive_control():
@@ -70,8 +75,12 @@ def test_positive_control():
     def wrong(lenience):
         return Loop(law=lambda p, q, drafted: lenience_law(p, q, drafted, lenience))
 
-    level = optimize.brentq(lambda x: law_variation(right, rule_law(wrong(x), TARGET, DRAFT, GAMMA, LENGTH)) - visible, 0.9, 1.0)
-    assert law_variation(right, rule_law(wrong(level), TARGET, DRAFT, GAMMA, LENGTH)) == pytest.approx(visible, rel=1e-6)
+    level = optimize.brentq(
+        lambda x: law_variation(right, rule_law(wrong(x), TARGET, DRAFT, GAMMA, LENGTH)) - visible, 0.9, 1.0
+    )
+    assert law_variation(right, rule_law(wrong(level), TARGET, DRAFT, GAMMA, LENGTH)) == pytest.approx(
+        visible, rel=1e-6
+    )
     result = g_test(sample_many(wrong(level), TARGET, DRAFT, GAMMA, LENGTH, MANY, seed=3), right)
     print(f"lenience {level:.4f}, TV {visible:.4f}, seed 3: {result}")
     assert result.p_value < SIGNIFICANCE
@@ -96,7 +105,9 @@ def test_an_exhibit_is_wrong_in_one_part_only(name):
     exhibit = EXHIBITS[name]
     parts = {"law": token_law, "sees": by(exhibit.sampling), "proposes": filtered(exhibit.sampling)}
     right = exhibit.right_law(TARGET, 4)
-    laws = {part: rule_law(replace(exhibit, **{part: honest}), TARGET, DRAFT, GAMMA, 4) for part, honest in parts.items()}
+    laws = {
+        part: rule_law(replace(exhibit, **{part: honest}), TARGET, DRAFT, GAMMA, 4) for part, honest in parts.items()
+    }
     assert sum(max_difference(law, right) < 1e-12 for law in laws.values()) == 1
 
 
@@ -159,13 +170,20 @@ def test_every_exhibit_is_described():
 
 
 def test_wrong_figures():
-    """Three rounds of 4 drafts that accept 4, 1 and 0; 8 new tokens of 30 characters in 2 s; a forward costs 1 ms a token and 9 ms."""
+    """Three rounds of 4 drafts that accept 4, 1 and 0; 8 new tokens of 30 characters in 2 s; a forward costs 1 ms a
+    token and 9 ms.
+    """
     rounds = {"accepted": [4, 1, 0], "proposed": [4, 4, 4]}
     text = {"text": "x" * 30, "tokens": range(8), "seconds": 2.0}
     time = {"cost": lambda n: 0.009 + 0.001 * n, "prompt": 11, "new": 8, "seconds": 0.05}
     facts = {"correction counted": rounds, "characters counted": text, "uncached baseline": time}
-    figures = {name: (figure.right(**facts[name]), figure.wrong(**facts[name])) for name, figure in MISMEASUREMENTS.items()}
+    figures = {
+        name: (figure.right(**facts[name]), figure.wrong(**facts[name])) for name, figure in MISMEASUREMENTS.items()
+    }
     assert figures["correction counted"] == (pytest.approx(5 / 12), pytest.approx(8 / 12))
     assert figures["characters counted"] == (4.0, 15.0)
-    assert figures["uncached baseline"] == (pytest.approx((0.02 + 7 * 0.01) / 0.05), pytest.approx(sum(0.02 + 0.001 * i for i in range(8)) / 0.05))
+    assert figures["uncached baseline"] == (
+        pytest.approx((0.02 + 7 * 0.01) / 0.05),
+        pytest.approx(sum(0.02 + 0.001 * i for i in range(8)) / 0.05),
+    )
     assert MISMEASUREMENTS["correction counted"].wrong(accepted=[4], proposed=[4]) > 1  # more accepted than proposed

@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from speclib.decoding import generate
-from speclib.distributions import Sampling, seeded
 from speclib.drafters import NgramDrafter
 from speclib.drafters.ngram import CountTable
 from speclib.errors import IncompatibleModels, InvalidArgument
-from speclib.exact import TableModel, max_difference, outcomes, plain_law
-from speclib.models import LanguageModel
+from speclib.law.distributions import Sampling, seeded
+from speclib.law.exact import TableModel, max_difference, outcomes, plain_law
+from speclib.loop.decoding import generate
+from speclib.model.language_model import LanguageModel
 
 CORPUS = [0, 1, 2, 0, 1, 1, 2, 2, 0, 1, 2]
 
@@ -23,9 +23,16 @@ def tiny(vocabulary=3):
     """A Llama in float64, with weights large enough that its rows differ from prefix to prefix."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=64,
-        bos_token_id=None, eos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
     model = LlamaForCausalLM(config).double().eval()
     with torch.no_grad():
         for weights in model.parameters():
@@ -66,7 +73,9 @@ def test_the_mixture_is_the_formula(order, corpus):
     for end in range(1, len(text)):  # learned as it grows
         at_work.prepare(text[:end])
         recent = text[max(0, end - order + 1) : end]
-        np.testing.assert_allclose(at_work.mixture(recent), by_hand(text[:end], recent, order, 3, corpus or ()), atol=1e-15)
+        np.testing.assert_allclose(
+            at_work.mixture(recent), by_hand(text[:end], recent, order, 3, corpus or ()), atol=1e-15
+        )
         assert at_work.mixture(recent).min() > 0 and at_work.mixture(recent).sum() == pytest.approx(1, abs=1e-14)
 
 
@@ -81,19 +90,27 @@ def test_one_context_by_hand():
 def test_guesses_follow_each_other():
     """After 0 1 2 0 1 2 0 the likeliest continuation is 1 2 0 1, each guess from the ones before it."""
     draft = guesser(NgramDrafter(3, probabilities="point")).propose([0, 1, 2, 0, 1, 2, 0], 4)
-    assert draft.tokens.tolist() == [1, 2, 0, 1] and torch.equal(draft.probs, torch.eye(3, dtype=torch.float64)[[1, 2, 0, 1]])
+    assert draft.tokens.tolist() == [1, 2, 0, 1] and torch.equal(
+        draft.probs, torch.eye(3, dtype=torch.float64)[[1, 2, 0, 1]]
+    )
 
 
 def test_greedy_sampling_makes_counts_a_point_mass():
     text = [0, 1, 2, 0, 1, 2, 0]
-    counts, point = (guesser(NgramDrafter(3, probabilities=kind), Sampling(temperature=0)).propose(text, 4) for kind in ("counts", "point"))
+    counts, point = (
+        guesser(NgramDrafter(3, probabilities=kind), Sampling(temperature=0)).propose(text, 4)
+        for kind in ("counts", "point")
+    )
     assert torch.equal(counts.tokens, point.tokens) and torch.equal(counts.probs, point.probs)
 
 
 def test_sampling_settings_hold_for_the_guesses():
     draft = guesser(NgramDrafter(3), Sampling(top_k=1)).propose([0, 1, 2, 0, 1, 2, 0], 3)
     assert (draft.probs.max(-1).values == 1).all()
-    warm, cold = (guesser(NgramDrafter(3), Sampling(temperature=t)).propose([0, 1, 2, 0, 1, 2, 0], 1).probs.max() for t in (1.0, 0.5))
+    warm, cold = (
+        guesser(NgramDrafter(3), Sampling(temperature=t)).propose([0, 1, 2, 0, 1, 2, 0], 1).probs.max()
+        for t in (1.0, 0.5)
+    )
     assert cold > warm
 
 
@@ -107,7 +124,9 @@ def test_table_counts():
     table = CountTable(CORPUS, 3)
     tokens, counts = table.after([0, 1])
     assert dict(zip(tokens.tolist(), counts.tolist(), strict=True)) == {1: 1, 2: 2}
-    assert table.after([])[1].sum() == len(CORPUS) and len(table.after([2, 1])[0]) == 0 and len(table.after([7])[0]) == 0
+    assert (
+        table.after([])[1].sum() == len(CORPUS) and len(table.after([2, 1])[0]) == 0 and len(table.after([7])[0]) == 0
+    )
 
 
 def right_law(target, prompt, length, sampling):
@@ -119,7 +138,11 @@ def right_law(target, prompt, length, sampling):
     return plain_law(TableModel(target.vocabulary, row), length)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7), Sampling(top_k=2), Sampling(temperature=0)], ids=["T=1", "T=0.7", "top-k", "greedy"])
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(), Sampling(temperature=0.7), Sampling(top_k=2), Sampling(temperature=0)],
+    ids=["T=1", "T=0.7", "top-k", "greedy"],
+)
 @pytest.mark.parametrize("corpus", [None, CORPUS], ids=["text alone", "with a corpus"])
 @pytest.mark.parametrize("probabilities", ["counts", "point"])
 def test_generate_keeps_the_law(probabilities, corpus, sampling):
@@ -127,7 +150,9 @@ def test_generate_keeps_the_law(probabilities, corpus, sampling):
     prompt = [0, 1, 0, 1, 2]
 
     def run(draw):
-        out = generate(tiny(), [prompt], NgramDrafter(3, corpus, probabilities), sampling, 2, "token", 3, stop=[], draw=draw)
+        out = generate(
+            tiny(), [prompt], NgramDrafter(3, corpus, probabilities), sampling, 2, "token", 3, stop=[], draw=draw
+        )
         return tuple(out.tokens[0].tolist())
 
     law = outcomes(run)
@@ -139,7 +164,9 @@ def test_generate_keeps_the_law(probabilities, corpus, sampling):
 def test_greedy_text_is_the_targets(probabilities):
     prompts = [[0, 1, 2, 1], [2, 2, 0]]
     plain = generate(tiny(), prompts, None, Sampling(temperature=0), max_new_tokens=40, stop=[])
-    ours = generate(tiny(), prompts, NgramDrafter(3, CORPUS, probabilities), Sampling(temperature=0), 4, max_new_tokens=40, stop=[])
+    ours = generate(
+        tiny(), prompts, NgramDrafter(3, CORPUS, probabilities), Sampling(temperature=0), 4, max_new_tokens=40, stop=[]
+    )
     assert [t.tolist() for t in plain.tokens] == [t.tolist() for t in ours.tokens]
     assert sum(r.accepted for r in ours.trace.rounds) > 0
 

@@ -81,7 +81,9 @@ def made(tmp_path, monkeypatch):
 def test_a_sound_notebook_has_no_problems_and_its_exercises_are_found(made):
     nb, entry = made
     assert build.problems(nb, entry) == []
-    assert [(e.check, e.solution) for e in build.exercises(nb)] == 3 * [("n03.twice(twice)", "def twice(x):\n    return 2 * x")]
+    assert [(e.check, e.solution) for e in build.exercises(nb)] == 3 * [
+        ("n03.twice(twice)", "def twice(x):\n    return 2 * x")
+    ]
 
 
 def test_converting_again_changes_nothing(made, tmp_path):
@@ -98,7 +100,9 @@ def test_widgets_and_timing_are_tidied_away(made):
     nb.cells[2].outputs = [output]
     nb.metadata["widgets"] = {}
     build.tidy(nb, entry)
-    assert "1234" not in nbformat.writes(nb) and "execution" not in nb.cells[-2].metadata and "widgets" not in nb.metadata
+    assert (
+        "1234" not in nbformat.writes(nb) and "execution" not in nb.cells[-2].metadata and "widgets" not in nb.metadata
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,7 +120,12 @@ def test_widgets_and_timing_are_tidied_away(made):
         (lambda nb: nb.cells[5].update(execution_count=9), "1..n"),
         (lambda nb: nb.cells[5].metadata.update(tags=["nbval-skip"]), "skipped"),
         (lambda nb: nb.cells[5].update(outputs=[nbformat.v4.new_output("stream", name="stderr", text="oh")]), "stderr"),
-        (lambda nb: nb.cells[5].update(outputs=[nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])]), "error"),
+        (
+            lambda nb: nb.cells[5].update(
+                outputs=[nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])]
+            ),
+            "error",
+        ),
         (lambda nb: nb.metadata.update(widgets={}), "widget state"),
     ],
 )

@@ -32,13 +32,24 @@ COLAB = {"torch": "2.11.0", "transformers": "5.15.0", "numpy": "2.1.0", "pandas"
 
 
 def pins() -> dict[str, str]:
-    lines = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
     return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
 
 
 def conda(name: str) -> dict[str, Requirement]:
     lines = re.findall(r"^  - (\S+)$", (ROOT / name).read_text(encoding="utf-8"), re.M)
-    return {r.name: r for r in (Requirement(re.sub(r"(?<![=<>!~])=(?!=)", "==", line)) for line in lines if line not in ("conda-forge", "pip:"))}
+    return {
+        r.name: r
+        for r in (
+            Requirement(re.sub(r"(?<![=<>!~])=(?!=)", "==", line))
+            for line in lines
+            if line not in ("conda-forge", "pip:")
+        )
+    }
 
 
 def imported(source: str) -> set[str]:
@@ -67,24 +78,40 @@ def test_every_range_is_a_range():
 
 def test_torch_is_installed_first_wherever_it_is_written():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.index(f"pip install torch=={pins()['torch']} -c constraints.txt") < readme.index("pip install -c constraints.txt -e '.[all]'")
+    assert readme.index(f"pip install torch=={pins()['torch']} -c constraints.txt") < readme.index(
+        "pip install -c constraints.txt -e '.[all]'"
+    )
     assert install.wanted()[1] == pins()["torch"]
     assert [Requirement(line) for line in install.wanted()[0]] == DIRECT
 
 
 def test_the_distribution_is_not_somebody_elses():
     """PyPI's speclib is a library of spectra; nothing that we write may install it."""
-    assert PROJECT["name"] == "speculative-sampling-workbook" == Requirement(PROJECT["optional-dependencies"]["all"][0]).name
-    texts = {path: path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.md"), *ROOT.glob("*.yml"), ROOT / "Makefile", ROOT / "notebooks/build.py")}
+    assert (
+        PROJECT["name"]
+        == "speculative-sampling-workbook"
+        == Requirement(PROJECT["optional-dependencies"]["all"][0]).name
+    )
+    texts = {
+        path: path.read_text(encoding="utf-8")
+        for path in (*ROOT.glob("*.md"), *ROOT.glob("*.yml"), ROOT / "Makefile", ROOT / "notebooks/build.py")
+    }
     assert [path.name for path, text in texts.items() if re.search(r"(?<!Not `)pip install speclib", text)] == []
 
 
-@pytest.mark.parametrize("summary, told", [("Federated spectral signature library", True), ("Speculative sampling of language models", False)])
+@pytest.mark.parametrize(
+    "summary, told",
+    [("Federated spectral signature library", True), ("Speculative sampling of language models", False)],
+)
 def test_a_clash_with_the_other_speclib_is_told_in_one_line(tmp_path, summary, told):
     (tmp_path / "speclib-1.0.1.dist-info").mkdir()
-    (tmp_path / "speclib-1.0.1.dist-info/METADATA").write_text(f"Metadata-Version: 2.1\nName: speclib\nVersion: 1.0.1\nSummary: {summary}\n")
+    (tmp_path / "speclib-1.0.1.dist-info/METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: speclib\nVersion: 1.0.1\nSummary: {summary}\n"
+    )
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
-    done = subprocess.run([sys.executable, "-m", "speclib", "--version"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "speclib", "--version"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
     assert (done.returncode, "library of spectra" in done.stderr) == (int(told), told)
     assert not told or len(done.stderr.splitlines()) == 1  # nothing of ours was imported before
 
@@ -93,7 +120,9 @@ def test_conda_has_the_same_ranges_and_brings_the_package():
     text = (ROOT / "environment.yml").read_text(encoding="utf-8")
     environment = conda("environment.yml")
     for requirement in DIRECT:
-        assert environment[CONDA.get(requirement.name, requirement.name)].specifier == requirement.specifier, requirement.name
+        assert environment[CONDA.get(requirement.name, requirement.name)].specifier == requirement.specifier, (
+            requirement.name
+        )
     assert len(environment) == len(DIRECT) + 2  # and python, pip
     assert "  - python=3.12\n" in text and text.endswith("  - pip:\n    - -e .\n")
     assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains("3.12")
@@ -111,7 +140,9 @@ def test_binder_has_the_same_environment_and_then_installs_the_package_without_d
 
 def test_no_checkout_changes_the_bytes_of_a_registered_file(tmp_path):
     """Git for Windows turns line ends round unless .gitattributes forbids it."""
-    names = [f"data/{line.split()[0]}" for line in (ROOT / "speclib/registry.txt").read_text(encoding="utf-8").splitlines()]
+    names = [
+        f"data/{line.split()[0]}" for line in (ROOT / "speclib/registry.txt").read_text(encoding="utf-8").splitlines()
+    ]
     kept = [*names, "speclib/registry.txt", ".ci/run", ".binder/postBuild", "Makefile"]
     command = ["git", "-c", f"core.attributesFile={os.devnull}", "check-attr", "text", "eol", "--", *kept]
     try:
@@ -129,13 +160,38 @@ VERSIONS = ("3.11.0", "3.12.0", "3.13.0", "3.14.0")
 
 
 def test_the_tested_set_can_be_had_for_every_python_and_system_that_the_readme_names(tmp_path):
-    uv = [sys.executable, "-m", "uv", "pip", "compile", "-q", "pyproject.toml", "--extra", "all", "-c", "constraints.txt", "--only-binary", ":all:"]
+    uv = [
+        sys.executable,
+        "-m",
+        "uv",
+        "pip",
+        "compile",
+        "-q",
+        "pyproject.toml",
+        "--extra",
+        "all",
+        "-c",
+        "constraints.txt",
+        "--only-binary",
+        ":all:",
+    ]
     env = {**os.environ, "MACOSX_DEPLOYMENT_TARGET": "14.0"}  # torch's wheels want macOS 14
 
     def resolve(case):
         version, system = case
-        command = [*uv, "--python-version", version, "--python-platform", system, "-o", str(tmp_path / f"{version}-{system}.txt")]
-        for where in (["--offline"], []):  # pins do not change: what an earlier run looked up still holds, and takes a second
+        command = [
+            *uv,
+            "--python-version",
+            version,
+            "--python-platform",
+            system,
+            "-o",
+            str(tmp_path / f"{version}-{system}.txt"),
+        ]
+        for where in (
+            ["--offline"],
+            [],
+        ):  # pins do not change: what an earlier run looked up still holds, and takes a second
             done = subprocess.run([*command, *where], cwd=ROOT, env=env, capture_output=True, text=True)
             if done.returncode == 0:
                 break
@@ -153,9 +209,13 @@ def test_the_tested_set_can_be_had_for_every_python_and_system_that_the_readme_n
 
 
 def test_what_is_promised_about_python_is_what_is_tried():
-    assert PROJECT["requires-python"] == f">={VERSIONS[0].removesuffix('.0')}" == ">=" + ".".join(map(str, install.OLDEST))
+    assert (
+        PROJECT["requires-python"] == f">={VERSIONS[0].removesuffix('.0')}" == ">=" + ".".join(map(str, install.OLDEST))
+    )
     assert VERSIONS[-1] == f"{install.NEWEST[0]}.{install.NEWEST[1]}.0"
-    named = re.search(r"Python (3\.\d+), (3\.\d+) or (3\.\d+) with venv", (ROOT / "README.md").read_text(encoding="utf-8")).groups()
+    named = re.search(
+        r"Python (3\.\d+), (3\.\d+) or (3\.\d+) with venv", (ROOT / "README.md").read_text(encoding="utf-8")
+    ).groups()
     workflow = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
     assert re.search(r"python: \[(.*)\]", workflow).group(1) == ", ".join(f'"{version}"' for version in named)
     for column in matrix.RESOLUTION:
@@ -166,7 +226,9 @@ def test_what_is_promised_about_python_is_what_is_tried():
 def test_the_record_of_the_matrix_has_no_failure():
     entries = json.loads(matrix.RECORD.read_text(encoding="utf-8"))
     assert entries and {entry["column"] for entry in entries} <= set(matrix.RESOLUTION)
-    assert [(entry["column"], entry["python"], entry["parts"]) for entry in entries if "failed" in str(entry["parts"])] == []
+    assert [
+        (entry["column"], entry["python"], entry["parts"]) for entry in entries if "failed" in str(entry["parts"])
+    ] == []
     for entry in entries:
         assert set(entry["parts"]) == set(matrix.parts(entry["column"], "")), entry["column"]
 
@@ -202,15 +264,27 @@ def test_the_version_is_the_same_everywhere():
 
 def test_a_fork_changes_the_address_in_one_place(tmp_path):
     fork = tmp_path / "fork"
-    unwanted = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", ".hypothesis", "*.egg-info", "models", "*.png", "build", "runs")
+    unwanted = shutil.ignore_patterns(
+        ".git", ".venv", ".*_cache", "__pycache__", ".hypothesis", "*.egg-info", "models", "*.png", "build", "runs"
+    )
     shutil.copytree(ROOT, fork, ignore=unwanted, symlinks=True)
     project = fork / "pyproject.toml"
-    project.write_text(project.read_text(encoding="utf-8").replace(build.address(), "https://github.com/some-one/a-fork"), encoding="utf-8")
+    project.write_text(
+        project.read_text(encoding="utf-8").replace(build.address(), "https://github.com/some-one/a-fork"),
+        encoding="utf-8",
+    )
     subprocess.run([sys.executable, "notebooks/build.py", "headers"], cwd=fork, check=True)
     owner = build.address().removeprefix("https://github.com/")
-    texts = {path.relative_to(fork).as_posix(): path.read_text(encoding="utf-8", errors="ignore") for path in fork.rglob("*") if path.is_file()}
+    texts = {
+        path.relative_to(fork).as_posix(): path.read_text(encoding="utf-8", errors="ignore")
+        for path in fork.rglob("*")
+        if path.is_file()
+    }
     assert [name for name, text in texts.items() if owner in text] == []
-    assert all("some-one/a-fork" in texts[name] for name in ("README.md", "CITATION.cff", *(f"notebooks/{e.file}" for e in build.present())))
+    assert all(
+        "some-one/a-fork" in texts[name]
+        for name in ("README.md", "CITATION.cff", *(f"notebooks/{e.file}" for e in build.present()))
+    )
 
 
 def test_what_is_generated_is_up_to_date():

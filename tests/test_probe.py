@@ -37,9 +37,19 @@ LLAMA = {
     "eos_token_id": None,
 }
 BART = {
-    "vocab_size": 48, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
-}  # fmt: skip
+    "vocab_size": 48,
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+}
 
 
 def loud(model, dtype=torch.float64, seed=0):
@@ -86,10 +96,8 @@ def test_a_cache_that_does_not_hold_what_was_read_is_refused(lost):
     torch.manual_seed(0)
     model = Forgetful(t.LlamaConfig(**LLAMA)).eval()
     LanguageModel(model)
-    model.lost, model.lm_head.weight.data = (
-        lost,
-        model.lm_head.weight.data.clone(),
-    )  # other weights, so that it is tried again
+    # other weights, so that it is tried again
+    model.lost, model.lm_head.weight.data = (lost, model.lm_head.weight.data.clone())
     with pytest.raises(UnsupportedModel, match="in pieces with its key-value cache gives other logits"):
         LanguageModel(model)
     LanguageModel(model, probe=False)
@@ -142,7 +150,9 @@ def test_a_translator_of_that_kind_says_what_generate_says():
     config = t.M2M100Config(**{**BART, "pad_token_id": 1, "bos_token_id": 0}, max_position_embeddings=64)
     model = loud(t.M2M100ForConditionalGeneration(config))
     model.generation_config.forced_bos_token_id = 44
-    right = model.generate(torch.tensor([[5, 9, 13, 22, 2]]), max_new_tokens=12, do_sample=False, num_beams=1)[0, 1:].tolist()
+    right = model.generate(torch.tensor([[5, 9, 13, 22, 2]]), max_new_tokens=12, do_sample=False, num_beams=1)[
+        0, 1:
+    ].tolist()
     target = LanguageModel(model)
     got = [
         generate(target, [[5, 9, 13, 22, 2]], drafter, Sampling(0), max_new_tokens=12).tokens[0].tolist()
@@ -349,9 +359,21 @@ def test_windows_and_chunks():
         == plain
     )
     for model in (
-        t.Gemma3ForCausalLM(t.Gemma3TextConfig(**SMALL, intermediate_size=48, num_key_value_heads=2, head_dim=8, sliding_window=16)),
-        t.Llama4ForCausalLM(t.Llama4TextConfig(**SMALL, intermediate_size=48, intermediate_size_mlp=48, num_key_value_heads=2, head_dim=8, attention_chunk_size=16, num_local_experts=2)),
-    ):  # fmt: skip
+        t.Gemma3ForCausalLM(
+            t.Gemma3TextConfig(**SMALL, intermediate_size=48, num_key_value_heads=2, head_dim=8, sliding_window=16)
+        ),
+        t.Llama4ForCausalLM(
+            t.Llama4TextConfig(
+                **SMALL,
+                intermediate_size=48,
+                intermediate_size_mlp=48,
+                num_key_value_heads=2,
+                head_dim=8,
+                attention_chunk_size=16,
+                num_local_experts=2,
+            )
+        ),
+    ):
         with pytest.raises(UnsupportedModel, match="sliding-window or recurrent cache"):
             LanguageModel(model.eval())
     switch = t.SwitchTransformersForConditionalGeneration(
@@ -616,12 +638,17 @@ def replaced(target):
 
 CHANGES = {
     "load_state_dict": lambda target: target.model.load_state_dict(llama(1).state_dict()) and None,
-    "assigned": replaced, "merged": merged, "trained": trained, "hooked": hooked, "wrapped": wrapped, "one row of the output": one_row,
+    "assigned": replaced,
+    "merged": merged,
+    "trained": trained,
+    "hooked": hooked,
+    "wrapped": wrapped,
+    "one row of the output": one_row,
     "double": lambda target: target.model.double() and None,
     "bfloat16": lambda target: target.model.bfloat16() and None,
     "deepcopy": copy.deepcopy,
     "pickle": lambda target: pickle.loads(pickle.dumps(target)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("drafter", [None, "layers", "eagle"])

@@ -24,7 +24,6 @@ from transformers import (
 )
 
 from speclib import LanguageModel, Sampling, generate, load_pair
-from speclib.distributions import seeded
 from speclib.drafters import (
     EagleDrafter,
     EnsembleDrafter,
@@ -37,12 +36,19 @@ from speclib.drafters import (
 )
 from speclib.drafters.model import ModelSession
 from speclib.errors import InvalidArgument, NonFiniteLogits
-from speclib.exact import TableModel, law_variation, max_difference, outcomes, plain_law
+from speclib.law.distributions import seeded
+from speclib.law.exact import TableModel, law_variation, max_difference, outcomes, plain_law
+from speclib.loop.processors import GrammarProcessor, Places, ProcessedSampling
 from speclib.museum import MASKS
-from speclib.processors import GrammarProcessor, Places, ProcessedSampling
 
 LENGTH = 4
-AFTER = {0: {1, 2}, 1: {0, 2}, 2: {0, 3}, 3: {1, 3}}  # an automaton: state -> tokens, and the state follows from all tokens before
+# an automaton: state -> tokens, and the state follows from all tokens before
+AFTER = {
+    0: {1, 2},
+    1: {0, 2},
+    2: {0, 3},
+    3: {1, 3},
+}
 
 
 def state_after(tokens):
@@ -84,7 +90,9 @@ class Tiring(LogitsProcessor):
 
 
 def by_prefix():
-    return PrefixConstrainedLogitsProcessor(lambda row, tokens: sorted(AFTER[state_after(tokens[len(PROMPT) :].tolist())]), 1)
+    return PrefixConstrainedLogitsProcessor(
+        lambda row, tokens: sorted(AFTER[state_after(tokens[len(PROMPT) :].tolist())]), 1
+    )
 
 
 def in_place(input_ids, scores):
@@ -108,7 +116,8 @@ def plain_masked_law(make, sampling, length=LENGTH):
         processors = make()
         for size in range(len(prefix) + 1):
             tokens = torch.tensor([[*PROMPT, *prefix[:size]]])
-            scores = target(torch.float64).context().extend(tokens)[:, -1].clone()  # a fresh one each time: no cache is trusted
+            # a fresh one each time: no cache is trusted
+            scores = target(torch.float64).context().extend(tokens)[:, -1].clone()
             for processor in processors:
                 scores = processor(tokens, scores)
         return sampling.probabilities(scores)[0].numpy()
@@ -125,7 +134,11 @@ def law_of(drafter, processors, sampling, rule="token", length=LENGTH):
     sampling = Sampling(sampling.temperature, sampling.top_k, processors=processors)
 
     def run(draw):
-        return tuple(generate(target(torch.float64), [PROMPT], drafter, sampling, 2, rule, length, [], draw=draw).tokens[0].tolist())
+        return tuple(
+            generate(target(torch.float64), [PROMPT], drafter, sampling, 2, rule, length, [], draw=draw)
+            .tokens[0]
+            .tolist()
+        )
 
     return outcomes(run)
 
@@ -158,7 +171,11 @@ def test_block_verification_keeps_it_too(name):
 def test_a_draft_that_is_the_target_is_always_right(name):
     """Its guesses are processed as the target's places are: at every depth, in chains and in trees."""
     model = target(torch.float64)
-    for drafter, sampling in [(ModelDrafter(model), Sampling()), (TreeDrafter(model, (1, 1, 1, 1)), Sampling()), (TreeDrafter(model, (2, 2, 1, 1)), Sampling(0))]:
+    for drafter, sampling in [
+        (ModelDrafter(model), Sampling()),
+        (TreeDrafter(model, (1, 1, 1, 1)), Sampling()),
+        (TreeDrafter(model, (2, 2, 1, 1)), Sampling(0)),
+    ]:
         sampling = Sampling(sampling.temperature, processors=PROCESSORS[name]())
         out = generate(model, [PROMPT], drafter, sampling, 4, max_new_tokens=11, stop=[], seed=1)
         assert [len(r.emitted) for r in out.trace.rounds] == [5, 5, 1]
@@ -167,7 +184,10 @@ def test_a_draft_that_is_the_target_is_always_right(name):
 def test_the_callers_processor_does_not_move():
     mine = Automaton()
     sampling = Sampling(processors=[mine])
-    first, again = (generate(target(), [PROMPT, PROMPT[:3]], ModelDrafter(draft()), sampling, max_new_tokens=12, stop=[]).texts for _ in range(2))
+    first, again = (
+        generate(target(), [PROMPT, PROMPT[:3]], ModelDrafter(draft()), sampling, max_new_tokens=12, stop=[]).texts
+        for _ in range(2)
+    )
     assert first == again and (mine.state, mine.calls) == (0, 0)
 
 
@@ -178,7 +198,8 @@ def test_each_row_of_a_list_is_known_by_its_number():
     assert [set(tokens.tolist()) for tokens in out.tokens] == only
 
 
-# --- clear answers --------------------------------------------------------------------------------------------------------
+# --- clear answers
+# --------------------------------------------------------------------------------------------------------
 
 
 class Stuck(LogitsProcessor):
@@ -209,7 +230,11 @@ def three_then_nothing(input_ids, scores):
     return scores if input_ids.shape[1] < len(PROMPT) + 3 else torch.full_like(scores, -torch.inf)
 
 
-@pytest.mark.parametrize("drafter", [None, ModelDrafter(draft()), TREES["tree, likeliest"](torch.float32), LookupDrafter()], ids=["plain", "model", "tree", "lookup"])
+@pytest.mark.parametrize(
+    "drafter",
+    [None, ModelDrafter(draft()), TREES["tree, likeliest"](torch.float32), LookupDrafter()],
+    ids=["plain", "model", "tree", "lookup"],
+)
 def test_a_dead_end_is_an_error_where_the_text_comes_to_it_and_nowhere_else(drafter):
     sampling = Sampling(0, processors=[three_then_nothing])
     assert len(generate(target(), [PROMPT], drafter, sampling, max_new_tokens=3, stop=[]).tokens[0]) == 3
@@ -221,19 +246,40 @@ def test_a_dead_end_is_an_error_where_the_text_comes_to_it_and_nowhere_else(draf
     assert len(generate(target(), [PROMPT], drafter, sampling, max_new_tokens=9, stop=[last]).tokens[0]) <= 3
 
 
-# --- what a generation_config implies ----------------------------------------------------------------------------------------
+# --- what a generation_config implies
+# ----------------------------------------------------------------------------------------
 
 
 def llama(**settings):
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=96,
-                         bos_token_id=None, eos_token_id=7, pad_token_id=0, initializer_range=0.3)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=96,
+        bos_token_id=None,
+        eos_token_id=7,
+        pad_token_id=0,
+        initializer_range=0.3,
+    )
     return configured(LlamaForCausalLM(config).double().eval(), settings)
 
 
 def t5(**settings):
     torch.manual_seed(0)
-    config = T5Config(vocab_size=61, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0, eos_token_id=7, initializer_factor=4.0)
+    config = T5Config(
+        vocab_size=61,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+        eos_token_id=7,
+        initializer_factor=4.0,
+    )
     return configured(T5ForConditionalGeneration(config).double().eval(), settings)
 
 
@@ -244,11 +290,23 @@ def configured(model, settings):
 
 
 IMPLIED = [
-    {"repetition_penalty": 3.0}, {"no_repeat_ngram_size": 2}, {"bad_words_ids": [[11], [23, 5]]}, {"suppress_tokens": list(range(20))},
-    {"begin_suppress_tokens": list(range(50))}, {"forced_eos_token_id": 9}, {"min_new_tokens": 30}, {"sequence_bias": {(5,): 9.0, (5, 6): -20.0}},
-    {"exponential_decay_length_penalty": (4, 1.3)}, {"repetition_penalty": 1.3, "suppress_tokens": [1, 2, 3], "min_length": 20},
-]  # fmt: skip
-IMPLIED_WITH_AN_ENCODER = [{"forced_bos_token_id": 44}, {"encoder_repetition_penalty": 1.6}, {"encoder_no_repeat_ngram_size": 1}, {"repetition_penalty": 2.0}]
+    {"repetition_penalty": 3.0},
+    {"no_repeat_ngram_size": 2},
+    {"bad_words_ids": [[11], [23, 5]]},
+    {"suppress_tokens": list(range(20))},
+    {"begin_suppress_tokens": list(range(50))},
+    {"forced_eos_token_id": 9},
+    {"min_new_tokens": 30},
+    {"sequence_bias": {(5,): 9.0, (5, 6): -20.0}},
+    {"exponential_decay_length_penalty": (4, 1.3)},
+    {"repetition_penalty": 1.3, "suppress_tokens": [1, 2, 3], "min_length": 20},
+]
+IMPLIED_WITH_AN_ENCODER = [
+    {"forced_bos_token_id": 44},
+    {"encoder_repetition_penalty": 1.6},
+    {"encoder_no_repeat_ngram_size": 1},
+    {"repetition_penalty": 2.0},
+]
 
 
 @pytest.mark.parametrize("settings", IMPLIED, ids=str)
@@ -256,7 +314,9 @@ IMPLIED_WITH_AN_ENCODER = [{"forced_bos_token_id": 44}, {"encoder_repetition_pen
 def test_greedy_text_is_transformers_own_under_a_generation_config(settings, drafted):
     model, prompt = llama(**settings), [5, 6, 7, 30, 31]
     drafter = EnsembleDrafter([LookupDrafter(), ModelDrafter(LanguageModel(llama()))]) if drafted else None
-    right = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, 5, dtype=torch.long), max_new_tokens=40, do_sample=False)[0, 5:]
+    right = model.generate(
+        torch.tensor([prompt]), attention_mask=torch.ones(1, 5, dtype=torch.long), max_new_tokens=40, do_sample=False
+    )[0, 5:]
     ours = generate(LanguageModel(model), [prompt], drafter, Sampling(0), max_new_tokens=40).tokens[0]
     assert ours.tolist() == right.tolist()
 
@@ -266,17 +326,27 @@ def test_and_so_it_is_with_an_encoder(settings):
     model, prompt = t5(**settings), [5, 6, 8, 30, 31]
     right = model.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)[0, 1:]
     for drafter in (None, ModelDrafter(LanguageModel(t5()))):
-        assert generate(LanguageModel(model), [prompt], drafter, Sampling(0), max_new_tokens=20).tokens[0].tolist() == right.tolist()
+        assert (
+            generate(LanguageModel(model), [prompt], drafter, Sampling(0), max_new_tokens=20).tokens[0].tolist()
+            == right.tolist()
+        )
 
 
 def test_the_callers_processors_come_after_those_of_the_config():
     """As in transformers: the last word is the caller's."""
     model = llama(repetition_penalty=2.0)
-    loud = lambda input_ids, scores: scores.masked_fill(scores < scores.amax() - 5, -torch.inf)  # noqa: E731
+    loud = lambda input_ids, scores: scores.masked_fill(scores < scores.amax() - 5, -torch.inf)
     plain = generate(LanguageModel(model), [[5, 6]], None, Sampling(processors=[loud]), max_new_tokens=20, stop=[])
     torch.manual_seed(0)
-    greedy = model.generate(torch.tensor([[5, 6]]), attention_mask=torch.ones(1, 2, dtype=torch.long), max_new_tokens=1, do_sample=False,
-                            logits_processor=[loud], output_scores=True, return_dict_in_generate=True)  # fmt: skip
+    greedy = model.generate(
+        torch.tensor([[5, 6]]),
+        attention_mask=torch.ones(1, 2, dtype=torch.long),
+        max_new_tokens=1,
+        do_sample=False,
+        logits_processor=[loud],
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
     possible = (greedy.scores[0][0] > -torch.inf).nonzero().flatten().tolist()
     assert plain.tokens[0][0].item() in possible and len(possible) < 61
 
@@ -290,18 +360,27 @@ def test_what_is_not_followed_is_said(settings):
 def test_a_config_that_implies_nothing_changes_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        generate(LanguageModel(llama(temperature=0.3, top_k=5, do_sample=True)), [[5, 6]], None, Sampling(0), max_new_tokens=2)
+        generate(
+            LanguageModel(llama(temperature=0.3, top_k=5, do_sample=True)),
+            [[5, 6]],
+            None,
+            Sampling(0),
+            max_new_tokens=2,
+        )
 
 
 def test_a_draft_that_knows_fewer_tokens_is_processed_alike():
     """The processors may name tokens that only the target has; the draft never guesses them."""
-    sampling = ProcessedSampling(places=Places([5, 6], [SequenceBiasLogitsProcessor({(55,): 5.0})], torch.device("cpu")))
+    sampling = ProcessedSampling(
+        places=Places([5, 6], [SequenceBiasLogitsProcessor({(55,): 5.0})], torch.device("cpu"))
+    )
     guesser = ModelSession(LanguageModel(llama()).context([5, 6]), 61, sampling, seeded(0))
     q = guesser._probabilities(torch.zeros(1, 40), lambda: [[]])
     assert q.shape == (1, 61) and q[0, :40].eq(1 / 40).all() and not q[0, 40:].any()
 
 
-# --- a grammar -------------------------------------------------------------------------------------------------------------
+# --- a grammar
+# -------------------------------------------------------------------------------------------------------------
 
 SCHEMA = {
     "type": "object",
@@ -321,13 +400,24 @@ def matcher(pair):
 def test_a_json_schema_is_always_kept(temperature):
     pair = load_pair(backend="fast")
     sampling = Sampling(temperature, processors=[GrammarProcessor(matcher(pair))])
-    drafters = [None, ModelDrafter(pair.draft), TreeDrafter(pair.draft, (2, 2, 1)), EagleDrafter(load_eagle()), HeadsDrafter(load_heads(), 3), LookupDrafter()]
+    drafters = [
+        None,
+        ModelDrafter(pair.draft),
+        TreeDrafter(pair.draft, (2, 2, 1)),
+        EagleDrafter(load_eagle()),
+        HeadsDrafter(load_heads(), 3),
+        LookupDrafter(),
+    ]
     texts = []
     for drafter in drafters:
-        texts.append(generate(pair.target, ["the arguments are ", "def"], drafter, sampling, 4, max_new_tokens=60, seed=3).texts)
+        texts.append(
+            generate(pair.target, ["the arguments are ", "def"], drafter, sampling, 4, max_new_tokens=60, seed=3).texts
+        )
         for text in texts[-1]:
             value = json.loads(text)
-            assert set(value) == {"name", "size"} and value["name"] in ("self", "return", "x") and 0 <= value["size"] <= 99
+            assert (
+                set(value) == {"name", "size"} and value["name"] in ("self", "return", "x") and 0 <= value["size"] <= 99
+            )
     assert temperature or all(text == texts[0] for text in texts)
 
 
@@ -335,14 +425,19 @@ def test_a_grammar_is_kept_by_the_matchers_own_copies():
     pair = load_pair(backend="fast")
     processor = GrammarProcessor(matcher(pair))
     generate(pair.target, "x", ModelDrafter(pair.draft), Sampling(processors=[processor]), max_new_tokens=8)
-    assert processor.read is None and not processor.matcher.is_stopped() and processor.matcher.consume_tokens(pair.tokenizer.encode('{"'))
+    assert (
+        processor.read is None
+        and not processor.matcher.is_stopped()
+        and processor.matcher.consume_tokens(pair.tokenizer.encode('{"'))
+    )
     with pytest.raises(InvalidArgument, match="does not allow"):
         broken = GrammarProcessor(matcher(pair))
         broken(torch.tensor([[1]]), torch.zeros(1, pair.target.vocabulary))
         broken(torch.tensor([[1, *pair.tokenizer.encode("no")]]), torch.zeros(1, pair.target.vocabulary))
 
 
-# --- the museum --------------------------------------------------------------------------------------------------------------
+# --- the museum
+# --------------------------------------------------------------------------------------------------------------
 
 
 class Lenient(Automaton):
@@ -355,7 +450,9 @@ class Lenient(Automaton):
         return masked(scores, AFTER[self.state])
 
 
-@pytest.mark.parametrize(("name", "guesser"), [(name, "model") for name in MASKS] + [(name, "lookup") for name in list(MASKS)[:2]])
+@pytest.mark.parametrize(
+    ("name", "guesser"), [(name, "model") for name in MASKS] + [(name, "lookup") for name in list(MASKS)[:2]]
+)
 def test_every_mask_in_the_wrong_place_is_seen(name, guesser):
     """Its exact law is off, and writes texts that the grammar forbids."""
     exhibit = MASKS[name]
@@ -374,5 +471,8 @@ def test_the_honest_one_stands_beside_them():
 def test_chance_is_the_same_with_and_without_processors():
     """One that changes nothing changes no text, though no program draws for it."""
     idle = Sampling(processors=[lambda input_ids, scores: scores])
-    with_one, without = (generate(target(), [PROMPT], ModelDrafter(draft()), sampling, max_new_tokens=20, stop=[], seed=5).tokens[0] for sampling in (idle, Sampling()))
+    with_one, without = (
+        generate(target(), [PROMPT], ModelDrafter(draft()), sampling, max_new_tokens=20, stop=[], seed=5).tokens[0]
+        for sampling in (idle, Sampling())
+    )
     assert torch.equal(with_one, without) and int(seeded(0)(torch.tensor([0.0, 1.0]))) == 1

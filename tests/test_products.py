@@ -10,7 +10,7 @@ import torch
 
 from speclib import products
 from speclib.errors import InvalidArgument
-from speclib.products import LAYOUTS, ROWS, can_pack, layout_for, layouts, product
+from speclib.model.products import LAYOUTS, ROWS, can_pack, layout_for, layouts, product
 
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float64: 1e-13}
 

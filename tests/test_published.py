@@ -16,7 +16,10 @@ def test_a_shape_has_the_published_number_of_parameters():
 
 def record(**milliseconds):
     """Forwards that cost the same at every width, with and without a cache."""
-    model = lambda ms: {"widths": [{"width": w, "ms": ms} for w in range(1, 10)], "uncached": [{"length": n, "ms": 3 * ms} for n in (10, 30, 50)]}  # noqa: E731
+    model = lambda ms: {
+        "widths": [{"width": w, "ms": ms} for w in range(1, 10)],
+        "uncached": [{"length": n, "ms": 3 * ms} for n in (10, 30, 50)],
+    }
     return {"models": {name: model(ms) for name, ms in milliseconds.items()}}
 
 
@@ -27,9 +30,13 @@ def test_predictions_by_hand():
 
 
 def test_the_article_taken_apart():
-    """Where a cache changes no ratio, the speed-up with a cache is the one without, and the cache alone brings the factor three."""
+    """Where a cache changes no ratio, the speed-up with a cache is the one without, and the cache alone brings the
+    factor three.
+    """
     found = published.article(record(**{"gpt2-xl": 10.0, "gpt2": 1.0}))
-    assert found["both cached"] == pytest.approx(2.12) and found["plain, no cache (s)"] == pytest.approx(3 * found["plain, cached (s)"])
+    assert found["both cached"] == pytest.approx(2.12) and found["plain, no cache (s)"] == pytest.approx(
+        3 * found["plain, cached (s)"]
+    )
     assert found["speculative without a cache over cached plain"] == pytest.approx(2.12 / 3)
 
 
@@ -56,10 +63,16 @@ def test_the_loops_without_a_cache_write_the_text_of_those_with_one(gamma):
     target, draft = (LanguageModel(build("gpt2", seed, torch.float64), Words()) for seed in (0, 1))
     for guesser in (draft, target):  # a draft that is mostly wrong, and one that never is
         pair = Pair(target, guesser)
-        plain = speclib.generate(target, [[3, 1, 4]], None, speclib.Sampling(0), max_new_tokens=13, stop=[]).tokens[0].tolist()
+        plain = (
+            speclib.generate(target, [[3, 1, 4]], None, speclib.Sampling(0), max_new_tokens=13, stop=[])
+            .tokens[0]
+            .tolist()
+        )
         assert published.uncached(pair, [3, 1, 4], 0, 13) == published.uncached(pair, [3, 1, 4], gamma, 13) == plain
         found = published.article_here(pair, "3 1 4", 13, gamma)
-        assert found["one text"] == 1 and found["both cached"] == pytest.approx(found["plain, cached (s)"] / found["speculative, cached (s)"])
+        assert found["one text"] == 1 and found["both cached"] == pytest.approx(
+            found["plain, cached (s)"] / found["speculative, cached (s)"]
+        )
 
 
 def test_weights_are_used_where_they_lie_and_never_fetched(monkeypatch):

@@ -11,13 +11,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from speclib.__main__ import main
-from speclib.decoding import generate
-from speclib.distributions import Sampling, seeded
 from speclib.drafters import RetrievalDrafter, build_index, load_index
 from speclib.drafters.retrieval import DEPTH, FILES, MOST_PLACES, fingerprint
 from speclib.errors import IncompatibleModels, IndexLoadError, InvalidArgument
-from speclib.exact import TableModel, max_difference, outcomes, plain_law
-from speclib.models import LanguageModel, load_model
+from speclib.law.distributions import Sampling, seeded
+from speclib.law.exact import TableModel, max_difference, outcomes, plain_law
+from speclib.loop.decoding import generate
+from speclib.model.language_model import LanguageModel, load_model
 
 CORPUS = np.random.default_rng(3).choice(3, 400, p=[0.5, 0.3, 0.2])
 
@@ -27,9 +27,16 @@ def tiny(vocabulary=3):
     """A Llama in float64, with weights large enough that its rows differ from prefix to prefix."""
     torch.manual_seed(1)
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=64,
-        bos_token_id=None, eos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
     model = LlamaForCausalLM(config).double().eval()
     with torch.no_grad():
         for weights in model.parameters():
@@ -51,9 +58,13 @@ def test_every_phrase_is_found_where_it_stands(vocabulary):
     rng = np.random.default_rng(vocabulary)
     corpus = rng.choice(rng.choice(vocabulary, 3, replace=False), 500)
     index = build_index(corpus, vocabulary)
-    assert index.depth >= DEPTH and len(index.places) == len(corpus) - index.depth and np.array_equal(index.tokens, corpus)
+    assert (
+        index.depth >= DEPTH and len(index.places) == len(corpus) - index.depth and np.array_equal(index.tokens, corpus)
+    )
     for size in range(1, DEPTH + 1):
-        for phrase in [corpus[i : i + size].tolist() for i in range(0, 480, 37)] + [rng.choice(np.unique(corpus), size).tolist()]:
+        for phrase in [corpus[i : i + size].tolist() for i in range(0, 480, 37)] + [
+            rng.choice(np.unique(corpus), size).tolist()
+        ]:
             assert sorted(index.find(phrase).tolist()) == scan(corpus, phrase, len(index.places))
     assert len(index.find([vocabulary - 1] * DEPTH)) == len(scan(corpus, [vocabulary - 1] * DEPTH, len(index.places)))
 
@@ -78,7 +89,9 @@ def test_the_longest_end_that_occurs():
 
 
 def continuation(text, n):
-    """The most frequent next token among the occurrences of the longest end, then among those that agree, and so on; the smaller token of equals."""
+    """The most frequent next token among the occurrences of the longest end, then among those that agree, and so on;
+    the smaller token of equals.
+    """
     last = len(CORPUS) - DEPTH
     size = max(s for s in range(1, DEPTH + 1) if scan(CORPUS, text[-s:], last))
     places, tokens = scan(CORPUS, text[-size:], last), []
@@ -124,7 +137,11 @@ def test_saved_and_mapped_it_is_the_same(tmp_path):
     built = build_index(CORPUS, 3, alphabet="abc")
     built.save(tmp_path / "index")
     mapped = load_index(tmp_path / "index")
-    assert isinstance(mapped.places, np.memmap) and (mapped.depth, mapped.vocabulary, mapped.alphabet) == (built.depth, 3, "abc")
+    assert isinstance(mapped.places, np.memmap) and (mapped.depth, mapped.vocabulary, mapped.alphabet) == (
+        built.depth,
+        3,
+        "abc",
+    )
     assert np.array_equal(mapped.places, built.places) and np.array_equal(mapped.tokens, built.tokens)
     for phrase in itertools.product(range(3), repeat=3):
         assert np.array_equal(mapped.find(phrase), built.find(phrase))
@@ -164,7 +181,13 @@ def test_an_interrupted_save_is_no_index_and_leaves_an_older_one(tmp_path, monke
 
 def test_bad_settings_are_refused():
     index = build_index(CORPUS, 3)
-    for options in ({"longest": 0}, {"longest": index.depth + 1}, {"shortest": 0}, {"longest": 2, "shortest": 3}, {"probabilities": "soft"}):
+    for options in (
+        {"longest": 0},
+        {"longest": index.depth + 1},
+        {"shortest": 0},
+        {"longest": 2, "shortest": 3},
+        {"probabilities": "soft"},
+    ):
         with pytest.raises(InvalidArgument):
             RetrievalDrafter(index, **options)
     for tokens in ([0, 1], [[0] * 50], [0.5] * 50, [3] * 50, [-1] * 50):
@@ -178,7 +201,11 @@ def test_an_index_of_another_tokenizer_is_refused():
     assert fingerprint({"a": 0, "b": 1}) == fingerprint({"b": 1, "a": 0}) != fingerprint({"a": 1, "b": 0})
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7), Sampling(top_k=2), Sampling(temperature=0)], ids=["T=1", "T=0.7", "top-k", "greedy"])
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(), Sampling(temperature=0.7), Sampling(top_k=2), Sampling(temperature=0)],
+    ids=["T=1", "T=0.7", "top-k", "greedy"],
+)
 @pytest.mark.parametrize("probabilities", ["counts", "point"])
 def test_generate_keeps_the_law(probabilities, sampling):
     """Every path of `generate`, summed."""
@@ -203,12 +230,21 @@ def test_generate_keeps_the_law(probabilities, sampling):
 def test_greedy_text_is_the_targets(probabilities):
     prompts = [[0, 1, 2, 1], [2, 2, 0]]
     plain = generate(tiny(), prompts, None, Sampling(temperature=0), max_new_tokens=40, stop=[])
-    ours = generate(tiny(), prompts, RetrievalDrafter(build_index(CORPUS, 3), probabilities=probabilities), Sampling(temperature=0), 4, max_new_tokens=40, stop=[])
+    ours = generate(
+        tiny(),
+        prompts,
+        RetrievalDrafter(build_index(CORPUS, 3), probabilities=probabilities),
+        Sampling(temperature=0),
+        4,
+        max_new_tokens=40,
+        stop=[],
+    )
     assert [t.tolist() for t in plain.tokens] == [t.tolist() for t in ours.tokens]
     assert sum(r.accepted for r in ours.trace.rounds) > 0
 
 
-# --- the command, and its speed -----------------------------------------------------------------------------------------------
+# --- the command, and its speed
+# -----------------------------------------------------------------------------------------------
 
 
 def test_a_phrase_is_found_in_under_a_millisecond():
@@ -228,7 +264,11 @@ def test_the_command_makes_an_index_that_finds_the_corpus(tmp_path, capsys):
     lines = [f"def function_{i}(argument):\n    return argument * {i}\n" for i in range(500)]
     (tmp_path / "corpus.txt").write_text("\n".join(lines))
     assert main(["index", "--corpus", str(tmp_path / "corpus.txt"), "--out", str(tmp_path / "index")]) == 0
-    assert "tokens" in capsys.readouterr().out and sorted(f.name for f in (tmp_path / "index").iterdir()) == ["index.json", "places.npy", "tokens.bin"]
+    assert "tokens" in capsys.readouterr().out and sorted(f.name for f in (tmp_path / "index").iterdir()) == [
+        "index.json",
+        "places.npy",
+        "tokens.bin",
+    ]
     target = load_model("target")
     drafter = RetrievalDrafter(tmp_path / "index")
     text = target.tokenizer("def function_77(argument")["input_ids"]

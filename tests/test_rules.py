@@ -7,10 +7,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speclib.distributions import point_mass, residual, total_variation
 from speclib.errors import InvalidArgument
-from speclib.exact import fixed_table, max_difference, plain_law, rule_law
-from speclib.rules import RULES, Rule, block_law, chain_stops, drafted_probs, ensemble_law, find, lenience_law, token_law, typical_law
+from speclib.law.distributions import point_mass, residual, total_variation
+from speclib.law.exact import fixed_table, max_difference, plain_law, rule_law
+from speclib.law.rules import (
+    RULES,
+    Rule,
+    block_law,
+    chain_stops,
+    drafted_probs,
+    ensemble_law,
+    find,
+    lenience_law,
+    token_law,
+    typical_law,
+)
 
 LAWS = {name: rule.law for name, rule in RULES.items()}
 
@@ -53,7 +64,9 @@ def test_rows_of_a_batch_do_not_meet(name):
     together = LAWS[name](p, q, drafted)
     for i in range(0, 64, 7):
         alone = LAWS[name](p[i : i + 1], q[i : i + 1], drafted[i : i + 1])
-        assert torch.equal(alone.stop_probs[0], together.stop_probs[i]) and torch.equal(alone.next_probs[0], together.next_probs[i])
+        assert torch.equal(alone.stop_probs[0], together.stop_probs[i]) and torch.equal(
+            alone.next_probs[0], together.next_probs[i]
+        )
 
 
 @pytest.mark.parametrize("name", LAWS)
@@ -67,7 +80,9 @@ def test_no_drafts_is_plain_decoding(name):
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6), scale=st.sampled_from([1e-7, 1e-5, 1e-3]), vocabulary=st.sampled_from([3, 50]))
 def test_nearly_equal_rows_in_float32(name, seed, scale, vocabulary):
-    """Differences of the size of rounding must not make a probability negative or NaN: `multinomial` would refuse it."""
+    """Differences of the size of rounding must not make a probability negative or NaN: `multinomial` would refuse
+    it.
+    """
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(16, 5, vocabulary, generator=generator)
     p = logits.softmax(-1)
@@ -108,7 +123,9 @@ def test_equal_rows_are_always_accepted(law):
     p, _, _ = instance(4)
     drafted = p[:, :3].argmax(-1)
     stops = law(p, p[:, :3].clone(), drafted).stop_probs
-    assert torch.equal(stops[:, :3], torch.zeros(64, 3, dtype=torch.float64)) and torch.equal(stops[:, 3], torch.ones(64, dtype=torch.float64))
+    assert torch.equal(stops[:, :3], torch.zeros(64, 3, dtype=torch.float64)) and torch.equal(
+        stops[:, 3], torch.ones(64, dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("law", [token_law, block_law])
@@ -116,7 +133,9 @@ def test_temperature_zero_accepts_while_the_argmax_agrees(law):
     """Point masses on both sides: the number of leading matches, then the target's argmax, and no chance left."""
     generator = torch.Generator().manual_seed(2)
     best = torch.randint(3, (200, 5), generator=generator)
-    drafted = torch.where(torch.rand(200, 4, generator=generator) < 0.7, best[:, :4], torch.randint(3, (200, 4), generator=generator))
+    drafted = torch.where(
+        torch.rand(200, 4, generator=generator) < 0.7, best[:, :4], torch.randint(3, (200, 4), generator=generator)
+    )
     verdict = law(point_mass(best, 3), point_mass(drafted, 3), drafted)
     matches = (drafted == best[:, :4]).long().cumprod(1).sum(1)
     assert set(matches.tolist()) == {0, 1, 2, 3, 4}
@@ -142,7 +161,9 @@ def test_a_forbidden_token_is_never_accepted():
 
 def test_chain_stops():
     assert chain_stops(torch.tensor([[0.5, 0.25]])).tolist() == [[0.5, 0.375, 0.125]]
-    assert drafted_probs(torch.tensor([[[0.1, 0.9], [0.6, 0.4]]]), torch.tensor([[1, 0]])).tolist() == [[pytest.approx(0.9), pytest.approx(0.6)]]
+    assert drafted_probs(torch.tensor([[[0.1, 0.9], [0.6, 0.4]]]), torch.tensor([[1, 0]])).tolist() == [
+        [pytest.approx(0.9), pytest.approx(0.6)]
+    ]
 
 
 def test_typical_law_by_hand():
@@ -158,8 +179,12 @@ def test_typical_law_by_hand():
 def test_lenience():
     p, q, drafted = instance(5)
     strict, lenient = lenience_law(p, q, drafted, 1.0), lenience_law(p, q, drafted, 0.5)
-    assert torch.equal(strict.stop_probs, token_law(p, q, drafted).stop_probs) and torch.equal(strict.next_probs, token_law(p, q, drafted).next_probs)
-    assert (lenient.stop_probs[:, -1] >= strict.stop_probs[:, -1]).all() and (lenient.stop_probs[:, -1] > strict.stop_probs[:, -1]).any()
+    assert torch.equal(strict.stop_probs, token_law(p, q, drafted).stop_probs) and torch.equal(
+        strict.next_probs, token_law(p, q, drafted).next_probs
+    )
+    assert (lenient.stop_probs[:, -1] >= strict.stop_probs[:, -1]).all() and (
+        lenient.stop_probs[:, -1] > strict.stop_probs[:, -1]
+    ).any()
     for bad in (0, -1, 1.5, math.nan):
         with pytest.raises(InvalidArgument, match="lenience"):
             lenience_law(p, q, drafted, bad)
@@ -180,7 +205,10 @@ def test_the_ensembles_law_depends_on_gamma():
             for text, mass in law.items():
                 found[text[place]] += mass
             torch.testing.assert_close(found, row, rtol=0, atol=1e-12)
-    assert max_difference(rule_law(lambda *rows: ensemble_law(*rows, 1.0), target, draft, 2, 3), plain_law(target, 3)) < 1e-12
+    assert (
+        max_difference(rule_law(lambda *rows: ensemble_law(*rows, 1.0), target, draft, 2, 3), plain_law(target, 3))
+        < 1e-12
+    )
     with pytest.raises(InvalidArgument, match="weight"):
         ensemble_law(p.expand(1, 2, 3), q.expand(1, 1, 3), torch.tensor([[0]]), 0)
 
@@ -195,7 +223,9 @@ def test_guesses_not_made_leave_the_shorter_law(name):
         torch.testing.assert_close(padded.stop_probs[:, : k + 1], short.stop_probs, rtol=0, atol=1e-12)
         assert padded.stop_probs[:, k + 1 :].abs().max() == 0
         reached = short.stop_probs > 0
-        torch.testing.assert_close(padded.next_probs[:, : k + 1][reached], short.next_probs[reached], rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            padded.next_probs[:, : k + 1][reached], short.next_probs[reached], rtol=0, atol=1e-12
+        )
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -230,6 +260,10 @@ def test_find():
     with pytest.raises(InvalidArgument, match="token, block, typical, lenience"):
         find("tokens")
     assert {name: rule.lossless for name, rule in RULES.items()} == {
-        "token": True, "block": True, "typical": False, "lenience": False, "ensemble": False
-    }  # fmt: skip
+        "token": True,
+        "block": True,
+        "typical": False,
+        "lenience": False,
+        "ensemble": False,
+    }
     assert all(rule.source for rule in RULES.values())

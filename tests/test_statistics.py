@@ -6,7 +6,7 @@ from scipy import stats
 
 from speclib import statistics
 from speclib.errors import InvalidArgument
-from speclib.statistics import (
+from speclib.law.statistics import (
     aligned,
     cell_intervals,
     empirical_variation,
@@ -50,7 +50,9 @@ def test_what_is_impossible_settles_it():
     assert g_test([1000, 0, 1000], [0.5, 0, 0.5]).p_value == 1
 
 
-@pytest.mark.parametrize("law", [[1 / 27] * 27, (np.arange(1, 41) ** 2 / (np.arange(1, 41) ** 2).sum()).tolist()], ids=["flat", "steep"])
+@pytest.mark.parametrize(
+    "law", [[1 / 27] * 27, (np.arange(1, 41) ** 2 / (np.arange(1, 41) ** 2).sum()).tolist()], ids=["flat", "steep"]
+)
 def test_false_alarms_come_as_often_as_promised(law):
     """Under the null the p-values are uniform: 2,000 experiments, seed 11; the significance of this test is 1e-4."""
     rng = np.random.default_rng(11)
@@ -79,7 +81,8 @@ def test_samples_for_a_variation():
     assert table[64] == pytest.approx([3.5e5, 1.4e6, 8.9e6], rel=0.02)
     assert table[256] == pytest.approx([5.8e5, 2.3e6, 1.5e7], rel=0.04)
     assert visible_variation(64, 2_000_000) == pytest.approx(0.0042, abs=5e-5)
-    assert visible_variation(16, 200_000, 5e-9, 0.99) == pytest.approx(0.011, abs=5e-4)  # a test in use in a production engine
+    # a test in use in a production engine
+    assert visible_variation(16, 200_000, 5e-9, 0.99) == pytest.approx(0.011, abs=5e-4)
     for cells, tv in [(8, 0.01), (64, 0.003)]:
         assert visible_variation(cells, samples_for_variation(tv, cells)) == pytest.approx(tv, rel=1e-4)
 
@@ -127,18 +130,25 @@ def test_cell_intervals_hold_together():
 
 
 def test_jackknife_by_hand():
-    """Three pairs, by hand: ratios without the first, second, third pair, and Student's t on 2 degrees of freedom (4.3027)."""
+    """Three pairs, by hand: ratios without the first, second, third pair, and Student's t on 2 degrees of freedom
+    (4.3027).
+    """
     interval = ratio_of_means([2, 3, 7], [1, 3, 2])
     left_out = np.log([10 / 5, 9 / 3, 5 / 4])
     spread = np.sqrt(2 / 3 * ((left_out - left_out.mean()) ** 2).sum())
     assert interval.estimate == pytest.approx(2)
-    assert (interval.low, interval.high) == (pytest.approx(2 * np.exp(-4.302653 * spread)), pytest.approx(2 * np.exp(4.302653 * spread)))
+    assert (interval.low, interval.high) == (
+        pytest.approx(2 * np.exp(-4.302653 * spread)),
+        pytest.approx(2 * np.exp(4.302653 * spread)),
+    )
     assert ratio_of_means([5.0], [2.0]) == statistics.Interval(2.5, 0.0, np.inf)
     assert ratio_of_means([2, 4, 6], [1, 2, 3]) == statistics.Interval(2.0, 2.0, 2.0)
 
 
 def test_what_belongs_together_stays_together():
-    """The same numbers, paired otherwise, are another experiment: where both columns rise together the ratio hardly varies."""
+    """The same numbers, paired otherwise, are another experiment: where both columns rise together the ratio hardly
+    varies.
+    """
     up, down = np.arange(1.0, 21), np.arange(20.0, 0, -1)
     together, apart = ratio_of_means(up, up + 0.1), ratio_of_means(up, down + 0.1)
     assert together.estimate == pytest.approx(apart.estimate)
@@ -149,7 +159,8 @@ def test_what_belongs_together_stays_together():
 def test_intervals_cover(prompts):
     """Of 10,000 experiments whose true ratio is known, at least 94% have it in their interval, and not nearly all.
 
-    Prompts as the recorded ones are: how long plain decoding takes varies by a tenth, how much faster the other is by a quarter.
+    Prompts as the recorded ones are: how long plain decoding takes varies by a tenth, how much faster the other is by a
+    quarter.
     """
     rng = np.random.default_rng(18)
     plain = np.exp(rng.normal(0, 0.1, (10_000, prompts)))
@@ -168,19 +179,22 @@ def test_empirical_variation_is_never_zero():
     assert empirical_variation({"a": 1}, {"a": 0.5, "b": 0.5}) == 0.5
 
 
-@pytest.mark.parametrize(("call", "word"), [
-    (lambda: g_test([0, 0], [0.5, 0.5]), "no samples"),
-    (lambda: g_test([1, 2], [0.5, 0.6]), "sum to 1"),
-    (lambda: g_test([1, 2], [-0.5, 1.5]), "negative"),
-    (lambda: g_test([1, 2, 3], [0.5, 0.5]), "same length"),
-    (lambda: g_test({"a": 1}, [1.0]), "mappings"),
-    (lambda: two_sample_g([0, 0], [1, 2]), "no samples"),
-    (lambda: samples_needed([0.5, 0.5], [0.5, 0.5]), "equal"),
-    (lambda: samples_for_variation(0.1, 1), "2 cells"),
-    (lambda: visible_variation(8, 100, 0.9, 0.5), "significance < power"),
-    (lambda: ratio_of_means([], []), "at least one"),
-    (lambda: ratio_of_means([1, 2], [1, 2, 3]), "equal length"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (lambda: g_test([0, 0], [0.5, 0.5]), "no samples"),
+        (lambda: g_test([1, 2], [0.5, 0.6]), "sum to 1"),
+        (lambda: g_test([1, 2], [-0.5, 1.5]), "negative"),
+        (lambda: g_test([1, 2, 3], [0.5, 0.5]), "same length"),
+        (lambda: g_test({"a": 1}, [1.0]), "mappings"),
+        (lambda: two_sample_g([0, 0], [1, 2]), "no samples"),
+        (lambda: samples_needed([0.5, 0.5], [0.5, 0.5]), "equal"),
+        (lambda: samples_for_variation(0.1, 1), "2 cells"),
+        (lambda: visible_variation(8, 100, 0.9, 0.5), "significance < power"),
+        (lambda: ratio_of_means([], []), "at least one"),
+        (lambda: ratio_of_means([1, 2], [1, 2, 3]), "equal length"),
+    ],
+)
 def test_bad_input(call, word):
     with pytest.raises(InvalidArgument, match=word):
         call()

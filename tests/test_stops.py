@@ -1,4 +1,6 @@
-"""Stop strings: wherever they fall, text ends exactly where plain decoding would have ended it, and at a cost that does not grow with it."""
+"""Stop strings: wherever they fall, text ends exactly where plain decoding would have ended it, and at a cost that does
+not grow with it.
+"""
 
 import random
 from functools import cache
@@ -11,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import speclib
 from speclib import LanguageModel, Sampling
 from speclib.drafters import ModelDrafter, SyntheticDrafter
-from speclib.exact import max_difference, outcomes
-from speclib.stops import Stops
+from speclib.law.exact import max_difference, outcomes
+from speclib.loop.stops import Stops
 from speclib.training.tokenizer import train_tokenizer
 
 SCRIPT = "begin aé→日z.!"  # every byte of it but "begin" is a token of its own, and none comes twice
@@ -27,13 +29,24 @@ def byte_tokenizer():
 
 @cache
 def scripted():
-    """A Llama whose layers add nothing and whose output matrix says which token follows which: it repeats SCRIPT for ever."""
+    """A Llama whose layers add nothing and whose output matrix says which token follows which: it repeats SCRIPT for
+    ever.
+    """
     tokenizer = byte_tokenizer()
     script = tokenizer(SCRIPT)["input_ids"]
     assert len(set(script)) == len(script) > len(SCRIPT) - 4
     size = len(tokenizer) + len(tokenizer) % 2
-    config = LlamaConfig(vocab_size=size, hidden_size=size, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1, max_position_embeddings=256,
-                         tie_word_embeddings=False, bos_token_id=None, eos_token_id=None)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=size,
+        hidden_size=size,
+        intermediate_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     model = LlamaForCausalLM(config).double().eval()
     with torch.no_grad():
         for name, weights in model.named_parameters():
@@ -48,20 +61,31 @@ def scripted():
 
 def until(tokens, stop, tokenizer):
     """The shortest beginning of `tokens` whose text holds a stop string: the definition, spelt out."""
-    return next((tokens[:n] for n in range(1, len(tokens) + 1) if any(s in tokenizer.decode(tokens[:n]) for s in stop)), tokens)
+    return next(
+        (tokens[:n] for n in range(1, len(tokens) + 1) if any(s in tokenizer.decode(tokens[:n]) for s in stop)), tokens
+    )
 
 
 def test_the_script_is_played_and_its_characters_are_split_over_tokens():
     target, script = scripted()
     out = speclib.generate(target, [[script[0]]], None, GREEDY, max_new_tokens=len(script) * 2, stop=[])
-    assert out.texts[0] == (SCRIPT * 3)[len(byte_tokenizer().decode(script[:1])) :][: len(out.texts[0])] and SCRIPT in out.texts[0]
+    assert (
+        out.texts[0] == (SCRIPT * 3)[len(byte_tokenizer().decode(script[:1])) :][: len(out.texts[0])]
+        and SCRIPT in out.texts[0]
+    )
     assert [len(byte_tokenizer()(c)["input_ids"]) for c in "é→日"] == [2, 3, 3]
 
 
 @pytest.mark.parametrize("gamma", [1, 2, 3, 5, 8])
-@pytest.mark.parametrize("stop", [["é"], ["→"], ["日"], ["z.!"], ["aé→日"], ["日z", "never"], ["!b"], ["never"], ["é→", "a"], ["a", 0]], ids=str)
+@pytest.mark.parametrize(
+    "stop",
+    [["é"], ["→"], ["日"], ["z.!"], ["aé→日"], ["日z", "never"], ["!b"], ["never"], ["é→", "a"], ["a", 0]],
+    ids=str,
+)
 def test_text_ends_where_plain_decoding_ends_it(stop, gamma):
-    """With every gamma the string lies differently against the rounds: inside an accepted block, at its edge, across two."""
+    """With every gamma the string lies differently against the rounds: inside an accepted block, at its edge, across
+    two.
+    """
     target, script = scripted()
     prompt, tokens = [script[:2]], 24
     everything = (script * 4)[2 : 2 + tokens]
@@ -79,7 +103,9 @@ def test_the_cases_meant_above_do_occur():
     target, script = scripted()
     inside, across = 0, 0
     for gamma in range(1, 10):
-        last = speclib.generate(target, [script[:2]], ModelDrafter(target), GREEDY, gamma, max_new_tokens=24, stop=["日"]).trace.rounds[-1]
+        last = speclib.generate(
+            target, [script[:2]], ModelDrafter(target), GREEDY, gamma, max_new_tokens=24, stop=["日"]
+        ).trace.rounds[-1]
         inside += len(last.emitted) < last.accepted + 1
         across += len(last.emitted) < 3
     assert inside > 0 and across > 0
@@ -102,8 +128,17 @@ class Letters:
 
 def tiny(seed, layers):
     torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=2, hidden_size=8, intermediate_size=16, num_hidden_layers=layers, num_attention_heads=2, max_position_embeddings=32,
-                         initializer_range=0.3, bos_token_id=None, eos_token_id=None)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=2,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     return LanguageModel(LlamaForCausalLM(config).double().eval(), Letters(), backend="fast")
 
 
@@ -114,7 +149,13 @@ def test_the_law_of_text_with_stop_strings(stop, gamma):
     target, draft = tiny(0, 2), tiny(1, 1)
 
     def law(drafter):
-        return outcomes(lambda draw: tuple(speclib.generate(target, [[0, 1]], drafter, Sampling(), gamma, "token", 4, stop, draw=draw).tokens[0].tolist()))
+        return outcomes(
+            lambda draw: tuple(
+                speclib.generate(target, [[0, 1]], drafter, Sampling(), gamma, "token", 4, stop, draw=draw)
+                .tokens[0]
+                .tolist()
+            )
+        )
 
     right = law(None)
     assert sum(mass for text, mass in right.items() if len(text) < 4) > 0.05
@@ -169,7 +210,9 @@ def test_the_cost_of_a_token_does_not_grow_with_the_text():
 
 @pytest.mark.parametrize("silent", [0, 3, 17, 40, 300])
 def test_tokens_without_text_hide_nothing(silent):
-    """The string's beginning lies any number of silent tokens back; and it may stand at the front of a long last token."""
+    """The string's beginning lies any number of silent tokens back; and it may stand at the front of a long last
+    token.
+    """
     stops = Stops(frozenset(), ("aba",), Counting())
     text = [2] * 50 + [99] + [0] * silent
     assert stops.cut(text, [0, 50, 1]) == ([0, 50], True)
@@ -177,7 +220,9 @@ def test_tokens_without_text_hide_nothing(silent):
 
 
 def test_a_part_of_the_text_is_not_taken_for_its_beginning():
-    """A piece of a word is written with ## where a text begins with it: the text has none, wherever its end is cut off."""
+    """A piece of a word is written with ## where a text begins with it: the text has none, wherever its end is cut
+    off.
+    """
     tokenizer = alphabets.tokenizer("WordPiece")
     piece = next(token for text, token in tokenizer.get_vocab().items() if text.startswith("##"))
     tokens = [*tokenizer("the fox")["input_ids"], *[piece] * 80]

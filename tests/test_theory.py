@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from speclib import theory
 from speclib.errors import InvalidArgument
-from speclib.exact import expected_accepted, fixed_table
+from speclib.law.exact import expected_accepted, fixed_table
 
 share = st.floats(0, 1)
 
@@ -23,7 +23,9 @@ def test_expected_tokens_is_the_sum_of_powers(alpha, gamma):
 def test_expected_tokens_is_what_the_rule_does():
     target, draft = fixed_table([0.5, 0.3, 0.2]), fixed_table([0.2, 0.3, 0.5])
     for gamma in range(5):
-        assert theory.expected_tokens(0.7, gamma) == pytest.approx(1 + expected_accepted("token", target, draft, gamma), abs=1e-12)
+        assert theory.expected_tokens(0.7, gamma) == pytest.approx(
+            1 + expected_accepted("token", target, draft, gamma), abs=1e-12
+        )
 
 
 def test_positions_that_differ():
@@ -34,7 +36,13 @@ def test_positions_that_differ():
 
 def test_figures_of_the_first_paper():
     """Leviathan et al., table 1: alpha, gamma -> operations and speed-up, at draft costs of almost nothing."""
-    for alpha, gamma, operations, speed in [(0.6, 2, 1.53, 1.96), (0.7, 3, 1.58, 2.53), (0.8, 2, 1.23, 2.44), (0.8, 5, 1.63, 3.69), (0.9, 2, 1.11, 2.71)]:
+    for alpha, gamma, operations, speed in [
+        (0.6, 2, 1.53, 1.96),
+        (0.7, 3, 1.58, 2.53),
+        (0.8, 2, 1.23, 2.44),
+        (0.8, 5, 1.63, 3.69),
+        (0.9, 2, 1.11, 2.71),
+    ]:
         assert theory.operations_factor(alpha, gamma, 0) == pytest.approx(operations, abs=0.006)
         assert theory.speedup(alpha, gamma, 0) == pytest.approx(speed, abs=0.006)
 
@@ -63,7 +71,8 @@ def test_optimal_gamma_is_the_best_of_all(alpha, c):
 
 def test_optimal_gamma_with_a_width_curve_and_arrays():
     assert theory.optimal_gamma([0.5, 0.8, 0.95], 0.05).tolist() == sorted(theory.optimal_gamma([0.5, 0.8, 0.95], 0.05))
-    assert theory.optimal_gamma(0.9, 0.05, width_ratio=lambda width: width) == 0  # if n tokens cost n, nothing is gained
+    # if n tokens cost n, nothing is gained
+    assert theory.optimal_gamma(0.9, 0.05, width_ratio=lambda width: width) == 0
     assert theory.optimal_gamma(0.9, [0.01, 0.1, 0.95]).shape == (3,)
     assert theory.optimal_gamma(1.0, 0.0, max_gamma=6) == 6
 
@@ -74,14 +83,17 @@ def test_operations_factor():
     assert theory.operations_factor(1.0, 3, 0.1) == pytest.approx(4.3 / 4)
 
 
-@pytest.mark.parametrize(("call", "word"), [
-    (lambda: theory.expected_tokens(1.1, 3), "alpha"),
-    (lambda: theory.expected_tokens(np.nan, 3), "alpha"),
-    (lambda: theory.speedup(-0.1, 3, 0.1), "alpha"),
-    (lambda: theory.speedup(0.5, -1, 0.1), "gamma"),
-    (lambda: theory.speedup(0.5, 1, -0.1), "cost"),
-    (lambda: theory.expected_tokens_from_positions([0.5, 1.5]), "alpha"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (lambda: theory.expected_tokens(1.1, 3), "alpha"),
+        (lambda: theory.expected_tokens(np.nan, 3), "alpha"),
+        (lambda: theory.speedup(-0.1, 3, 0.1), "alpha"),
+        (lambda: theory.speedup(0.5, -1, 0.1), "gamma"),
+        (lambda: theory.speedup(0.5, 1, -0.1), "cost"),
+        (lambda: theory.expected_tokens_from_positions([0.5, 1.5]), "alpha"),
+    ],
+)
 def test_values_out_of_range(call, word):
     with pytest.raises(InvalidArgument, match=word):
         call()

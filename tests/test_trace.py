@@ -1,4 +1,6 @@
-"""The trace as a page and in a terminal: whatever a model writes is shown as text, reads as the text does, and does nothing."""
+"""The trace as a page and in a terminal: whatever a model writes is shown as text, reads as the text does, and does
+nothing.
+"""
 
 import re
 from html.parser import HTMLParser
@@ -6,7 +8,7 @@ from html.parser import HTMLParser
 import alphabets
 import pytest
 
-from speclib.trace import Round, Trace, pieces
+from speclib.loop.trace import Round, Trace, pieces
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -85,22 +87,35 @@ def test_nothing_that_a_model_writes_moves_the_cursor():
 
 def test_every_fate_has_a_mark_besides_its_colour():
     page = trace().to_html()
-    assert page.count('title="accepted"') == len(HOSTILE) and page.count('title="rejected"') == len(HOSTILE) and page.count('title="own"') == len(HOSTILE) + 1
+    assert (
+        page.count('title="accepted"') == len(HOSTILE)
+        and page.count('title="rejected"') == len(HOSTILE)
+        and page.count('title="own"') == len(HOSTILE) + 1
+    )
     for mark in ("line-through", "2px solid", "2px dotted"):
         assert mark in page
-    assert "script" not in trace().to_html(row=1).split("guess accepted")[0].replace("&lt;script&gt;", "").replace("&lt;/script&gt;", "")
+    assert "script" not in trace().to_html(row=1).split("guess accepted")[0].replace("&lt;script&gt;", "").replace(
+        "&lt;/script&gt;", ""
+    )
 
 
 def test_figures_of_a_trace_by_hand():
-    made = Trace(None, [
-        Round(0, 0, [1, 2], [0.5, 0.25], [0.5, 0.375, 0.125], 1, [1, 3], 0.1, 0.2, 0.5),
-        Round(0, 2, [4], [1.0], [0.0, 1.0], 1, [4, 5], 0.1, 0.2, 0.5),
-        Round(0, 4, [], [], [1.0], 0, [6], 0.0, 0.2, 0.3),
-    ], prefill_seconds=0.5, seconds=2.0)  # fmt: skip
+    made = Trace(
+        None,
+        [
+            Round(0, 0, [1, 2], [0.5, 0.25], [0.5, 0.375, 0.125], 1, [1, 3], 0.1, 0.2, 0.5),
+            Round(0, 2, [4], [1.0], [0.0, 1.0], 1, [4, 5], 0.1, 0.2, 0.5),
+            Round(0, 4, [], [], [1.0], 0, [6], 0.0, 0.2, 0.3),
+        ],
+        prefill_seconds=0.5,
+        seconds=2.0,
+    )
     summary = made.summary()
     assert summary["alpha"] == pytest.approx((0.5 + 0.25 + 1.0) / 3)
     assert summary["accepted_share"] == pytest.approx(2 / 3) and summary["tokens_per_round"] == pytest.approx(5 / 3)
-    assert summary["seconds"] == pytest.approx({"prefill": 0.5, "draft": 0.2, "target": 0.6, "other": 0.7, "total": 2.0})
+    assert summary["seconds"] == pytest.approx(
+        {"prefill": 0.5, "draft": 0.2, "target": 0.6, "other": 0.7, "total": 2.0}
+    )
     frame = made.to_frame()
     assert frame["proposed"].tolist() == [2, 1, 0] and frame["yielded"].tolist() == [2, 2, 1]
     assert [r.rejected() for r in made.rounds] == [[2], [], []]
@@ -124,11 +139,26 @@ def test_what_tokens_add_is_the_text(kind):
 
 
 def rounds_of(tokens, rejected):
-    """The tokens in rounds of three accepted guesses and one of the target's own, and in each a guess that was rejected."""
+    """The tokens in rounds of three accepted guesses and one of the target's own, and in each a guess that was
+    rejected.
+    """
     made = []
     for k in range(0, len(tokens), 4):
         emitted = tokens[k : k + 4]
-        made.append(Round(0, k, [*emitted[:-1], rejected], [0.5] * len(emitted), [0.0] * (len(emitted) + 1), len(emitted) - 1, emitted, 0.1, 0.2, 0.4))
+        made.append(
+            Round(
+                0,
+                k,
+                [*emitted[:-1], rejected],
+                [0.5] * len(emitted),
+                [0.0] * (len(emitted) + 1),
+                len(emitted) - 1,
+                emitted,
+                0.1,
+                0.2,
+                0.4,
+            )
+        )
     return made
 
 

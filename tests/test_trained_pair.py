@@ -1,4 +1,5 @@
-"""A pair that was really trained, in float32: its texts against its own exact law, with a control that passes and controls that must not.
+"""A pair that was really trained, in float32: its texts against its own exact law, with a control that passes and
+controls that must not.
 
 Significance 1e-6, fixed before anything is drawn; the seeds stand in the tests; nothing is tried twice.
 """
@@ -13,10 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from speclib import LanguageModel, generate
 from speclib.drafters import ModelDrafter
-from speclib.exact import Loop, TableModel, law_variation, plain_law, rule_law, sample_many
+from speclib.law.exact import Loop, TableModel, law_variation, plain_law, rule_law, sample_many
+from speclib.law.rules import Rule, Verdict, token_law
+from speclib.law.statistics import SIGNIFICANCE, g_test, samples_needed, two_sample_g
 from speclib.museum import GUESSERS
-from speclib.rules import Rule, Verdict, token_law
-from speclib.statistics import SIGNIFICANCE, g_test, samples_needed, two_sample_g
 
 VOCABULARY, GAMMA, LENGTH = 4, 2, 3  # a joint of 64 cells, longer than gamma, so that the bonus token is in it
 PROMPT = [0, 1, 2, 3, 1]
@@ -25,7 +26,9 @@ MANY, REAL = 500_000, 2_000
 
 @cache
 def corpus(rows=2048, width=12):
-    """Texts for the models to learn: the next token depends on the last one and, half as often, on the one before it."""
+    """Texts for the models to learn: the next token depends on the last one and, half as often, on the one before
+    it.
+    """
     rng = np.random.default_rng(0)
     one, two = rng.dirichlet(np.full(VOCABULARY, 0.2), (2, VOCABULARY))
     text = rng.integers(VOCABULARY, size=(rows, width))
@@ -39,8 +42,17 @@ def corpus(rows=2048, width=12):
 def trained(layers, width, steps):
     """A micro Llama after `steps` steps of AdamW, float32, with the fast backend."""
     torch.manual_seed(layers)
-    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=2,
-                         max_position_embeddings=32, initializer_range=0.2, bos_token_id=None, eos_token_id=None)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     model = LlamaForCausalLM(config)
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-2), []
     for step in range(steps):
@@ -133,7 +145,12 @@ def test_generate_itself_follows_the_law_and_its_broken_versions_do_not(pair, ta
     assert g_test(plain, right).p_value > SIGNIFICANCE
     assert g_test(ours, right).p_value > SIGNIFICANCE and two_sample_g(ours, plain).p_value > SIGNIFICANCE
     assert summary["alpha"] < 0.98 and 0 < summary["accepted_share"] < 1  # guesses were taken and rejected
-    wrong, _ = texts(target, ModelDrafter(draft), Rule("everything", lambda p, q, d: Verdict(torch.eye(d.shape[1] + 1)[-1:].to(p), p), False, "wrong"), seed=4)
+    wrong, _ = texts(
+        target,
+        ModelDrafter(draft),
+        Rule("everything", lambda p, q, d: Verdict(torch.eye(d.shape[1] + 1)[-1:].to(p), p), False, "wrong"),
+        seed=4,
+    )
     assert g_test(wrong, right).p_value < SIGNIFICANCE
     worse, _ = texts(target, GUESSERS["favourite as drawn"].around(ModelDrafter(draft)), seed=4)
     assert g_test(worse, right).p_value < SIGNIFICANCE

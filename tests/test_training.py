@@ -1,4 +1,6 @@
-"""The trainer: a killed run ends in the same weights, a grown model is the same function, and bad input is one clear line."""
+"""The trainer: a killed run ends in the same weights, a grown model is the same function, and bad input is one clear
+line.
+"""
 
 import dataclasses
 import json
@@ -13,8 +15,21 @@ from speclib.training import corpus, train
 from speclib.training.recipes import LADDER, SHALLOW, TARGET, Recipe
 from speclib.training.tokenizer import train_tokenizer
 
-BASE = Recipe("base", width=16, layers=2, heads=2, feed_forward=24, tokens=12 * 64, batch_tokens=64, context=16, short_context=8, checkpoint_at=(0.5,))
-GROWN = dataclasses.replace(BASE, name="grown", layers=3, start_from="base", teacher="base", teacher_samples=0.5, checkpoint_at=())
+BASE = Recipe(
+    "base",
+    width=16,
+    layers=2,
+    heads=2,
+    feed_forward=24,
+    tokens=12 * 64,
+    batch_tokens=64,
+    context=16,
+    short_context=8,
+    checkpoint_at=(0.5,),
+)
+GROWN = dataclasses.replace(
+    BASE, name="grown", layers=3, start_from="base", teacher="base", teacher_samples=0.5, checkpoint_at=()
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +49,18 @@ def every_step_is_saved(monkeypatch):
 
 def run(recipe, tokens, tokenizer, folder, seed=0):
     teacher = LlamaForCausalLM.from_pretrained(folder / "base", dtype=torch.float32).eval() if recipe.teacher else None
-    return train.train(recipe, tokens[:3500], tokens[3500:], 2000, tokenizer, folder, teacher, tokens[::-1].copy() if teacher else None, seed, compile=False)
+    return train.train(
+        recipe,
+        tokens[:3500],
+        tokens[3500:],
+        2000,
+        tokenizer,
+        folder,
+        teacher,
+        tokens[::-1].copy() if teacher else None,
+        seed,
+        compile=False,
+    )
 
 
 def killed_at(step, monkeypatch, recipe, tokens, tokenizer, folder):
@@ -79,7 +105,9 @@ def test_a_killed_run_ends_in_the_same_weights(monkeypatch, tokens, tokenizer, t
     one, other = state(straight, "base"), state(resumed, "base")
     assert one["step"] == other["step"] == 12 and one["seen"] == 12 * 64
     assert same(one["model"], other["model"]) and same(one["optims"], other["optims"])
-    assert [row[:2] for row in one["curve"]] == [row[:2] for row in other["curve"]] or len(one["curve"]) == len(other["curve"])
+    assert [row[:2] for row in one["curve"]] == [row[:2] for row in other["curve"]] or len(one["curve"]) == len(
+        other["curve"]
+    )
     saved = [LlamaForCausalLM.from_pretrained(folder / "base").state_dict() for folder in (straight, resumed)]
     assert same(*saved)
     # the recipe that starts from it, grown by a layer and taught by it
@@ -90,7 +118,11 @@ def test_a_killed_run_ends_in_the_same_weights(monkeypatch, tokens, tokenizer, t
     assert same(state(straight, "grown")["model"], state(resumed, "grown")["model"])
     cards = {path.parent.name: json.loads(path.read_text()) for path in straight.glob("*/card.json")}
     assert cards.keys() == {"base", "base-at-50", "grown"}
-    assert cards["base"]["tokens_seen"] == 768 and cards["grown"]["tokens_seen"] == 2 * 768 and cards["grown"]["teacher"] == "base"
+    assert (
+        cards["base"]["tokens_seen"] == 768
+        and cards["grown"]["tokens_seen"] == 2 * 768
+        and cards["grown"]["teacher"] == "base"
+    )
     assert not list(tmp_path.glob("*/*.partial"))
 
 
@@ -118,7 +150,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tokens, tokenizer, tmp_path, mo
 
 def test_a_grown_model_computes_the_same_function():
     torch.manual_seed(0)
-    shape = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "max_position_embeddings": 32, "initializer_range": 0.3}
+    shape = {
+        "vocab_size": 30,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 32,
+        "initializer_range": 0.3,
+    }
     small = LlamaForCausalLM(LlamaConfig(num_hidden_layers=3, **shape)).double().eval()
     text = torch.randint(30, (2, 12))
     for layers in range(3, 7):
@@ -156,16 +195,27 @@ def test_loss_of_a_student_who_knows_everything_is_zero(tokenizer):
     apart = train.loss_of(student, inputs, teacher).item()
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         p, q = (model(inputs[:, :-1]).logits.float().softmax(-1) for model in (teacher, student))
-    assert apart == pytest.approx(float(0.5 * (p - q).abs().sum(-1).mean() + 0.3 * (p * (p / q).log()).sum(-1).mean()), rel=1e-3)
-    assert train.loss_of(student, inputs).item() == pytest.approx(np.log(len(tokenizer)), rel=0.1)  # no better than chance
+    assert apart == pytest.approx(
+        float(0.5 * (p - q).abs().sum(-1).mean() + 0.3 * (p * (p / q).log()).sum(-1).mean()), rel=1e-3
+    )
+    # no better than chance
+    assert train.loss_of(student, inputs).item() == pytest.approx(np.log(len(tokenizer)), rel=0.1)
 
 
 def test_a_corpus_that_cannot_be_used_is_one_clear_line(tmp_path):
-    missing, empty, short, binary = (tmp_path / name for name in ("missing.txt", "empty.txt", "short.txt", "binary.txt"))
+    missing, empty, short, binary = (
+        tmp_path / name for name in ("missing.txt", "empty.txt", "short.txt", "binary.txt")
+    )
     empty.write_text("")
     short.write_text("too short")
     binary.write_bytes(b"caf\xe9 " * 5000)
-    for path, words in ((missing, "cannot read the corpus"), (empty, "has 0 characters"), (short, "at least 10,000"), (binary, "cannot read the corpus"), (tmp_path, "cannot read the corpus")):
+    for path, words in (
+        (missing, "cannot read the corpus"),
+        (empty, "has 0 characters"),
+        (short, "at least 10,000"),
+        (binary, "cannot read the corpus"),
+        (tmp_path, "cannot read the corpus"),
+    ):
         with pytest.raises(TrainingError, match=words) as caught:
             corpus.text_file(str(path))
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
@@ -177,20 +227,33 @@ def test_a_text_file_is_split_and_nothing_is_lost(tmp_path):
     documents = corpus.text_file(str(path))
     learnt, held = corpus.split(documents)
     assert "".join(d.text for d in documents) == path.read_text()
-    assert len(held) >= 2 and {d.name for d in learnt} | {d.name for d in held} == {d.name for d in documents} and not {d.name for d in learnt} & {d.name for d in held}
+    assert (
+        len(held) >= 2
+        and {d.name for d in learnt} | {d.name for d in held} == {d.name for d in documents}
+        and not {d.name for d in learnt} & {d.name for d in held}
+    )
 
 
 def test_held_out_modules_are_never_learnt_from():
-    documents = [corpus.Document(name.split("/")[0], name, name * 50) for name in (*corpus.HELD_OUT, *(f"stdlib/other{i}.py" for i in range(50)))]
+    documents = [
+        corpus.Document(name.split("/")[0], name, name * 50)
+        for name in (*corpus.HELD_OUT, *(f"stdlib/other{i}.py" for i in range(50)))
+    ]
     learnt, held = corpus.split(documents)
-    assert {d.name for d in held} == set(corpus.HELD_OUT) and not {d.name for d in learnt} & set(corpus.HELD_OUT) and len(learnt) == 50
+    assert (
+        {d.name for d in held} == set(corpus.HELD_OUT)
+        and not {d.name for d in learnt} & set(corpus.HELD_OUT)
+        and len(learnt) == 50
+    )
 
 
 def test_tokens_are_cached_whole(tokenizer, tmp_path):
     documents = [corpus.Document("a", "a/b.py", "some words"), corpus.Document("a", "a/c.py", "more words")]
     first = corpus.tokenized(documents, tokenizer, tmp_path)
     assert tokenizer.decode(first.tolist()) == "some words<|endoftext|>more words<|endoftext|>"
-    assert np.array_equal(corpus.tokenized(documents, tokenizer, tmp_path), first) and len(list(tmp_path.iterdir())) == 1
+    assert (
+        np.array_equal(corpus.tokenized(documents, tokenizer, tmp_path), first) and len(list(tmp_path.iterdir())) == 1
+    )
     corpus.tokenized(documents[:1], tokenizer, tmp_path)
     assert len(list(tmp_path.iterdir())) == 2  # other text, other file
 

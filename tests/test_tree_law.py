@@ -1,4 +1,6 @@
-"""The rule for trees, by enumeration: every tree that can be drawn, and every way through it, sums to the target's own law."""
+"""The rule for trees, by enumeration: every tree that can be drawn, and every way through it, sums to the target's own
+law.
+"""
 
 from functools import cache
 from itertools import product
@@ -8,12 +10,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from speclib import LanguageModel, generate
-from speclib.distributions import point_mass
 from speclib.drafters import Draft, Drafter, Session
 from speclib.errors import InvalidArgument
-from speclib.exact import TableModel, law_variation, max_difference, outcomes, plain_law, random_table
+from speclib.law.distributions import point_mass
+from speclib.law.exact import TableModel, law_variation, max_difference, outcomes, plain_law, random_table
+from speclib.law.rules import token_law, tree_law
 from speclib.museum import siblings_apart_law
-from speclib.rules import token_law, tree_law
 
 LENGTH = 3  # longer than most branches, so that what follows a branch is tested too
 
@@ -43,7 +45,8 @@ def line(parents, node):
     return above[::-1]
 
 
-# How a child is drawn, given the draft's row after its parent and the tokens of its elder siblings -> its distribution, or None: there is no such child.
+# How a child is drawn, given the draft's row after its parent and the tokens of its elder siblings -> its distribution,
+# or None: there is no such child.
 
 
 def with_replacement(rows, elder):
@@ -107,18 +110,30 @@ def text_law(law, way, target, drafts, parents, told=None):
     tokens = torch.tensor([t for t, _, _ in trees])  # [B, n]
     q = torch.stack([torch.stack(rows) for _, rows, _ in trees])  # [B, n, V]
     paths = [[*line(parents, node), node] for node in range(len(parents))]
-    p = torch.stack([torch.stack([target([]), *(target([t[i] for i in path]) for path in paths)]) for t, _, _ in trees])  # [B, n+1, V]
+    # [B, n+1, V]
+    p = torch.stack([torch.stack([target([]), *(target([t[i] for i in path]) for path in paths)]) for t, _, _ in trees])
     verdict = law(p, q if told is None else told(q, tokens), tokens, parents)
     assert verdict.stop_probs.shape == (len(trees), len(parents) + 1) and verdict.stop_probs.min() >= 0
     assert (verdict.stop_probs.sum(-1) - 1).abs().max() < 1e-12 and (verdict.next_probs.sum(-1) - 1).abs().max() < 1e-12
-    mass = verdict.stop_probs[..., None] * verdict.next_probs * torch.tensor([m for _, _, m in trees], dtype=torch.float64)[:, None, None]  # [B, n+1, V]
+    # [B, n+1, V]
+    mass = (
+        verdict.stop_probs[..., None]
+        * verdict.next_probs
+        * torch.tensor([m for _, _, m in trees], dtype=torch.float64)[:, None, None]
+    )
     texts = {}
     for tree, place, token in product(range(len(trees)), range(len(parents) + 1), range(vocabulary)):
         text = (*(int(tokens[tree, i]) for i in ([] if place == 0 else paths[place - 1])), token)
         texts[text] = texts.get(text, 0.0) + float(mass[tree, place, token])
     finished = {}
     for text, weight in texts.items():
-        rest = {(): 1.0} if len(text) >= LENGTH else plain_law(TableModel(vocabulary, lambda suffix, text=text: target((*text, *suffix)).numpy()), LENGTH - len(text))
+        rest = (
+            {(): 1.0}
+            if len(text) >= LENGTH
+            else plain_law(
+                TableModel(vocabulary, lambda suffix, text=text: target((*text, *suffix)).numpy()), LENGTH - len(text)
+            )
+        )
         for suffix, probability in rest.items():
             whole = (*text, *suffix)[:LENGTH]
             finished[whole] = finished.get(whole, 0.0) + weight * probability
@@ -145,17 +160,24 @@ def test_a_round_with_a_tree_keeps_the_law(tree, way, kind):
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_on_a_chain_it_is_the_token_rule(n):
     generator = torch.Generator().manual_seed(n)
-    p, q = torch.rand(50, n + 1, 4, generator=generator).double() ** 3, torch.rand(50, n, 4, generator=generator).double() ** 3
+    p, q = (
+        torch.rand(50, n + 1, 4, generator=generator).double() ** 3,
+        torch.rand(50, n, 4, generator=generator).double() ** 3,
+    )
     p, q = p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
     drafted = torch.multinomial(q.reshape(-1, 4), 1, generator=generator).reshape(50, n)
     before = [tensor.clone() for tensor in (p, q, drafted)]
     tree, chain = tree_law(p, q, drafted, list(range(-1, n - 1))), token_law(p, q, drafted)
-    assert (tree.stop_probs - chain.stop_probs).abs().max() < 1e-12 and (tree.next_probs - chain.next_probs).abs().max() < 1e-12
+    assert (tree.stop_probs - chain.stop_probs).abs().max() < 1e-12 and (
+        tree.next_probs - chain.next_probs
+    ).abs().max() < 1e-12
     assert all(torch.equal(a, b) for a, b in zip(before, (p, q, drafted), strict=True))
 
 
 def test_two_siblings_by_hand():
-    """p = (.5, .3, .2). First child 0 with q = (.8, .1, .1): taken with .5 / .8. Left: (0, .2, .1) / .3. Second child 1, without chance: taken with 2/3."""
+    """p = (.5, .3, .2). First child 0 with q = (.8, .1, .1): taken with .5 / .8. Left: (0, .2, .1) / .3. Second child
+    1, without chance: taken with 2/3.
+    """
     p = torch.tensor([[[0.5, 0.3, 0.2]] * 3], dtype=torch.float64)
     q = torch.tensor([[[0.8, 0.1, 0.1], [0.0, 1.0, 0.0]]], dtype=torch.float64)
     verdict = tree_law(p, q, torch.tensor([[0, 1]]), [-1, -1])
@@ -164,14 +186,18 @@ def test_two_siblings_by_hand():
 
 
 def test_more_siblings_are_taken_more_often():
-    """What trees are for: the probability that some first guess is taken grows with their number, most of all without replacement."""
+    """What trees are for: the probability that some first guess is taken grows with their number, most of all without
+    replacement.
+    """
 
     def taken(way, count):
         target, *drafts = models("full", 4)
         parents = [-1] * count
         total = 0.0
         for tokens, rows, mass in drawn_trees(WAYS[way], drafts, parents):
-            verdict = tree_law(target([])[None, None].expand(1, count + 1, 4), torch.stack(rows)[None], torch.tensor([tokens]), parents)
+            verdict = tree_law(
+                target([])[None, None].expand(1, count + 1, 4), torch.stack(rows)[None], torch.tensor([tokens]), parents
+            )
             total += mass * float(1 - verdict.stop_probs[0, 0])
         return total
 
@@ -179,11 +205,14 @@ def test_more_siblings_are_taken_more_often():
     assert alone == pytest.approx(taken("without_replacement", 1)) and alone + 0.01 < again < other - 0.01
 
 
-# --- generate() with trees ------------------------------------------------------------------------------------------------------
+# --- generate() with trees
+# ------------------------------------------------------------------------------------------------------
 
 
 class Twigs(Drafter, Session):
-    """The least guesser that grows trees: at each of two first places the draft's two best tokens, or two draws; below the second one more."""
+    """The least guesser that grows trees: at each of two first places the draft's two best tokens, or two draws; below
+    the second one more.
+    """
 
     grows_trees = True
 
@@ -210,8 +239,17 @@ class Twigs(Drafter, Session):
 @cache
 def tiny(backend):
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=3, hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=32,
-                         initializer_range=0.4, bos_token_id=None, eos_token_id=None)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=3,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        initializer_range=0.4,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     return LanguageModel(LlamaForCausalLM(config).double().eval(), backend=backend)
 
 
@@ -228,10 +266,16 @@ def test_generate_with_trees_keeps_the_law(backend, way, stop):
             return tiny("eager").model(torch.tensor([[*prompt, *prefix]])).logits[0, -1].softmax(-1).numpy()
 
     right = plain_law(TableModel(3, row), 3, eos=stop[0] if stop else None)
-    law = outcomes(lambda draw: tuple(generate(target, [prompt], drafter, None, 2, "token", 3, stop, draw=draw).tokens[0].tolist()))
-    tolerance = 1e-12 if backend == "eager" else 1e-6  # the fast decoder has its rotary tables and norms in another precision than transformers
+    law = outcomes(
+        lambda draw: tuple(generate(target, [prompt], drafter, None, 2, "token", 3, stop, draw=draw).tokens[0].tolist())
+    )
+    # the fast decoder has its rotary tables and norms in another precision than transformers
+    tolerance = 1e-12 if backend == "eager" else 1e-6
     assert max_difference(law, right) < tolerance
-    assert sum(law.values()) == pytest.approx(1, abs=1e-12) and law_variation(right, plain_law(random_table(3, 5), 3)) > 0.05
+    assert (
+        sum(law.values()) == pytest.approx(1, abs=1e-12)
+        and law_variation(right, plain_law(random_table(3, 5), 3)) > 0.05
+    )
 
 
 def test_the_token_rule_alone_checks_trees():
@@ -239,15 +283,20 @@ def test_the_token_rule_alone_checks_trees():
         generate(tiny("eager"), [[0]], Twigs(most_likely, random_table(3, 5)), rule="block")
 
 
-# --- controls: what is wrong is seen -------------------------------------------------------------------------------------------
+# --- controls: what is wrong is seen
+# -------------------------------------------------------------------------------------------
 
 
 def test_a_residual_that_is_not_updated_is_seen():
     target, *drafts = models("full", 4)
     for way in ("with_replacement", "without_replacement", "in_turn"):
-        assert law_variation(text_law(siblings_apart_law, WAYS[way], target, drafts, [-1, -1]), plain_law(target, LENGTH)) > 1e-3
+        assert (
+            law_variation(text_law(siblings_apart_law, WAYS[way], target, drafts, [-1, -1]), plain_law(target, LENGTH))
+            > 1e-3
+        )
         only_child = text_law(siblings_apart_law, WAYS[way], target, drafts, [-1, 0])
-        assert max_difference(only_child, plain_law(target, LENGTH)) < 1e-12  # without siblings there is nothing wrong with it
+        # without siblings there is nothing wrong with it
+        assert max_difference(only_child, plain_law(target, LENGTH)) < 1e-12
 
 
 def test_another_q_than_was_drawn_from_is_seen():
@@ -264,5 +313,7 @@ def test_a_point_mass_is_always_a_safe_thing_to_say():
     """Wherever a guess comes from, given the guess it is certain: the law is kept, though fewer are taken."""
     target, *drafts = models("full", 4)
     for way in WAYS.values():
-        law = text_law(tree_law, way, target, drafts, [-1, -1, 0], lambda q, tokens: point_mass(tokens, 4, torch.float64))
+        law = text_law(
+            tree_law, way, target, drafts, [-1, -1, 0], lambda q, tokens: point_mass(tokens, 4, torch.float64)
+        )
         assert max_difference(law, plain_law(target, LENGTH)) < 1e-12

@@ -1,4 +1,6 @@
-"""Trees and ensembles of guesses: the law of generate() as it stands, greedy identity, and wrong attention. By chance, and with the museum: test_every_guesser.py."""
+"""Trees and ensembles of guesses: the law of generate() as it stands, greedy identity, and wrong attention. By chance,
+and with the museum: test_every_guesser.py.
+"""
 
 import pytest
 import torch
@@ -6,14 +8,14 @@ from test_exact import tiny
 from test_lengths import PROMPT, right_law
 
 from speclib import context as contexts
-from speclib.decoding import generate, taken
-from speclib.distributions import Sampling, seeded
 from speclib.drafters import EnsembleDrafter, LookupDrafter, ModelDrafter, TreeDrafter
 from speclib.drafters import tree as trees
 from speclib.errors import InvalidArgument
-from speclib.exact import law_variation, max_difference, outcomes
-from speclib.models import LanguageModel
-from speclib.rules import token_law, tree_law
+from speclib.law.distributions import Sampling, seeded
+from speclib.law.exact import law_variation, max_difference, outcomes
+from speclib.law.rules import token_law, tree_law
+from speclib.loop.decoding import generate, taken
+from speclib.model.language_model import LanguageModel
 
 TREES = {
     "sampled": lambda draft: TreeDrafter(draft, (2, 1)),
@@ -21,7 +23,9 @@ TREES = {
     "sampled, best first": lambda draft: TreeDrafter(draft, (2, 2, 2), budget=3),
     "top-k": lambda draft: TreeDrafter(draft, (2, 2), sampled=False),
     "best first": lambda draft: TreeDrafter(draft, (2, 2, 1), sampled=False, budget=4),
-    "ensemble of models": lambda draft: EnsembleDrafter([ModelDrafter(draft), ModelDrafter(tiny(draft.vocabulary, 7, 1))]),
+    "ensemble of models": lambda draft: EnsembleDrafter(
+        [ModelDrafter(draft), ModelDrafter(tiny(draft.vocabulary, 7, 1))]
+    ),
     "model and lookup": lambda draft: EnsembleDrafter([LookupDrafter(2), ModelDrafter(draft)]),
 }
 
@@ -79,8 +83,16 @@ def test_siblings_are_told_truly():
 
 def test_a_budget_keeps_the_most_probable_connected_nodes():
     draft = tiny(5, 1, 1)
-    whole = TreeDrafter(draft, (3, 3), sampled=False).start(draft.context(PROMPT), Sampling(), seeded(0)).propose(list(PROMPT), 2)
-    small = TreeDrafter(draft, (3, 3), sampled=False, budget=5).start(draft.context(PROMPT), Sampling(), seeded(0)).propose(list(PROMPT), 2)
+    whole = (
+        TreeDrafter(draft, (3, 3), sampled=False)
+        .start(draft.context(PROMPT), Sampling(), seeded(0))
+        .propose(list(PROMPT), 2)
+    )
+    small = (
+        TreeDrafter(draft, (3, 3), sampled=False, budget=5)
+        .start(draft.context(PROMPT), Sampling(), seeded(0))
+        .propose(list(PROMPT), 2)
+    )
     assert len(whole.tokens) == 12 and len(small.tokens) == 5
     assert all(-1 <= parent < child for child, parent in enumerate(small.parents))
     paths = [{tuple(path(g, k)) for k in range(len(g.tokens))} for g in (whole, small)]
@@ -88,12 +100,17 @@ def test_a_budget_keeps_the_most_probable_connected_nodes():
 
 
 def test_a_sampled_tree_grows_where_it_promises_most():
-    """Sure of itself the draft goes deep, unsure it goes broad; a node that comes second of its siblings is drawn after the first."""
+    """Sure of itself the draft goes deep, unsure it goes broad; a node that comes second of its siblings is drawn after
+    the first.
+    """
     draft = tiny(5, 1, 1)
     found = {}
-    for top, shape in ((0.99, [-1, 0, 1, 2]), (-0.9, [-1, -1, -1, -1])):  # -0.9: an elder sibling is taken to fail for certain
+    for top, shape in (
+        (0.99, [-1, 0, 1, 2]),
+        (-0.9, [-1, -1, -1, -1]),
+    ):  # -0.9: an elder sibling is taken to fail for certain
         guesser = TreeDrafter(draft, (4, 4, 4, 4), budget=4).start(draft.context(PROMPT), Sampling(), seeded(0))
-        promises = lambda _, elder, top=top: (0.45 + 0.5 * top) if elder == 0 else (0.55 - 0.5 * top) * 0.9**elder  # noqa: E731
+        promises = lambda _, elder, top=top: (0.45 + 0.5 * top) if elder == 0 else (0.55 - 0.5 * top) * 0.9**elder
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(trees, "chance_kept", promises)
             guess = guesser.propose(list(PROMPT), 4)
@@ -133,12 +150,19 @@ def test_on_a_chain_the_tree_rule_is_the_token_rule():
     p, q = (torch.rand(6, n, 5, dtype=torch.float64).softmax(-1) for n in (4, 3))
     drafted = torch.randint(5, (6, 3))
     chain, tree = token_law(p, q, drafted), tree_law(p, q, drafted, [-1, 0, 1])
-    assert torch.allclose(chain.stop_probs, tree.stop_probs, atol=1e-15) and torch.allclose(chain.next_probs, tree.next_probs, atol=1e-15)
+    assert torch.allclose(chain.stop_probs, tree.stop_probs, atol=1e-15) and torch.allclose(
+        chain.next_probs, tree.next_probs, atol=1e-15
+    )
 
 
 def test_what_cannot_be():
     draft = tiny(3, 1, 1)
-    for make in (lambda: TreeDrafter(draft, ()), lambda: TreeDrafter(draft, (0,)), lambda: TreeDrafter(draft, (2,), budget=0), lambda: EnsembleDrafter([])):
+    for make in (
+        lambda: TreeDrafter(draft, ()),
+        lambda: TreeDrafter(draft, (0,)),
+        lambda: TreeDrafter(draft, (2,), budget=0),
+        lambda: EnsembleDrafter([]),
+    ):
         with pytest.raises(InvalidArgument):
             make()
     with pytest.raises(InvalidArgument, match="token rule"):

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from test_experiments import tiny
 
-from speclib import LanguageModel, bench, experiments, models, trials
+from speclib import LanguageModel, bench, experiments, language_model, trials
 from speclib.errors import UnsupportedModel
-from speclib.models import Pair
-from speclib.trials import PLAIN, SPECULATIVE, Way, choose
+from speclib.measure.trials import PLAIN, SPECULATIVE, Way, choose
+from speclib.model.language_model import Pair
 
 SECONDS = {  # (kind, backend, dtype) -> of ten tokens
     (PLAIN, "eager", "float32"): 4.0,
@@ -73,7 +73,9 @@ def test_programs_are_made_where_they_may_win_alone(near, dtypes):
     assert found.ways[PLAIN] == Way("plain", "compiled", "float32" if near < 1 else "bfloat16")
     assert found.ways[SPECULATIVE] == Way("quick", "fast", "float32")
     second = tried[next(k for k, (_, backend, _) in enumerate(tried) if backend == "compiled") - 4 :]
-    assert {("plain", "fast", "bfloat16"), ("quick", "fast", "float32")} <= set(second), "the best so far, in the same minutes"
+    assert {("plain", "fast", "bfloat16"), ("quick", "fast", "float32")} <= set(second), (
+        "the best so far, in the same minutes"
+    )
 
 
 def test_the_compiled_backend_by_itself_and_backends_that_cannot_read_the_model():

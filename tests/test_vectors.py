@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from speclib.exact import max_difference
 from speclib.exactness import cases
 from speclib.exactness.library import expected, law, numbers, verdict
+from speclib.law.exact import max_difference
 
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "vectors"
 FILES = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in cases.FILES}

@@ -26,13 +26,17 @@ def imported(source: str) -> set[str]:
 
 def test_only_commands_enter_the_workbook():
     files = [f for f in HOME.rglob("*.py") if "workbook" not in f.relative_to(HOME).parts]
-    entered = {f.name for f in files if any("workbook" in name.split(".") for name in imported(f.read_text(encoding="utf-8")))}
+    entered = {
+        f.name for f in files if any("workbook" in name.split(".") for name in imported(f.read_text(encoding="utf-8")))
+    }
     assert files and entered <= COMMANDS | {f.name for f in (HOME / "commands").glob("*.py")}
 
 
 def test_a_notebook_has_a_room_of_its_own():
     for room in sorted((HOME / "workbook").glob("n*.py")):
-        others = {name for name in imported(room.read_text(encoding="utf-8")) if name.startswith("n") and name[1:3].isdigit()}
+        others = {
+            name for name in imported(room.read_text(encoding="utf-8")) if name.startswith("n") and name[1:3].isdigit()
+        }
         assert not others, room.name
     for notebook in sorted((HOME.parent / "notebooks").glob("*.ipynb")):
         text = notebook.read_text(encoding="utf-8")
@@ -40,7 +44,9 @@ def test_a_notebook_has_a_room_of_its_own():
 
 
 def test_a_lead_inside_the_intervals_is_called_a_tie():
-    table = pd.DataFrame({"speedup": [1.9, 2.0, 1.0], "low": [1.5, 1.9, 1.0], "high": [2.1, 2.2, 1.0]}, index=["a", "b", "plain"])
+    table = pd.DataFrame(
+        {"speedup": [1.9, 2.0, 1.0], "low": [1.5, 1.9, 1.0], "high": [2.1, 2.2, 1.0]}, index=["a", "b", "plain"]
+    )
     assert common.leaders(table) == "b leads, 2.00 times plain; as high within their intervals: a"
     assert common.leaders(table.drop("a")).endswith("within their intervals: none")
 

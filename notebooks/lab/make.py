@@ -42,8 +42,8 @@ def recorded() -> dict:
     """Rounds of the embedded pair: at each guess that verification reached, p and q of the likeliest tokens and
     of those that were drawn."""
     import speclib
-    from speclib.distributions import overlap
-    from speclib.rules import RULES, Rule
+    from speclib.law.distributions import overlap
+    from speclib.law.rules import RULES, Rule
 
     pair = speclib.load_pair()
     seen = []

@@ -11,17 +11,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..context import Context
-from ..distributions import Draw, Sampling
-from ..fast import fingerprint
+from ..law.distributions import Draw, Sampling
+from ..model.context import Context
+from ..model.fast import fingerprint
 
 
 @dataclass(frozen=True)
 class Draft:
     """n guessed tokens [n] and the distribution each was drawn from [n, V]. n may be 0: no idea.
 
-    parents: None for a chain; for a tree the guess that each guess follows, before it in the list, or -1 for the text. Siblings are tried in
-    their order, and the distribution of each may depend on the ones before it: drawn without replacement, they are left out of it.
+    parents: None for a chain; for a tree the guess that each guess follows, before it in the list, or -1 for the text.
+    Siblings are tried in their order, and the distribution of each may depend on the ones before it: drawn without
+    replacement, they are left out of it.
     """
 
     tokens: Tensor
@@ -29,7 +30,8 @@ class Draft:
     parents: list[int] | None = None
 
 
-# For each row of logits, the guesses between the text and it; asked for by logits processors alone, since it waits for the device.
+# For each row of logits, the guesses between the text and it; asked for by logits processors alone, since it waits for
+# the device.
 Guessed = Callable[[], list[list[int]]]
 
 
@@ -68,7 +70,9 @@ class Session:
         """Hears of a round in which another is asked."""
 
     def told(self, drafted: list[int]) -> None:
-        """Hears which tokens it drafted last, once the loop has fetched them with the rest of the round: to ask the device again would be to wait for it."""
+        """Hears which tokens it drafted last, once the loop has fetched them with the rest of the round: to ask the
+        device again would be to wait for it.
+        """
 
 
 class Drafter:

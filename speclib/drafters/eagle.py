@@ -1,9 +1,10 @@
-"""A draft that reads the target's mind: one layer over what the target thought of each token, and over the token that then came.
+"""A draft that reads the target's mind: one layer over what the target thought of each token, and over the token that
+then came.
 
-A draft model has to understand the text by itself. Here every token of the text comes with the target's last hidden state at the token
-before, so that one layer goes on from where all of the target's left off. For its second guess the target's state is not known yet; its own
-takes the place. Embedding and output matrix are the target's.
-Sources: EAGLE (2401.15077); training on its own states is from EAGLE-3 (2503.01840).
+A draft model has to understand the text by itself. Here every token of the text comes with the target's last hidden
+state at the token before, so that one layer goes on from where all of the target's left off. For its second guess the
+target's state is not known yet; its own takes the place. Embedding and output matrix are the target's. Sources: EAGLE
+(2401.15077); training on its own states is from EAGLE-3 (2503.01840).
 """
 
 from collections.abc import Callable, Hashable
@@ -17,19 +18,21 @@ from torch.nn.functional import embedding, pad, rms_norm
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
-from .. import embedded, fast
-from ..compiled import Cache, CompiledContext, Law, Program, Programs
-from ..context import Context
-from ..distributions import Draw, Sampling, invert
+from .. import embedded
 from ..errors import IncompatibleModels, ModelLoadError
-from ..fast import Decoder, FastContext
 from ..files import reading
-from ..products import product
+from ..law.distributions import Draw, Sampling, invert
+from ..model import fast
+from ..model.compiled import Cache, CompiledContext, Law, Program, Programs
+from ..model.context import Context
+from ..model.fast import Decoder, FastContext
+from ..model.products import product
 from .base import Draft, Drafter, Guessed, Session, always, made_of
 
 
 class Eagle(nn.Module):
-    """x = M [state before, embedding], one layer of a Llama over it, and a norm: a state like the target's, one token further on.
+    """x = M [state before, embedding], one layer of a Llama over it, and a norm: a state like the target's, one token
+    further on.
 
     config: the layer's shape; its `hidden_size` is the target's.
     """
@@ -49,7 +52,9 @@ class Eagle(nn.Module):
 
 
 def load_eagle(name: str = "eagle") -> Eagle:
-    """The one that was trained for the embedded target. Raises ModelLoadError if it is missing or not what was registered."""
+    """The one that was trained for the embedded target. Raises ModelLoadError if it is missing or not what was
+    registered.
+    """
     return read_eagle(embedded.fetch(f"models/{name}"))
 
 
@@ -62,11 +67,15 @@ def read_eagle(folder: Path) -> Eagle:
 
 
 class EagleDrafter(Drafter):
-    """Guesses a chain with `eagle`. Raises IncompatibleModels at start if it was trained for a target of another width."""
+    """Guesses a chain with `eagle`. Raises IncompatibleModels at start if it was trained for a target of another
+    width.
+    """
 
     def __init__(self, eagle: Eagle):
         self.eagle = eagle
-        self._made: tuple[tuple, Eagle, Decoder, Programs | None] | None = None  # the target last met, and what was made for it: weights are fused once
+        self._made: tuple[tuple, Eagle, Decoder, Programs | None] | None = (
+            None  # the target last met, and what was made for it: weights are fused once
+        )
 
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> "EagleSession":
         target = context.language_model
@@ -77,23 +86,40 @@ class EagleDrafter(Drafter):
             made = decoder(own, target)
             self._made = (met, own, made, Programs(made, "eagle", target.vocabulary) if target.programs else None)
         _, own, made, programs = self._made
-        reading = EagleContext(target, made, own) if programs is None else CompiledEagleContext(target, made, own, programs)
+        reading = (
+            EagleContext(target, made, own) if programs is None else CompiledEagleContext(target, made, own, programs)
+        )
         return EagleSession(context, reading, sampling, draw)
 
 
 def decoder(eagle: Eagle, target) -> Decoder:
     """Eagle's layer between the target's embedding and output matrices."""
-    table, output = target.model.get_input_embeddings().weight.detach(), target.model.get_output_embeddings().weight.detach()
+    table, output = (
+        target.model.get_input_embeddings().weight.detach(),
+        target.model.get_output_embeddings().weight.detach(),
+    )
     config = eagle.config
     if not config.hidden_size == table.shape[1] == output.shape[1]:
-        raise IncompatibleModels(f"this eagle was trained for a target of width {config.hidden_size}, but {target.name} has {output.shape[1]}")
-    rotary = fast.rotary_tables(eagle.rotary, target.context_length or config.max_position_embeddings, target.dtype, target.device)
+        raise IncompatibleModels(
+            f"this eagle was trained for a target of width {config.hidden_size}, but {target.name} has "
+            f"{output.shape[1]}"
+        )
+    rotary = fast.rotary_tables(
+        eagle.rotary, target.context_length or config.max_position_embeddings, target.dtype, target.device
+    )
     norm, eps = eagle.norm.weight, config.rms_norm_eps
     heads, size = config.num_key_value_heads, eagle.layer.self_attn.head_dim
     return Decoder(
-        lambda tokens, _: embedding(tokens, table), (fast.llama_block(eagle.layer, config),), lambda x: rms_norm(x, norm.shape, norm, eps),
-        product(output[: target.vocabulary]), rotary, heads, size, target.dtype, target.device,
-    )  # fmt: skip
+        lambda tokens, _: embedding(tokens, table),
+        (fast.llama_block(eagle.layer, config),),
+        lambda x: rms_norm(x, norm.shape, norm, eps),
+        product(output[: target.vocabulary]),
+        rotary,
+        heads,
+        size,
+        target.dtype,
+        target.device,
+    )
 
 
 class EagleContext(FastContext):
@@ -104,7 +130,9 @@ class EagleContext(FastContext):
         Context.__init__(self, language_model)
 
     def read(self, states: Tensor, tokens: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        """Enters states [k, d] with the tokens behind them [k], the first at `position`: (own state at the last [1, d], logits [1, V])."""
+        """Enters states [k, d] with the tokens behind them [k], the first at `position`: (own state at the last [1, d],
+        logits [1, V]).
+        """
         k, start, end = len(tokens), self.length, self.length + len(tokens)
         if end > self.capacity:
             self._grow(end)
@@ -116,8 +144,19 @@ class EagleContext(FastContext):
         state = self.decoder.norm(x[-1:])
         return state, self.decoder.output(state)
 
-    def guesses(self, states: Tensor, tokens: Tensor, position: int, n: int, uniform: Callable[[int, int], Tensor], law: Law, settings: Hashable) -> tuple[Tensor, Tensor] | None:
-        """`read` and then n guesses, as one program: (tokens [n], what each was drawn from [n, V]), or None where the backend has no such program. See `Context.guess`."""
+    def guesses(
+        self,
+        states: Tensor,
+        tokens: Tensor,
+        position: int,
+        n: int,
+        uniform: Callable[[int, int], Tensor],
+        law: Law,
+        settings: Hashable,
+    ) -> tuple[Tensor, Tensor] | None:
+        """`read` and then n guesses, as one program: (tokens [n], what each was drawn from [n, V]), or None where the
+        backend has no such program. See `Context.guess`.
+        """
         return None
 
 
@@ -128,10 +167,23 @@ class CompiledEagleContext(EagleContext, CompiledContext):
         self.programs = programs
         super().__init__(language_model, decoder, eagle)
 
-    def guesses(self, states: Tensor, tokens: Tensor, position: int, n: int, uniform: Callable[[int, int], Tensor], law: Law, settings: Hashable) -> tuple[Tensor, Tensor] | None:
+    def guesses(
+        self,
+        states: Tensor,
+        tokens: Tensor,
+        position: int,
+        n: int,
+        uniform: Callable[[int, int], Tensor],
+        law: Law,
+        settings: Hashable,
+    ) -> tuple[Tensor, Tensor] | None:
         if "guesses" in self.programs.broken:
             return None
-        before, rows = self.length, n + 1  # after a round of n guesses there is something new at n + 1 tokens at most: one program reads as many, whatever their number
+        # after a round of n guesses there is something new at n + 1 tokens at most: one program reads as many
+        before, rows = (
+            self.length,
+            n + 1,
+        )
         if len(tokens) > rows:  # after rounds of another guesser
             self.read(states[:-rows], tokens[:-rows], position)
             states, tokens, position = states[-rows:], tokens[-rows:], position + len(tokens) - rows
@@ -140,8 +192,14 @@ class CompiledEagleContext(EagleContext, CompiledContext):
         numbers = (self.programs.number(value) for value in (k, self.length, position))
         slots = self._looked_at(self.length + k + rows)
         made = self.programs.run(
-            "guesses", (n, settings), f"{n} guess{'es' * (n > 1)}", lambda: guesses_of(self.decoder, self.eagle, law, n), (*padded, *numbers, uniform(n, 1)), slots, self._cache
-        )  # fmt: skip
+            "guesses",
+            (n, settings),
+            f"{n} guess{'es' * (n > 1)}",
+            lambda: guesses_of(self.decoder, self.eagle, law, n),
+            (*padded, *numbers, uniform(n, 1)),
+            slots,
+            self._cache,
+        )
         self.length = before if made is None else self.length + k + n - 1
         return made
 
@@ -149,10 +207,20 @@ class CompiledEagleContext(EagleContext, CompiledContext):
 def guesses_of(d: Decoder, eagle: Eagle, law: Law, n: int) -> Program:
     """n guesses in a row, over up to n + 1 new entries of which the first `k` count."""
 
-    def guesses(states: Tensor, tokens: Tensor, k: Tensor, start: Tensor, position: Tensor, uniform: Tensor, slots: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+    def guesses(
+        states: Tensor,
+        tokens: Tensor,
+        k: Tensor,
+        start: Tensor,
+        position: Tensor,
+        uniform: Tensor,
+        slots: Tensor,
+        cache: Cache,
+    ) -> tuple[Tensor, Tensor]:
         drawn, laws = [], []
         for i in range(n):
-            own = start + torch.arange(len(tokens), device=d.device)  # what stands behind the k-th is seen by nobody and overwritten
+            # what stands behind the k-th is seen by nobody and overwritten
+            own = start + torch.arange(len(tokens), device=d.device)
             x = eagle.joined(states, d.embed(tokens, own))
             x = fast.layers(d, d.blocks, x, own - start + position, own, slots.shape[0], cache, slots <= own[:, None])
             states = d.norm(x.index_select(0, (k - 1).reshape(1)) if i == 0 else x)
@@ -187,9 +255,15 @@ class EagleSession(Session):
         """All guesses by one program, if the backend makes one and chance is a sequence of uniform numbers."""
         self.usual = self.usual or n
         uniform = getattr(self.draw, "uniform", None)
-        return self.own.guesses(*new, n, uniform, self._probabilities, self.sampling) if uniform and n == self.usual else None
+        return (
+            self.own.guesses(*new, n, uniform, self._probabilities, self.sampling)
+            if uniform and n == self.usual
+            else None
+        )
 
-    def _one_by_one(self, new: tuple[Tensor, Tensor, int], n: int, goes_on: Callable[[Tensor], bool]) -> tuple[Tensor, Tensor]:
+    def _one_by_one(
+        self, new: tuple[Tensor, Tensor, int], n: int, goes_on: Callable[[Tensor], bool]
+    ) -> tuple[Tensor, Tensor]:
         tokens, probs, position = [], [], self.next
         state, logits = self.own.read(*new)
         for i in range(n):
@@ -206,7 +280,9 @@ class EagleSession(Session):
         return self.sampling.probabilities(logits, check=False, guessed=guessed)
 
     def follow(self, text: list[int]) -> None:
-        """Keeps what the target has thought since. A round without guesses leaves a gap: its states are gone. Eagle then sees less, and the law stays what it is."""
+        """Keeps what the target has thought since. A round without guesses leaves a gap: its states are gone. Eagle
+        then sees less, and the law stays what it is.
+        """
         first = self.context.length - self.context.hidden.shape[1]
         if first > self.end:
             self.waiting, self.next = [], first
@@ -214,7 +290,9 @@ class EagleSession(Session):
         self.end = len(text) - 1
 
     def _new(self, text: list[int]) -> tuple[Tensor, Tensor, int]:
-        """What the target has thought since eagle was last asked, to be read in place of what was guessed: (states [k, d], the tokens behind them [k], the place of the first)."""
+        """What the target has thought since eagle was last asked, to be read in place of what was guessed: (states [k,
+        d], the tokens behind them [k], the place of the first).
+        """
         self.own.rollback(self.known)
         self.follow(text)
         states, start = torch.cat(self.waiting) if len(self.waiting) > 1 else self.waiting[0], self.next

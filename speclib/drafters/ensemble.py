@@ -1,16 +1,16 @@
 """Several oracles at once: each guesses a chain of its own, and all chains hang below the text as one tree.
 
-The chains are drawn independently of each other, which is all that the tree rule asks: where the first oracle's guess fails, the
-second's is tried against what is left. SpecInfer (2305.09781), section 3.
+The chains are drawn independently of each other, which is all that the tree rule asks: where the first oracle's guess
+fails, the second's is tried against what is left. SpecInfer (2305.09781), section 3.
 """
 
 from collections.abc import Callable, Sequence
 
 import torch
 
-from ..context import Context
-from ..distributions import Draw, Sampling
 from ..errors import InvalidArgument
+from ..law.distributions import Draw, Sampling
+from ..model.context import Context
 from .base import Draft, Drafter, Session, always
 
 

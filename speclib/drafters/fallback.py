@@ -1,24 +1,25 @@
 """The cheap oracle first, the dear one where it has nothing to say.
 
-Where a text repeats itself, a copy is free and often long; where it says something new, a model guesses better. Who is asked is settled by the
-text alone, before anything is drawn, so every guess is still drawn from the distribution that it comes with, which is all that any rule asks.
-Source: SuffixDecoding (2411.04975) falls back on EAGLE in this way.
+Where a text repeats itself, a copy is free and often long; where it says something new, a model guesses better. Who is
+asked is settled by the text alone, before anything is drawn, so every guess is still drawn from the distribution that
+it comes with, which is all that any rule asks. Source: SuffixDecoding (2411.04975) falls back on EAGLE in this way.
 """
 
 from collections.abc import Callable
 
 from torch import Tensor
 
-from ..context import Context
-from ..distributions import Draw, Sampling
 from ..errors import InvalidArgument
+from ..law.distributions import Draw, Sampling
+from ..model.context import Context
 from .base import Draft, Drafter, Session, always
 
 
 class FallbackDrafter(Drafter):
     """Asks `first`, and where it makes no guess `other`, for `most` guesses at most (None: for as many as `first`).
 
-    Copies cost nothing to make and may be long; a model's guesses cost a forward each. Raises InvalidArgument for most < 1.
+    Copies cost nothing to make and may be long; a model's guesses cost a forward each. Raises InvalidArgument for most
+    < 1.
     """
 
     def __init__(self, first: Drafter, other: Drafter, most: int | None = None):

@@ -1,8 +1,9 @@
 """Parallel heads: all guesses at once, from what the target thought last.
 
-Each head looks at the target's last hidden state and at the newest token, and guesses the token one, two, three ... places on. No guess
-waits for another, so all of them cost one small product; none knows what the others drew, so they grow worse with distance.
-Sources: blockwise decoding (1811.03115); Medusa (2401.10774); feeding the newest token to the heads is from Hydra (2402.05109).
+Each head looks at the target's last hidden state and at the newest token, and guesses the token one, two, three ...
+places on. No guess waits for another, so all of them cost one small product; none knows what the others drew, so they
+grow worse with distance. Sources: blockwise decoding (1811.03115); Medusa (2401.10774); feeding the newest token to the
+heads is from Hydra (2402.05109).
 """
 
 from collections.abc import Callable
@@ -16,16 +17,17 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, one_hot, rms_norm, silu
 
 from .. import embedded
-from ..context import Context
-from ..distributions import Draw, Sampling, point_mass
 from ..errors import IncompatibleModels, InvalidArgument, ModelLoadError
 from ..files import reading
+from ..law.distributions import Draw, Sampling, point_mass
+from ..model.context import Context
 from .base import Draft, Drafter, Session, always, placed
 from .tree import without
 
 
 class Heads(nn.Module):
-    """`count` heads of one residual block each: h + B silu(A [h, e]), with h the hidden state and e the newest token's embedding.
+    """`count` heads of one residual block each: h + B silu(A [h, e]), with h the hidden state and e the newest token's
+    embedding.
 
     What comes out goes through the target's own output matrix.
     """
@@ -34,13 +36,17 @@ class Heads(nn.Module):
         super().__init__()
         self.count, self.width = count, width
         self.mix = nn.Parameter(torch.randn(count, width, 2 * width) / (2 * width) ** 0.5)  # A
-        self.out = nn.Parameter(torch.zeros(count, width, width))  # B: at first every head repeats the target's last thought
+        # B: at first every head repeats the target's last thought
+        self.out = nn.Parameter(torch.zeros(count, width, width))
 
     def forward(self, hidden: Tensor, newest: Tensor) -> Tensor:
         """hidden, newest [..., d] -> one state per head [..., count, d]."""
         seen = torch.cat([hidden, rms_norm(newest, newest.shape[-1:])], -1)  # [..., 2d]
-        mixed = silu(linear(seen, self.mix.flatten(0, 1))).unflatten(-1, (self.count, self.width))  # [..., count, d], by one product
-        return hidden.unsqueeze(-2) + torch.stack([linear(mixed[..., i, :], self.out[i]) for i in range(self.count)], -2)
+        # [..., count, d], by one product
+        mixed = silu(linear(seen, self.mix.flatten(0, 1))).unflatten(-1, (self.count, self.width))
+        return hidden.unsqueeze(-2) + torch.stack(
+            [linear(mixed[..., i, :], self.out[i]) for i in range(self.count)], -2
+        )
 
 
 def load_heads(name: str = "heads") -> Heads:
@@ -60,9 +66,10 @@ def read_heads(folder: Path) -> Heads:
 class HeadsDrafter(Drafter):
     """Guesses with `heads`, as a chain, or with `width` > 1 as a tree.
 
-    The tree gives a guess that is its head's first, second, ... choice the rank 1, 2, ..., and holds every branch whose ranks multiply to at most `width`:
-    second thoughts are spent early, where they can still be reached. choices: "drawn" takes siblings from the heads' distributions without replacement;
-    "top" takes the likeliest tokens, as point masses (Medusa's way). Raises InvalidArgument for other values.
+    The tree gives a guess that is its head's first, second, ... choice the rank 1, 2, ..., and holds every branch whose
+    ranks multiply to at most `width`: second thoughts are spent early, where they can still be reached. choices:
+    "drawn" takes siblings from the heads' distributions without replacement; "top" takes the likeliest tokens, as point
+    masses (Medusa's way). Raises InvalidArgument for other values.
     """
 
     def __init__(self, heads: Heads, width: int = 1, choices: str = "drawn"):
@@ -75,17 +82,33 @@ class HeadsDrafter(Drafter):
 
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> "HeadsSession":
         target = context.language_model
-        table, output = target.model.get_input_embeddings().weight.detach(), target.model.get_output_embeddings().weight.detach()
+        table, output = (
+            target.model.get_input_embeddings().weight.detach(),
+            target.model.get_output_embeddings().weight.detach(),
+        )
         if not self.heads.width == table.shape[1] == output.shape[1]:
-            raise IncompatibleModels(f"the heads were trained for a model of width {self.heads.width}, but {target.name} has {output.shape[1]}")
+            raise IncompatibleModels(
+                f"the heads were trained for a model of width {self.heads.width}, but {target.name} has "
+                f"{output.shape[1]}"
+            )
         context.wants_hidden = True
         heads = placed(self.heads, target.device, target.dtype)
         return HeadsSession(self, heads, context, table, output[: target.vocabulary], sampling, draw)
 
 
 class HeadsSession(Session):
-    def __init__(self, drafter: HeadsDrafter, heads: Heads, context: Context, table: Tensor, output: Tensor, sampling: Sampling, draw: Draw):
-        self.drafter, self.heads, self.context, self.table, self.output = drafter, heads, context, table, output  # table [V', d], output [V, d]
+    def __init__(
+        self,
+        drafter: HeadsDrafter,
+        heads: Heads,
+        context: Context,
+        table: Tensor,
+        output: Tensor,
+        sampling: Sampling,
+        draw: Draw,
+    ):
+        # table [V', d], output [V, d]
+        self.drafter, self.heads, self.context, self.table, self.output = (drafter, heads, context, table, output)
         self.sampling, self.draw = sampling, draw
 
     def propose(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Draft:
@@ -98,15 +121,26 @@ class HeadsSession(Session):
         n = next((i for i in range(1, n) if not goes_on(q[i])), n)
         if self.drafter.width == 1 and self.drafter.choices == "drawn":
             return Draft(self.draw(q[:n]), q[:n])
-        tokens, probs = self._top(logits[:n], q.dtype) if self.drafter.choices == "top" else self._drawn(q[:n])  # [n, R], [n, R, V]
-        paths = [path for depth in range(n) for path in branches(depth + 1, self.drafter.width) if max(path) < tokens.shape[1]]
+        # [n, R], [n, R, V]
+        tokens, probs = self._top(logits[:n], q.dtype) if self.drafter.choices == "top" else self._drawn(q[:n])
+        paths = [
+            path
+            for depth in range(n)
+            for path in branches(depth + 1, self.drafter.width)
+            if max(path) < tokens.shape[1]
+        ]
         numbers = {path: k for k, path in enumerate(paths)}
         parents = [numbers.get(path[:-1], -1) for path in paths]
-        head, rank = torch.tensor([len(path) - 1 for path in paths], dtype=torch.long), torch.tensor([path[-1] for path in paths], dtype=torch.long)
+        head, rank = (
+            torch.tensor([len(path) - 1 for path in paths], dtype=torch.long),
+            torch.tensor([path[-1] for path in paths], dtype=torch.long),
+        )
         return Draft(tokens[head, rank], probs[head, rank], parents if self.drafter.grows_trees else None)
 
     def _place_by_place(self, logits: Tensor, goes_on: Callable[[Tensor], bool]) -> Draft:
-        """With logits processors, what a head may guess depends on the guesses before: its distribution is another one in each branch."""
+        """With logits processors, what a head may guess depends on the guesses before: its distribution is another one
+        in each branch.
+        """
         tokens: dict[tuple[int, ...], int] = {}  # path of ranks -> guess
         laws: dict[tuple[int, ...], Tensor] = {}  # what is left to take it from [V]
         for depth, row in enumerate(logits):
@@ -128,11 +162,16 @@ class HeadsSession(Session):
 
     def _draft(self, tokens: dict[tuple[int, ...], int], laws: dict[tuple[int, ...], Tensor]) -> Draft:
         """What was guessed at each path, and from what, as a tree or a chain."""
-        numbers, guesses = {path: k for k, path in enumerate(tokens)}, torch.tensor(list(tokens.values()), device=self.output.device)
+        numbers, guesses = (
+            {path: k for k, path in enumerate(tokens)},
+            torch.tensor(list(tokens.values()), device=self.output.device),
+        )
         probs = torch.stack(list(laws.values()))
         if self.drafter.choices == "top":
             probs = point_mass(guesses, probs.shape[-1], probs.dtype)
-        return Draft(guesses, probs, [numbers.get(path[:-1], -1) for path in tokens] if self.drafter.grows_trees else None)
+        return Draft(
+            guesses, probs, [numbers.get(path[:-1], -1) for path in tokens] if self.drafter.grows_trees else None
+        )
 
     def logits(self, newest: int) -> Tensor:
         """What each head expects behind the newest token. [count, V]"""
@@ -149,7 +188,9 @@ class HeadsSession(Session):
         All branches at one depth offer the same tokens. That is no bias: the check follows one branch only.
         """
         tokens, probs = [], []
-        while len(tokens) < self.drafter.width and (q.sum(-1) > 0).all():  # else some head has offered all that it holds possible
+        while (
+            len(tokens) < self.drafter.width and (q.sum(-1) > 0).all()
+        ):  # else some head has offered all that it holds possible
             q = q / q.sum(-1, keepdim=True) if tokens else q
             tokens.append(self.draw(q))
             probs.append(q)

@@ -1,8 +1,8 @@
 """The target asks its own lower half: a guess after the first layers, a check by all of them.
 
-The draft is the target cut off after `layers` blocks, with the target's own output matrix on top. It needs no memory for
-weights, and its keys and values are those that the target's first layers would compute anyway.
-Sources: Draft & Verify (2309.08168), LayerSkip (2404.16710).
+The draft is the target cut off after `layers` blocks, with the target's own output matrix on top. It needs no memory
+for weights, and its keys and values are those that the target's first layers would compute anyway. Sources: Draft &
+Verify (2309.08168), LayerSkip (2404.16710).
 """
 
 from collections.abc import Callable
@@ -14,18 +14,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm
 
-from .. import embedded, fast
-from ..context import Context
-from ..distributions import Draw, Sampling
+from .. import embedded
 from ..errors import IncompatibleModels, InvalidArgument, ModelLoadError, UnsupportedModel
-from ..fast import Decoder, FastContext
 from ..files import reading
+from ..law.distributions import Draw, Sampling
+from ..model import fast
+from ..model.context import Context
+from ..model.fast import Decoder, FastContext
 from .base import Draft, Drafter, always, made_of, placed
 from .model import ModelSession
 
 
 class Exits(nn.Module):
-    """Translators from the state after some layers into the state that the output matrix expects: x + W norm(x) + b, one per layer.
+    """Translators from the state after some layers into the state that the output matrix expects: x + W norm(x) + b,
+    one per layer.
 
     The tuned lens of Belrose et al. (2303.08112), in residual form. Untrained (zeros) they change nothing.
     """
@@ -39,7 +41,9 @@ class Exits(nn.Module):
     def forward(self, x: Tensor, layer: int) -> Tensor:
         """x [..., d] after `layer` blocks -> [..., d]. Raises InvalidArgument for a layer without a translator."""
         if layer not in self.layers:
-            raise InvalidArgument(f"there is no trained exit after layer {layer}, only after {', '.join(map(str, self.layers))}")
+            raise InvalidArgument(
+                f"there is no trained exit after layer {layer}, only after {', '.join(map(str, self.layers))}"
+            )
         k = self.layers.index(layer)
         return x + linear(rms_norm(x, x.shape[-1:]), self.weight[k], self.bias[k])
 
@@ -61,18 +65,22 @@ def read_exits(folder: Path) -> Exits:
 class LayerSkipDrafter(Drafter):
     """Drafts with the target's own first `layers` blocks, optionally through a trained exit.
 
-    On the fast backend the draft writes into the target's cache, behind the text; the check overwrites it. On the eager one it keeps a
-    cache of its own. At start it raises InvalidArgument unless 1 <= layers <= the target's, and UnsupportedModel for an architecture
-    that `fast` cannot read.
+    On the fast backend the draft writes into the target's cache, behind the text; the check overwrites it. On the eager
+    one it keeps a cache of its own. At start it raises InvalidArgument unless 1 <= layers <= the target's, and
+    UnsupportedModel for an architecture that `fast` cannot read.
     """
 
     def __init__(self, layers: int, exits: Exits | None = None):
         if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
             raise InvalidArgument(f"layers must be a whole number >= 1, not {layers!r}")
         if exits is not None and layers not in exits.layers:
-            raise InvalidArgument(f"there is no trained exit after layer {layers}, only after {', '.join(map(str, exits.layers))}")
+            raise InvalidArgument(
+                f"there is no trained exit after layer {layers}, only after {', '.join(map(str, exits.layers))}"
+            )
         self.layers, self.exits = layers, exits
-        self._made: tuple[tuple, Decoder] | None = None  # the target last met and its decoder cut short: weights are fused once
+        self._made: tuple[tuple, Decoder] | None = (
+            None  # the target last met and its decoder cut short: weights are fused once
+        )
 
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> ModelSession:
         target = context.language_model
@@ -87,15 +95,22 @@ class LayerSkipDrafter(Drafter):
     def shortened(self, target) -> Decoder:
         """The target's decoder with the first blocks only, its head behind the exit."""
         if target.encoder_decoder:
-            raise UnsupportedModel(f"layers can be skipped in Llama-shaped and GPT-2 models, but {target.name} is an encoder-decoder model")
+            raise UnsupportedModel(
+                f"layers can be skipped in Llama-shaped and GPT-2 models, but {target.name} is an encoder-decoder model"
+            )
         whole = target.decoder or fast.decoder(target.model)
         if self.layers > len(whole.blocks):
-            raise InvalidArgument(f"{target.name} has {len(whole.blocks)} layers: it cannot draft with the first {self.layers}")
+            raise InvalidArgument(
+                f"{target.name} has {len(whole.blocks)} layers: it cannot draft with the first {self.layers}"
+            )
         if self.exits is None:
             return replace(whole, blocks=whole.blocks[: self.layers])
         width = target.model.get_input_embeddings().weight.shape[1]
         if self.exits.weight.shape[-1] != width:
-            raise IncompatibleModels(f"the exits were trained for a model of width {self.exits.weight.shape[-1]}, but {target.name} has {width}")
+            raise IncompatibleModels(
+                f"the exits were trained for a model of width {self.exits.weight.shape[-1]}, but {target.name} has "
+                f"{width}"
+            )
         exits = placed(self.exits, target.device, target.dtype)
         return replace(whole, blocks=whole.blocks[: self.layers], norm=lambda x: whole.norm(exits(x, self.layers)))
 
@@ -109,7 +124,9 @@ class ShortContext(FastContext):
 
 
 class SharedContext(ShortContext):
-    """The same, with the first layers of the target's cache as its own. What the target has read need not be read again."""
+    """The same, with the first layers of the target's cache as its own. What the target has read need not be read
+    again.
+    """
 
     def __init__(self, target: FastContext, decoder: Decoder):
         self.target = target
@@ -119,10 +136,13 @@ class SharedContext(ShortContext):
         return self.follow(0)
 
     def follow(self, room: int) -> list[tuple[Tensor, Tensor]]:
-        """Takes the target's text as read, with room for `room` more tokens. Returns the arrays, which growing has replaced."""
+        """Takes the target's text as read, with room for `room` more tokens. Returns the arrays, which growing has
+        replaced.
+        """
         self.length = self.target.length
         if self.length + room > self.target.capacity:
-            self.target._grow(self.length + room)  # before the first guess: growing later would lose the guesses behind the text
+            # before the first guess: growing later would lose the guesses behind the text
+            self.target._grow(self.length + room)
         self.capacity, self._cache = self.target.capacity, self.target._cache
         return self._cache
 

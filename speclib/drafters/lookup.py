@@ -7,16 +7,17 @@ from collections.abc import Callable
 
 import torch
 
-from ..context import Context
-from ..distributions import Draw, Sampling, point_mass
 from ..errors import InvalidArgument
+from ..law.distributions import Draw, Sampling, point_mass
+from ..model.context import Context
 from .base import Draft, Drafter, Session, always
 
 
 class LookupDrafter(Drafter):
     """Finds the longest suffix of the text (at most `longest` tokens) that occurred before, most recent match first,
-    and proposes what followed it. Where that runs into the end of the text, the text is going round in a circle, and so does
-    the guess. Raises InvalidArgument unless 1 <= shortest <= longest."""
+    and proposes what followed it. Where that runs into the end of the text, the text is going round in a circle, and so
+    does the guess. Raises InvalidArgument unless 1 <= shortest <= longest.
+    """
 
     def __init__(self, longest: int = 4, shortest: int = 1):
         if not 1 <= shortest <= longest:
@@ -42,7 +43,10 @@ class LookupSession(Session):
     def propose(self, text: list[int], n: int, goes_on: Callable[[torch.Tensor], bool] = always) -> Draft:
         text = self.source + text
         self._index(text)
-        end = next((self.ends[key] for size in self.sizes if (key := tuple(text[-size:])) in self.ends and len(key) == size), len(text))
+        end = next(
+            (self.ends[key] for size in self.sizes if (key := tuple(text[-size:])) in self.ends and len(key) == size),
+            len(text),
+        )
         followed = text[end : end + n]  # fewer than n where the text ends
         tokens = torch.tensor((followed * n)[:n], dtype=torch.long, device=self.device)
         dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32

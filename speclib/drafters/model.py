@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..context import Context
-from ..distributions import Draw, Sampling
 from ..errors import ContextOverflow
-from ..models import LanguageModel, check_compatible
+from ..law.distributions import Draw, Sampling
+from ..model.context import Context
+from ..model.language_model import LanguageModel, check_compatible
 from .base import Draft, Drafter, Guessed, Session, always
 
 
@@ -58,7 +58,11 @@ class ModelSession(Session):
         """All n guesses by one program, if the backend makes one and chance is a sequence of uniform numbers."""
         self.usual = self.usual or n
         uniform = getattr(self.draw, "uniform", None)
-        return self.context.guess(text, n, uniform, self._probabilities, self._settings()) if uniform and n == self.usual else None
+        return (
+            self.context.guess(text, n, uniform, self._probabilities, self._settings())
+            if uniform and n == self.usual
+            else None
+        )
 
     def _settings(self) -> Hashable:
         """All that `_probabilities` depends on beside the logits."""
@@ -69,7 +73,8 @@ class ModelSession(Session):
             self.context.language_model.announce((1, 2))  # after a full acceptance, two tokens are new to it
         new, tokens, probs = torch.tensor([text[self.context.length :]], device=self.device), [], []
         for i in range(n):
-            q = self._probabilities(self.context.extend(new, keep=1)[:, -1], lambda: [[int(token) for token in tokens]])  # [1, V]
+            # [1, V]
+            q = self._probabilities(self.context.extend(new, keep=1)[:, -1], lambda: [[int(token) for token in tokens]])
             if i and not goes_on(q[0]):
                 break
             new = self.draw(q).unsqueeze(-1)  # [1, 1]
@@ -79,11 +84,14 @@ class ModelSession(Session):
 
     def _check_room(self, text: list[int], n: int) -> None:
         if self.limit and len(text) + n > self.limit:
-            raise ContextOverflow(f"the draft model's context holds {self.limit} tokens, fewer than the {len(text) + n} that are needed")
+            raise ContextOverflow(
+                f"the draft model's context holds {self.limit} tokens, fewer than the {len(text) + n} that are needed"
+            )
 
     def _synchronise(self, text: list[int]) -> None:
         """Rolls back to what cache and text have in common; at least one token of the text stays to be read."""
-        guesses = self.guesses if isinstance(self.guesses, list) else self.guesses.tolist()  # where nobody told them, as in an ensemble
+        # where nobody told them, as in an ensemble
+        guesses = self.guesses if isinstance(self.guesses, list) else self.guesses.tolist()
         cached = (self.read + guesses)[: self.context.length]
         common, limit = 0, min(len(cached), len(text) - 1)
         while common < limit and cached[common] == text[common]:
@@ -91,7 +99,9 @@ class ModelSession(Session):
         self.context.rollback(common)
 
     def _probabilities(self, logits: Tensor, guessed: Guessed | None = None) -> Tensor:
-        """The draft's probabilities over the target's vocabulary: [k, V_draft] -> [k, V]. NaN where the logits are no numbers: the loop looks."""
+        """The draft's probabilities over the target's vocabulary: [k, V_draft] -> [k, V]. NaN where the logits are no
+        numbers: the loop looks.
+        """
         missing = max(0, self.vocabulary - logits.shape[-1])  # tokens that only the target has are never guessed
         logits = pad(logits, (0, missing), value=-torch.inf) if missing else logits[..., : self.vocabulary]
         return self.sampling.probabilities(logits, check=False, guessed=guessed)

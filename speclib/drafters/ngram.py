@@ -1,9 +1,10 @@
 """A language model made of counts: which token came next, after these last few?
 
-It learns the running text as it grows and, if given one, a corpus. Nothing is trained: a guess costs a few look-ups. Every context from the
-empty one to the longest has a say, mixed by Witten and Bell's rule (1991): a context seen N times, with m different tokens behind it,
-gets the weight N / (N + m), and the shorter contexts get the rest. The last rest is uniform. So no token is impossible, there is nothing to tune,
-and the result is a probability distribution, as a draft's must be; the faster "stupid backoff" (Brants et al. 2007) is none.
+It learns the running text as it grows and, if given one, a corpus. Nothing is trained: a guess costs a few look-ups.
+Every context from the empty one to the longest has a say, mixed by Witten and Bell's rule (1991): a context seen N
+times, with m different tokens behind it, gets the weight N / (N + m), and the shorter contexts get the rest. The last
+rest is uniform. So no token is impossible, there is nothing to tune, and the result is a probability distribution, as a
+draft's must be; the faster "stupid backoff" (Brants et al. 2007) is none.
 """
 
 from collections import Counter
@@ -13,18 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..context import Context
-from ..distributions import Draw, Sampling, point_mass
 from ..errors import IncompatibleModels, InvalidArgument
+from ..law.distributions import Draw, Sampling, point_mass
+from ..model.context import Context
 from .base import Draft, Drafter, Guessed, Session, always
 
 
 class NgramDrafter(Drafter):
     """Guesses each token from the `order` - 1 tokens before it.
 
-    corpus: token ids to count beforehand, such as the text of earlier sessions; None: the running text alone. probabilities: "counts" draws from the
-    mixture, under the target's sampling settings, and hands it over as q; "point" takes the likeliest token, as a point mass.
-    Raises InvalidArgument unless 1 <= order, and for a corpus whose n-grams of that order do not fit into 64 bits.
+    corpus: token ids to count beforehand, such as the text of earlier sessions; None: the running text alone.
+    probabilities: "counts" draws from the mixture, under the target's sampling settings, and hands it over as q;
+    "point" takes the likeliest token, as a point mass. Raises InvalidArgument unless 1 <= order, and for a corpus whose
+    n-grams of that order do not fit into 64 bits.
     """
 
     def __init__(self, order: int = 3, corpus: Sequence[int] | None = None, probabilities: str = "counts"):
@@ -38,14 +40,19 @@ class NgramDrafter(Drafter):
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> "NgramSession":
         vocabulary = context.language_model.vocabulary
         if self.table is not None and self.table.largest >= vocabulary:
-            raise IncompatibleModels(f"the corpus holds token {self.table.largest}, but {context.language_model.name} has {vocabulary} tokens; count a corpus of its tokens")
+            raise IncompatibleModels(
+                f"the corpus holds token {self.table.largest}, but {context.language_model.name} has {vocabulary} "
+                f"tokens; count a corpus of its tokens"
+            )
         return NgramSession(self, context, sampling, draw)
 
 
 class CountTable:
-    """What follows each context of 0 ... order - 1 tokens in a corpus, and how often: sorted arrays, read by binary search.
+    """What follows each context of 0 ... order - 1 tokens in a corpus, and how often: sorted arrays, read by binary
+    search.
 
-    An n-gram is packed into one 64-bit number, its first token foremost; all n-grams that begin with a context then lie side by side.
+    An n-gram is packed into one 64-bit number, its first token foremost; all n-grams that begin with a context then lie
+    side by side.
     """
 
     def __init__(self, corpus: Sequence[int], order: int):
@@ -55,7 +62,10 @@ class CountTable:
         self.largest = int(tokens.max())
         self.bits = max(1, self.largest.bit_length())
         if order * self.bits > 64:
-            raise InvalidArgument(f"{order} tokens of {self.bits} bits do not fit into 64 bits; with this corpus the order is at most {64 // self.bits}")
+            raise InvalidArgument(
+                f"{order} tokens of {self.bits} bits do not fit into 64 bits; with this corpus the order is at most "
+                f"{64 // self.bits}"
+            )
         self.grams, self.counts = [], []
         for size in range(1, min(order, len(tokens)) + 1):
             packed = np.zeros(len(tokens) - size + 1, dtype=np.uint64)
@@ -75,13 +85,22 @@ class CountTable:
         first <<= self.bits
         mask = (1 << self.bits) - 1
         grams = self.grams[len(context)]
-        low, high = np.searchsorted(grams, np.uint64(first)), np.searchsorted(grams, np.uint64(first | mask), side="right")
+        low, high = (
+            np.searchsorted(grams, np.uint64(first)),
+            np.searchsorted(grams, np.uint64(first | mask), side="right"),
+        )
         return (grams[low:high] & np.uint64(mask)).astype(np.int64), self.counts[len(context)][low:high]
 
 
 class NgramSession(Session):
     def __init__(self, drafter: NgramDrafter, context: Context, sampling: Sampling, draw: Draw):
-        self.order, self.table, self.point, self.sampling, self.draw = drafter.order, drafter.table, drafter.point, sampling, draw
+        self.order, self.table, self.point, self.sampling, self.draw = (
+            drafter.order,
+            drafter.table,
+            drafter.point,
+            sampling,
+            draw,
+        )
         self.vocabulary, self.device = context.language_model.vocabulary, context.language_model.device
         self.dtype = torch.float64 if context.language_model.dtype == torch.float64 else torch.float32
         # what an encoder has read is text to learn from too; elsewhere the prompt is part of the text
@@ -120,7 +139,8 @@ class NgramSession(Session):
     def mixture(self, recent: Sequence[int]) -> np.ndarray:
         """The counts' own distribution after the tokens `recent`, before any sampling settings. [V], float64
 
-        From the empty context to the longest; at each length first the corpus, then the text at hand, which knows better.
+        From the empty context to the longest; at each length first the corpus, then the text at hand, which knows
+        better.
         """
         q = np.full(self.vocabulary, 1 / self.vocabulary)
         for size in range(min(self.order - 1, len(recent)) + 1):

@@ -1,8 +1,9 @@
 """The search engine proper: has anyone written this before, and how did it go on?
 
-REST (He et al., 2311.08252) looks the end of the text up in a large body of text; LLMA (Yang et al., 2304.04487) in documents at hand. Here the body is the
-Python source installed on this machine, and the index is a list of its places sorted by what stands there, as in a suffix array: whatever
-begins alike lies side by side, so that a binary search finds all occurrences of a phrase. Both files stay on disk and are memory-mapped.
+REST (He et al., 2311.08252) looks the end of the text up in a large body of text; LLMA (Yang et al., 2304.04487) in
+documents at hand. Here the body is the Python source installed on this machine, and the index is a list of its places
+sorted by what stands there, as in a suffix array: whatever begins alike lies side by side, so that a binary search
+finds all occurrences of a phrase. Both files stay on disk and are memory-mapped.
 """
 
 import hashlib
@@ -19,10 +20,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..context import Context
-from ..distributions import Draw, Sampling, point_mass
 from ..errors import IncompatibleModels, IndexLoadError, InvalidArgument
 from ..files import reading, replacing
+from ..law.distributions import Draw, Sampling, point_mass
+from ..model.context import Context
 from .base import Draft, Drafter, Guessed, Session, always
 
 MOST_PLACES = 256  # occurrences looked at; of more, every so-many-th
@@ -37,7 +38,8 @@ def default_folder() -> Path:
 
 @dataclass(frozen=True, eq=False)
 class SearchIndex:
-    """Tokens [N], as big-endian bytes (so that comparing bytes compares tokens), and the places [M] sorted by the `depth` tokens that stand there.
+    """Tokens [N], as big-endian bytes (so that comparing bytes compares tokens), and the places [M] sorted by the
+    `depth` tokens that stand there.
 
     alphabet: a fingerprint of the tokenizer, or None for bare ids.
     """
@@ -73,7 +75,8 @@ class SearchIndex:
         return self.places[low : bisect_right(self.places, wanted, low, key=there)]
 
     def longest(self, text: Sequence[int], most: int, least: int = 1) -> tuple[int, np.ndarray]:
-        """The length of the longest end of `text` that occurs, between `least` and `most` tokens, and where it does; (0, none) if it does not.
+        """The length of the longest end of `text` that occurs, between `least` and `most` tokens, and where it does;
+        (0, none) if it does not.
 
         If a phrase occurs, so does its end: a binary search over the length needs three questions for eight tokens.
         """
@@ -89,7 +92,9 @@ class SearchIndex:
         return size, found
 
     def behind(self, places: np.ndarray, size: int, n: int) -> np.ndarray:
-        """What follows a phrase of `size` tokens at some of its places, at most MOST_PLACES of them: n tokens each. [m, n]"""
+        """What follows a phrase of `size` tokens at some of its places, at most MOST_PLACES of them: n tokens each. [m,
+        n]
+        """
         chosen = places[:: -(-len(places) // MOST_PLACES)].astype(np.int64)
         return self.tokens[np.minimum(chosen[:, None] + size + np.arange(n), len(self.tokens) - 1)].astype(np.int64)
 
@@ -105,11 +110,15 @@ class SearchIndex:
             new_facts.write_text(json.dumps(about, indent=1) + "\n")
 
 
-def build_index(tokens: Sequence[int], vocabulary: int, alphabet: str | None = None, progress: bool = False) -> SearchIndex:
-    """Sorts every place of a text [N] by the tokens that stand there. About 1 s a million tokens, 20 bytes of memory a token.
+def build_index(
+    tokens: Sequence[int], vocabulary: int, alphabet: str | None = None, progress: bool = False
+) -> SearchIndex:
+    """Sorts every place of a text [N] by the tokens that stand there. About 1 s a million tokens, 20 bytes of memory a
+    token.
 
-    The tokens are packed into 64-bit numbers, foremost first, and those are sorted: simpler than a full suffix array, and no phrase searched for is
-    longer than the depth. Raises InvalidArgument for ids outside the vocabulary or a text of fewer than 3 * DEPTH tokens.
+    The tokens are packed into 64-bit numbers, foremost first, and those are sorted: simpler than a full suffix array,
+    and no phrase searched for is longer than the depth. Raises InvalidArgument for ids outside the vocabulary or a text
+    of fewer than 3 * DEPTH tokens.
     """
     tokens = np.asarray(tokens)
     if tokens.ndim != 1 or len(tokens) < 3 * DEPTH or not np.issubdtype(tokens.dtype, np.integer):
@@ -122,12 +131,20 @@ def build_index(tokens: Sequence[int], vocabulary: int, alphabet: str | None = N
     depth = numbers * per_number
     count = len(tokens) - depth  # the last places have too little behind them to be of use
     order = np.arange(count)
-    for number in tqdm(reversed(range(numbers)), desc="sorting", unit="pass", total=numbers, disable=not progress):  # the hindmost first: the sort is stable
+    for number in tqdm(
+        reversed(range(numbers)), desc="sorting", unit="pass", total=numbers, disable=not progress
+    ):  # the hindmost first: the sort is stable
         packed = np.zeros(count, dtype=np.uint64)
         for i in range(number * per_number, (number + 1) * per_number):
             packed = (packed << np.uint64(bits)) | tokens[i : i + count].astype(np.uint64)
         order = order[np.argsort(packed[order], kind="stable")]
-    return SearchIndex(tokens.astype(_dtype(vocabulary)).tobytes(), order.astype(np.uint32 if len(tokens) < 2**32 else np.uint64), depth, vocabulary, alphabet)
+    return SearchIndex(
+        tokens.astype(_dtype(vocabulary)).tobytes(),
+        order.astype(np.uint32 if len(tokens) < 2**32 else np.uint64),
+        depth,
+        vocabulary,
+        alphabet,
+    )
 
 
 def load_index(folder: str | Path | None = None) -> SearchIndex:
@@ -140,10 +157,14 @@ def load_index(folder: str | Path | None = None) -> SearchIndex:
         facts = json.loads((folder / "index.json").read_text("utf-8"))
         for name, digest in facts["sha256"].items():
             if not (folder / name).is_file() or pooch.file_hash(str(folder / name)) != digest:
-                raise IndexLoadError(f"{folder / name} is not what was saved (SHA-256 differs); make it again with: {command}")
+                raise IndexLoadError(
+                    f"{folder / name} is not what was saved (SHA-256 differs); make it again with: {command}"
+                )
         with open(folder / "tokens.bin", "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return SearchIndex(data, np.load(folder / "places.npy", mmap_mode="r"), facts["depth"], facts["vocabulary"], facts["alphabet"])
+        return SearchIndex(
+            data, np.load(folder / "places.npy", mmap_mode="r"), facts["depth"], facts["vocabulary"], facts["alphabet"]
+        )
 
 
 def fingerprint(tokens: dict[str, int]) -> str:
@@ -154,25 +175,39 @@ def fingerprint(tokens: dict[str, int]) -> str:
 class RetrievalDrafter(Drafter):
     """Looks the end of the text up in an index and proposes how it went on there, token by token.
 
-    index: a SearchIndex, a folder, or None for the one that `python -m speclib index` made. longest, shortest: tokens to match. probabilities: "point"
-    follows the most frequent token at each step; "counts" draws it in proportion, and hands the proportions over as q.
-    Raises InvalidArgument for other values and unless 1 <= shortest <= longest <= index.depth; IndexLoadError for a missing or damaged index.
+    index: a SearchIndex, a folder, or None for the one that `python -m speclib index` made. longest, shortest: tokens
+    to match. probabilities: "point" follows the most frequent token at each step; "counts" draws it in proportion, and
+    hands the proportions over as q. Raises InvalidArgument for other values and unless 1 <= shortest <= longest <=
+    index.depth; IndexLoadError for a missing or damaged index.
     """
 
-    def __init__(self, index: SearchIndex | str | Path | None = None, longest: int = DEPTH, shortest: int = 1, probabilities: str = "point"):
+    def __init__(
+        self,
+        index: SearchIndex | str | Path | None = None,
+        longest: int = DEPTH,
+        shortest: int = 1,
+        probabilities: str = "point",
+    ):
         if probabilities not in ("counts", "point"):
             raise InvalidArgument(f"probabilities must be 'counts' or 'point', not {probabilities!r}")
         self.index = index if isinstance(index, SearchIndex) else load_index(index)
         if not 1 <= shortest <= longest <= self.index.depth:
-            raise InvalidArgument(f"retrieval needs 1 <= shortest <= longest <= {self.index.depth}, not shortest={shortest}, longest={longest}")
+            raise InvalidArgument(
+                f"retrieval needs 1 <= shortest <= longest <= {self.index.depth}, not shortest={shortest}, "
+                f"longest={longest}"
+            )
         self.longest, self.shortest, self.point = longest, shortest, probabilities == "point"
         self._checked = None  # the model whose tokenizer was compared last
 
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> "RetrievalSession":
         target, index = context.language_model, self.index
         if target is not self._checked:
-            if index.vocabulary > target.vocabulary or (index.alphabet and target.tokenizer and fingerprint(target.tokens) != index.alphabet):
-                raise IncompatibleModels(f"the index was made with another tokenizer than {target.name}'s; make one for it with build_index")
+            if index.vocabulary > target.vocabulary or (
+                index.alphabet and target.tokenizer and fingerprint(target.tokens) != index.alphabet
+            ):
+                raise IncompatibleModels(
+                    f"the index was made with another tokenizer than {target.name}'s; make one for it with build_index"
+                )
             self._checked = target
         return RetrievalSession(self, context, sampling, draw)
 
@@ -186,7 +221,8 @@ class RetrievalSession(Session):
     def propose(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Draft:
         index, known = self.drafter.index, self.drafter.index.vocabulary
         recent = text[-self.drafter.longest :]
-        start = next((i + 1 for i in reversed(range(len(recent))) if recent[i] >= known), 0)  # no phrase holds a token the index does not know
+        # no phrase holds a token the index does not know
+        start = next((i + 1 for i in reversed(range(len(recent))) if recent[i] >= known), 0)
         size, places = index.longest(recent[start:], self.drafter.longest, self.drafter.shortest)
         tokens, probs = [], []
         followed = index.behind(places, size, n) if size else np.zeros((0, n), dtype=np.int64)  # [m, n]

@@ -9,9 +9,9 @@ from collections.abc import Hashable
 
 import torch
 
-from ..context import Context
-from ..distributions import Draw, Sampling
 from ..errors import InvalidArgument
+from ..law.distributions import Draw, Sampling
+from ..model.context import Context
 from .base import Drafter, Guessed
 from .model import ModelSession
 

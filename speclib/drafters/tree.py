@@ -1,8 +1,8 @@
 """A draft model that hedges: several guesses for the same place, each followed by guesses of its own.
 
-The target checks the whole tree in one forward, in which each node sees the text and its own ancestors (tree attention). Siblings
-are tried one after the other, so a second guess may be kept where the first was not. SpecInfer (2305.09781); Medusa (2401.10774),
-section 2.1.2; best-first shapes after EAGLE-2 (2406.16858), section 4.
+The target checks the whole tree in one forward, in which each node sees the text and its own ancestors (tree
+attention). Siblings are tried one after the other, so a second guess may be kept where the first was not. SpecInfer
+(2305.09781); Medusa (2401.10774), section 2.1.2; best-first shapes after EAGLE-2 (2406.16858), section 4.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +11,10 @@ from heapq import heappop, heappush
 
 import torch
 
-from ..context import Context
-from ..distributions import Draw, Sampling, check_finite, point_mass
 from ..errors import InvalidArgument
-from ..models import LanguageModel, check_compatible
+from ..law.distributions import Draw, Sampling, check_finite, point_mass
+from ..model.context import Context
+from ..model.language_model import LanguageModel, check_compatible
 from .base import Draft, Drafter, Guessed, always
 from .model import ModelSession
 
@@ -22,23 +22,35 @@ from .model import ModelSession
 class TreeDrafter(Drafter):
     """Grows a tree level by level: every node at depth i gets branching[i] children.
 
-    sampled: children are drawn from the draft's distribution without replacement, and q says so; otherwise they are its most
-    probable tokens, guesses without chance. budget: at most so many nodes, a shape that adapts to the text. Of a tree without chance those of the
-    highest joint probability under the draft stay. Of a sampled tree no node may be thrown away once it is drawn, which would look at the
-    drawn token, as in notebook 06; so it is grown node by node, where `chance_kept` promises most *before* the draw, with a draft forward
-    for each. At temperature 0 a tree should not be sampled: there is one token to draw.
+    sampled: children are drawn from the draft's distribution without replacement, and q says so; otherwise they are its
+    most probable tokens, guesses without chance. budget: at most so many nodes, a shape that adapts to the text. Of a
+    tree without chance those of the highest joint probability under the draft stay. Of a sampled tree no node may be
+    thrown away once it is drawn, which would look at the drawn token, as in notebook 06; so it is grown node by node,
+    where `chance_kept` promises most *before* the draw, with a draft forward for each. At temperature 0 a tree should
+    not be sampled: there is one token to draw.
 
     The draft length of `generate` caps the depth. Raises InvalidArgument for a shape that cannot be.
     """
 
     grows_trees = True
 
-    def __init__(self, language_model: LanguageModel, branching: Sequence[int] = (3, 2, 1, 1), sampled: bool = True, budget: int | None = None):
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        branching: Sequence[int] = (3, 2, 1, 1),
+        sampled: bool = True,
+        budget: int | None = None,
+    ):
         if not branching or min(branching) < 1:
             raise InvalidArgument(f"branching must be whole numbers >= 1, one for each level, not {tuple(branching)!r}")
         if budget is not None and budget < 1:
             raise InvalidArgument(f"a budget of nodes must be at least 1, not {budget!r}")
-        self.language_model, self.branching, self.sampled, self.budget = language_model, tuple(branching), sampled, budget
+        self.language_model, self.branching, self.sampled, self.budget = (
+            language_model,
+            tuple(branching),
+            sampled,
+            budget,
+        )
 
     def models(self) -> list[LanguageModel]:
         return [self.language_model]
@@ -51,7 +63,9 @@ class TreeDrafter(Drafter):
 
 @dataclass(frozen=True)
 class Node:
-    """One guess. probs: what it was drawn from [V]; parent: its place in the list of nodes, or -1; joint: log-probability under the draft, with its ancestors'."""
+    """One guess. probs: what it was drawn from [V]; parent: its place in the list of nodes, or -1; joint:
+    log-probability under the draft, with its ancestors'.
+    """
 
     token: int
     probs: torch.Tensor
@@ -72,7 +86,11 @@ class TreeSession(ModelSession):
     def propose(self, text: list[int], n: int, goes_on: Callable[[torch.Tensor], bool] = always) -> Draft:
         self._check_room(text, n)
         self._synchronise(text)
-        rows = self._probabilities(self.context.extend(torch.tensor([text[self.context.length :]], device=self.device), keep=1)[0], lambda: [[]])  # [1, V]
+        # [1, V]
+        rows = self._probabilities(
+            self.context.extend(torch.tensor([text[self.context.length :]], device=self.device), keep=1)[0],
+            lambda: [[]],
+        )
         self.read = list(text)
         if self.settings.sampled and self.settings.budget is not None:
             return self._draft(self._grown(text, rows[0], n))
@@ -82,7 +100,10 @@ class TreeSession(ModelSession):
             grown = []
             for place, row in zip(frontier, rows, strict=True):
                 before = nodes[place].joint if place >= 0 else 0.0
-                grown += [Node(token, probs, place, before + float(row[token].log())) for token, probs in self._children(row, width)]
+                grown += [
+                    Node(token, probs, place, before + float(row[token].log()))
+                    for token, probs in self._children(row, width)
+                ]
             if self.settings.budget is not None:  # a node outside the best of its level cannot be among the best of all
                 grown = sorted(grown, key=lambda node: -node.joint)[: self.settings.budget]
             frontier = list(range(len(nodes), len(nodes) + len(grown)))
@@ -97,17 +118,26 @@ class TreeSession(ModelSession):
         return q
 
     def _draft(self, nodes: list[Node]) -> Draft:
-        return Draft(torch.tensor([node.token for node in nodes], device=self.device), torch.stack([node.probs for node in nodes]), [node.parent for node in nodes])
+        return Draft(
+            torch.tensor([node.token for node in nodes], device=self.device),
+            torch.stack([node.probs for node in nodes]),
+            [node.parent for node in nodes],
+        )
 
     def _grown(self, text: list[int], row: torch.Tensor, n: int) -> list[Node]:
-        """`budget` nodes at most, each drawn where verification is likeliest to come and to keep it, as far as is known before the draw."""
+        """`budget` nodes at most, each drawn where verification is likeliest to come and to keep it, as far as is known
+        before the draw.
+        """
         nodes: list[Node] = []
-        # what may be drawn next: (minus what it promises, then what breaks ties, parent, depth, what is left to draw from, the draft's highest probability there, the parent's promise)
+        # what may be drawn next: (minus what it promises, then what breaks ties, parent, depth, what is left to draw
+        # from, the draft's highest probability there, the parent's promise)
         places: list[tuple] = []
 
         def offer(parent: int, depth: int, elder: int, row: torch.Tensor, top: float, promise: float) -> None:
             if depth < min(n, len(self.settings.branching)) and elder < self.settings.branching[depth]:
-                heappush(places, (-promise * chance_kept(top, elder), len(nodes), elder, parent, depth, row, top, promise))
+                heappush(
+                    places, (-promise * chance_kept(top, elder), len(nodes), elder, parent, depth, row, top, promise)
+                )
 
         offer(-1, 0, 0, row, float(row.max()), 1.0)
         while places and len(nodes) < self.settings.budget:
@@ -127,7 +157,9 @@ class TreeSession(ModelSession):
         if not self.settings.sampled:
             likely = row.topk(min(width, row.numel()))
             tokens = [token for token, p in zip(likely.indices.tolist(), likely.values.tolist(), strict=True) if p > 0]
-            return [(token, point_mass(torch.tensor(token, device=row.device), row.numel(), row.dtype)) for token in tokens]
+            return [
+                (token, point_mass(torch.tensor(token, device=row.device), row.numel(), row.dtype)) for token in tokens
+            ]
         children = []
         for _ in range(width):
             token = int(self.draw(row))
@@ -145,7 +177,9 @@ class TreeSession(ModelSession):
         return self._probabilities(logits[0], lambda: [_guesses(nodes, node) for node in nodes[-last:]])
 
     def _pruned(self, nodes: list[Node]) -> list[Node]:
-        """The most probable `budget` nodes, in their order. A parent is never less probable than its child, so it stays with it."""
+        """The most probable `budget` nodes, in their order. A parent is never less probable than its child, so it stays
+        with it.
+        """
         if self.settings.budget is None or len(nodes) <= self.settings.budget:
             return nodes
         kept = sorted(sorted(range(len(nodes)), key=lambda k: (-nodes[k].joint, k))[: self.settings.budget])
@@ -168,7 +202,8 @@ def without(row: torch.Tensor, token: int) -> tuple[torch.Tensor, torch.Tensor]:
 def chance_kept(top: float, elder: int) -> float:
     """About how likely a drawn guess is kept, from the draft's highest probability and the number of elder siblings.
 
-    Read off the embedded pair on prompts set aside (notebook 09 shows how it fits). A wrong estimate costs speed and nothing else.
+    Read off the embedded pair on prompts set aside (notebook 09 shows how it fits). A wrong estimate costs speed and
+    nothing else.
     """
     first = 0.45 + 0.5 * top
     return first if elder == 0 else (1 - first) * 0.2 * 0.5 ** (elder - 1)

@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ..errors import InvalidArgument
-from ..exact import max_difference
-from ..statistics import detection, g_test
+from ..law.exact import max_difference
+from ..law.statistics import detection, g_test
 from . import cases
 from .library import SUSPECTS, expected, law, numbers
 from .reference import emitted

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..distributions import Sampling
-from ..exact import Loop, TableModel, TextLaw, rule_law, warped
+from ..law.distributions import Sampling
+from ..law.exact import Loop, TableModel, TextLaw, rule_law, warped
+from ..law.rules import RULES, Law, TreeLaw, Verdict, token_law, tree_law
 from ..museum import EXHIBITS, GUESSERS, MATCH, PLAIN, by
-from ..rules import RULES, Law, TreeLaw, Verdict, token_law, tree_law
 from .reference import emitted
 
 LAWS: dict[str, Law] = {name: rule.law for name, rule in RULES.items()} | {"match": MATCH.law}

@@ -55,7 +55,11 @@ def python_source() -> list[Document]:
     """Every usable source file of the standard library and the installed packages, in a fixed order."""
     paths = sysconfig.get_paths()
     standard, site = Path(paths["stdlib"]), Path(paths["purelib"])
-    found = [(f"stdlib/{p.relative_to(standard).as_posix()}", p) for p in standard.rglob("*.py") if "site-packages" not in p.relative_to(standard).parts]
+    found = [
+        (f"stdlib/{p.relative_to(standard).as_posix()}", p)
+        for p in standard.rglob("*.py")
+        if "site-packages" not in p.relative_to(standard).parts
+    ]
     found += [(p.relative_to(site).as_posix(), p) for p in site.rglob("*.py")]
     documents, seen = [], set()
     for name, path in tqdm(sorted(found), desc="reading source", unit="file"):
@@ -101,7 +105,9 @@ def split(documents: list[Document]) -> tuple[list[Document], list[Document]]:
     if documents and documents[0].package == "text":
         return [d for i, d in enumerate(documents) if i % 20], documents[::20]
     held = [d for d in documents if d.name in HELD_OUT]
-    rest = sorted((d for d in documents if d.name not in HELD_OUT), key=lambda d: hashlib.sha256(d.name.encode()).digest())
+    rest = sorted(
+        (d for d in documents if d.name not in HELD_OUT), key=lambda d: hashlib.sha256(d.name.encode()).digest()
+    )
     used, train = Counter(), []
     for document in rest:
         if used[document.package] < CAP_BYTES:
@@ -127,7 +133,12 @@ def manifest(train: list[Document], held: list[Document]) -> dict:
     for package in sorted({d.package for d in train}):
         own = [d for d in train if d.package == package]
         digest = hashlib.sha256("".join(d.name + d.text for d in own).encode()).hexdigest()
-        packages[package] = {"version": version(package), "files": len(own), "bytes": sum(len(d.text) for d in own), "sha256": digest}
+        packages[package] = {
+            "version": version(package),
+            "files": len(own),
+            "bytes": sum(len(d.text) for d in own),
+            "sha256": digest,
+        }
     return {
         "train_bytes": sum(len(d.text) for d in train),
         "train_files": len(train),
@@ -140,7 +151,9 @@ def manifest(train: list[Document], held: list[Document]) -> dict:
 
 def tokenized(documents: list[Document], tokenizer, cache: Path) -> np.ndarray:
     """All documents as one uint16 array, an end-of-text token after each; kept in `cache` between runs."""
-    key = hashlib.sha256(("".join(d.name + d.text for d in documents) + tokenizer.backend_tokenizer.to_str()).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        ("".join(d.name + d.text for d in documents) + tokenizer.backend_tokenizer.to_str()).encode()
+    ).hexdigest()[:16]
     path = cache / f"tokens-{key}.npy"
     if not path.exists():
         pieces = []
@@ -162,7 +175,9 @@ def write_manifest(train: list[Document], held: list[Document], path: Path) -> d
             packages, others = content["packages"], before["packages"]
         if before != content:
             changed = sorted(name for name in packages.keys() | others.keys() if packages.get(name) != others.get(name))
-            what = f"other content of {', '.join(changed[:3] or ['what is held out'])}{' and more' * (len(changed) > 3)}"
+            what = (
+                f"other content of {', '.join(changed[:3] or ['what is held out'])}{' and more' * (len(changed) > 3)}"
+            )
             raise TrainingError(f"{path.parent} holds what was made from another corpus ({what}); {remedy}")
     write_text(path, json.dumps(content, indent=1) + "\n")
     return content

@@ -1,8 +1,8 @@
 """A target that edits: the embedded target, taught by a small adapter to write a changed copy of what it has just read.
 
-A model of 20 million parameters that has read 22 million tokens does not copy of its own accord, and a guesser that copies is only as good as
-the target's wish to. The adapter adds a product of two thin matrices to each attention matrix (LoRA, Hu et al. 2106.09685);
-everything else stays as it was. Training is resumable as in `train`.
+A model of 20 million parameters that has read 22 million tokens does not copy of its own accord, and a guesser that
+copies is only as good as the target's wish to. The adapter adds a product of two thin matrices to each attention matrix
+(LoRA, Hu et al. 2106.09685); everything else stays as it was. Training is resumable as in `train`.
 """
 
 import platform
@@ -21,9 +21,9 @@ from torch.nn.utils import parametrize
 from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .. import adapter
 from ..errors import TrainingError
-from ..models import EDITOR
+from ..model import adapter
+from ..model.language_model import EDITOR
 from .corpus import Document
 from .state import identity, load_state, save_card, save_state
 from .train import SAVE_EVERY_SECONDS, schedule
@@ -34,12 +34,16 @@ TOKENS = 2_500_000
 RATE = 2e-3
 IGNORED = -100  # what cross_entropy passes over
 SUFFIXES = "again copy new old two next other alt fast slow".split()
-TOO_COMMON = "self and are assert def del elif else except for from global import lambda not pass raise return the this try while with yield int str that".split()
+TOO_COMMON = (
+    "self and are assert def del elif else except for from global import lambda not pass raise return the "
+    "this try while with yield int str that"
+).split()
 
 Task = tuple[list[int], list[int]]  # the ids of a text, and of the answer that is to follow it
 
 
-# --- the tasks ---------------------------------------------------------------------------------------------------------
+# --- the tasks
+# ---------------------------------------------------------------------------------------------------------
 
 
 def functions(document: Document) -> list[str]:
@@ -50,13 +54,17 @@ def functions(document: Document) -> list[str]:
 
 
 def renamed(function: str, suffix: str = "again") -> dict[str, str]:
-    """The task of writing a function again under another name: "text" ends with the copy's signature, "answer" is the rest of it."""
+    """The task of writing a function again under another name: "text" ends with the copy's signature, "answer" is the
+    rest of it.
+    """
     old = re.match(r"def (\w+)", function).group(1)
     return _task(function, f"the same, renamed to {old}_{suffix}", old, f"{old}_{suffix}")
 
 
 def reworded(function: str, choice: random.Random, suffix: str = "again") -> dict[str, str] | None:
-    """The task of writing a function again with one of its words exchanged, or None if none stands three times below its signature."""
+    """The task of writing a function again with one of its words exchanged, or None if none stands three times below
+    its signature.
+    """
     name, body = re.match(r"def (\w+)", function).group(1), function.split("):\n", 1)[1]
     counts = {word: len(re.findall(rf"\b{word}\b", body)) for word in sorted(set(re.findall(r"\b[a-z]\w{2,}\b", body)))}
     words = [word for word, count in counts.items() if count >= 3 and word not in (name, *TOO_COMMON)]
@@ -71,8 +79,12 @@ def _task(function: str, order: str, old: str, new: str) -> dict[str, str]:
     return {"text": f"{function}\n\n\n# {order}\n{first}):\n", "answer": rest}
 
 
-def tasks(documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast, seed: int = 0, least: int = 24, most: int = 210) -> list[Task]:
-    """A task for every function whose answer has `least` to `most` tokens, half of them `reworded` where a word allows it, in an order that the seed decides."""
+def tasks(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast, seed: int = 0, least: int = 24, most: int = 210
+) -> list[Task]:
+    """A task for every function whose answer has `least` to `most` tokens, half of them `reworded` where a word allows
+    it, in an order that the seed decides.
+    """
     choice, found = random.Random(seed), []
     for document in documents:
         for function in functions(document):
@@ -80,12 +92,20 @@ def tasks(documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast, see
                 task = reworded(function, choice, choice.choice(SUFFIXES)) if choice.random() < 0.5 else None
                 found.append(task or renamed(function, choice.choice(SUFFIXES)))
     choice.shuffle(found)
-    sides = [[e.ids for e in tokenizer.backend_tokenizer.encode_batch([task[side] for task in found])] for side in ("text", "answer")]
-    return [(text, answer) for text, answer in zip(*sides, strict=True) if least <= len(answer) <= most and len(text) + len(answer) <= 2 * most + 30]
+    sides = [
+        [e.ids for e in tokenizer.backend_tokenizer.encode_batch([task[side] for task in found])]
+        for side in ("text", "answer")
+    ]
+    return [
+        (text, answer)
+        for text, answer in zip(*sides, strict=True)
+        if least <= len(answer) <= most and len(text) + len(answer) <= 2 * most + 30
+    ]
 
 
 def batch(tasks: list[Task], step: int, rows: int, pool: int = 32) -> tuple[Tensor, Tensor]:
-    """Batch number `step`: (inputs [B, T], the token to predict at each place [B, T], IGNORED where it is not the answer's).
+    """Batch number `step`: (inputs [B, T], the token to predict at each place [B, T], IGNORED where it is not the
+    answer's).
 
     Tasks of like length go together: each `pool` batches are sorted before they are cut.
     """
@@ -104,7 +124,8 @@ def batch(tasks: list[Task], step: int, rows: int, pool: int = 32) -> tuple[Tens
     return inputs, wanted
 
 
-# --- the adapter -------------------------------------------------------------------------------------------------------
+# --- the adapter
+# -------------------------------------------------------------------------------------------------------
 
 
 class LowRank(nn.Module):
@@ -120,7 +141,9 @@ class LowRank(nn.Module):
 
 
 def adapt(model: LlamaForCausalLM, rank: int = RANK) -> nn.ModuleDict:
-    """Puts a `LowRank` on each attention matrix of `model`, whose own weights no longer learn. Keys are the matrices' names, with / for the dot."""
+    """Puts a `LowRank` on each attention matrix of `model`, whose own weights no longer learn. Keys are the matrices'
+    names, with / for the dot.
+    """
     model.requires_grad_(False)
     found = nn.ModuleDict()
     for name, module in list(model.named_modules()):
@@ -130,11 +153,14 @@ def adapt(model: LlamaForCausalLM, rank: int = RANK) -> nn.ModuleDict:
     return found
 
 
-# --- the training ------------------------------------------------------------------------------------------------------
+# --- the training
+# ------------------------------------------------------------------------------------------------------
 
 
 def loss_of(model: LlamaForCausalLM, inputs: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean loss in nats per token of the answers, the share of those tokens that are the model's first choice), of a `batch`."""
+    """(mean loss in nats per token of the answers, the share of those tokens that are the model's first choice), of a
+    `batch`.
+    """
     with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
         logits = model(inputs, use_cache=False).logits
     asked = wanted != IGNORED
@@ -154,19 +180,30 @@ def held_out_loss(model: LlamaForCausalLM, tasks: list[Task], rows: int = 8, bat
 
 
 def train(
-    documents: list[Document], held_out: list[Document], tokenizer: PreTrainedTokenizerFast, target_folder: Path, folder: Path, amount: int | None = None, seed: int = 0, rows: int = 8
+    documents: list[Document],
+    held_out: list[Document],
+    tokenizer: PreTrainedTokenizerFast,
+    target_folder: Path,
+    folder: Path,
+    amount: int | None = None,
+    seed: int = 0,
+    rows: int = 8,
 ) -> Path:
     """Trains the adapter for the target in `target_folder`; writes safetensors and a card to `folder`/target-editor.
 
-    amount: tokens to see, prompts and padding included, else TOKENS. Resumes from `folder`/target-editor.state. Raises TrainingError without a target or
-    without functions to copy, for a state of another training, or when the loss stops being finite.
+    amount: tokens to see, prompts and padding included, else TOKENS. Resumes from `folder`/target-editor.state. Raises
+    TrainingError without a target or without functions to copy, for a state of another training, or when the loss stops
+    being finite.
     """
     if not (target_folder / "card.json").exists():
         raise TrainingError(f"{EDITOR} needs a finished target, which is not in {target_folder}; train it first")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     learnt, unseen = tasks(documents, tokenizer, seed), tasks(held_out, tokenizer, seed)
     if not learnt or not unseen:
-        raise TrainingError(f"{EDITOR} learns to copy Python functions, and the corpus has {len(learnt)} of fitting length, {len(unseen)} of them held out")
+        raise TrainingError(
+            f"{EDITOR} learns to copy Python functions, and the corpus has {len(learnt)} of fitting length, "
+            f"{len(unseen)} of them held out"
+        )
     digest = pooch.file_hash(str(target_folder / "model.safetensors"))
     torch.manual_seed(seed)
     model = LlamaForCausalLM.from_pretrained(target_folder, dtype=torch.float32).to(device)
@@ -203,7 +240,11 @@ def train(
             now = time.perf_counter()
             seconds, last = seconds + now - last, now
             values = (loss.item(), right.item())
-            smooth = values if smooth is None else tuple(0.95 * old + 0.05 * new for old, new in zip(smooth, values, strict=True))
+            smooth = (
+                values
+                if smooth is None
+                else tuple(0.95 * old + 0.05 * new for old, new in zip(smooth, values, strict=True))
+            )
             bar.update(inputs.numel())
             if step % 50 == 0 or seen >= amount:
                 curve.append([seen, *(round(value, 4) for value in smooth), round(seconds, 1)])
@@ -215,7 +256,17 @@ def train(
     return _save(model, adapters, unseen, folder / EDITOR, target_folder.name, own, seen, seconds, curve)
 
 
-def _save(model: LlamaForCausalLM, adapters: nn.ModuleDict, unseen: list[Task], path: Path, target: str, identity: dict, seen: int, seconds: float, curve: list) -> Path:
+def _save(
+    model: LlamaForCausalLM,
+    adapters: nn.ModuleDict,
+    unseen: list[Task],
+    path: Path,
+    target: str,
+    identity: dict,
+    seen: int,
+    seconds: float,
+    curve: list,
+) -> Path:
     """Writes bf16 safetensors and `card.json` to `path`; returns `path`."""
     path.mkdir(parents=True, exist_ok=True)
     adapter.save({name.replace("/", "."): value for name, value in adapters.state_dict().items()}, path)
@@ -230,10 +281,14 @@ def _save(model: LlamaForCausalLM, adapters: nn.ModuleDict, unseen: list[Task], 
         "held_out_nats_per_token": round(nats, 4),
         "held_out_first_choice": round(right, 4),
         "seconds": round(seconds),
-        "machine": f"{torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + ' CPU'}, {torch.get_num_threads()} threads",
+        "machine": f"{torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + ' CPU'}, "
+        f"{torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "corpus": "corpus.json",
-        "loss_curve": {"columns": ["tokens", "training loss (nats)", "share of first choices", "seconds"], "rows": curve},
+        "loss_curve": {
+            "columns": ["tokens", "training loss (nats)", "share of first choices", "seconds"],
+            "rows": curve,
+        },
     }
     save_card(path, card, identity)
     return path

@@ -1,8 +1,8 @@
 """The prompts every figure is measured on: cut from held-out modules, so that no model has seen them.
 
 "code": the head of a function with what stands before it. "prose": package descriptions, which nobody trained on and
-which do not look like code: what happens to a draft away from home. "repair": tasks of the encoder-decoder pair. "edit": a function shown
-in full and begun again with a change, so that most of what follows stands in the prompt.
+which do not look like code: what happens to a draft away from home. "repair": tasks of the encoder-decoder pair.
+"edit": a function shown in full and begun again with a change, so that most of what follows stands in the prompt.
 """
 
 import importlib.metadata
@@ -16,11 +16,16 @@ from . import editor
 from .corpus import Document
 from .seq2seq import repair_prompts
 
-PROSE_FROM = "jinja2 pandas scipy seaborn torch transformers joblib ipywidgets matplotlib hypothesis tqdm pooch networkx click rich numpy".split()
+PROSE_FROM = (
+    "jinja2 pandas scipy seaborn torch transformers joblib ipywidgets matplotlib hypothesis tqdm pooch "
+    "networkx click rich numpy"
+).split()
 
 
 def code_prompts(held_out: list[Document], tokenizer, count: int = 60, tokens: int = 100) -> list[dict]:
-    """Prompts of whole lines, at most `tokens` tokens, that end with the first line of a function, spread over the held-out modules."""
+    """Prompts of whole lines, at most `tokens` tokens, that end with the first line of a function, spread over the
+    held-out modules.
+    """
     found = []
     for document in held_out:
         places = [m.end() for m in re.finditer(r"\n +def \w+\([^)]*\):\n|\ndef \w+\([^)]*\):\n", document.text)]
@@ -41,7 +46,11 @@ def prose_prompts(tokenizer, count: int = 24, tokens: int = 100) -> list[dict]:
             text = importlib.metadata.metadata(package).get_payload() or ""
         except importlib.metadata.PackageNotFoundError:
             continue
-        paragraphs = [p for p in re.split(r"\n\s*\n", text) if len(p) > 200 and p[0].isalpha() and "http" not in p and "|" not in p and p.isascii()]
+        paragraphs = [
+            p
+            for p in re.split(r"\n\s*\n", text)
+            if len(p) > 200 and p[0].isalpha() and "http" not in p and "|" not in p and p.isascii()
+        ]
         for paragraph in paragraphs[:3]:
             ids = tokenizer(" ".join(paragraph.split()))["input_ids"][:tokens]
             if len(ids) > 40:
@@ -49,8 +58,11 @@ def prose_prompts(tokenizer, count: int = 24, tokens: int = 100) -> list[dict]:
     return found[:count]
 
 
-def edit_prompts(held_out: list[Document], tokenizer, count: int = 24, least: int = 90, most: int = 200, longest: int = 480) -> list[dict]:
-    """`count` tasks of each "kind", taking turns: a function of `least` to `most` tokens to be written again "renamed", or "reworded" (see `editor`).
+def edit_prompts(
+    held_out: list[Document], tokenizer, count: int = 24, least: int = 90, most: int = 200, longest: int = 480
+) -> list[dict]:
+    """`count` tasks of each "kind", taking turns: a function of `least` to `most` tokens to be written again "renamed",
+    or "reworded" (see `editor`).
 
     "text" and "answer" have `longest` tokens at most, and no function comes twice.
     """
@@ -63,9 +75,15 @@ def edit_prompts(held_out: list[Document], tokenizer, count: int = 24, least: in
 
     found, choice = {"renamed": [], "reworded": []}, random.Random(0)
     for document in held_out:
-        outermost = [m.group(0).rstrip() for m in re.finditer(r"^def \w+\([^)]*\):\n(?:(?:    .*)?\n)+", document.text, re.M)]
+        outermost = [
+            m.group(0).rstrip() for m in re.finditer(r"^def \w+\([^)]*\):\n(?:(?:    .*)?\n)+", document.text, re.M)
+        ]
         chosen = fitting(outermost)[:2]
-        others = [editor.reworded(function, choice) for function in fitting(editor.functions(document)) if function not in chosen]
+        others = [
+            editor.reworded(function, choice)
+            for function in fitting(editor.functions(document))
+            if function not in chosen
+        ]
         others = [task for task in others if task and length(task["text"] + task["answer"]) <= longest]
         for kind, some in (("renamed", map(editor.renamed, chosen)), ("reworded", others[:2])):
             found[kind] += [{"source": document.name, "kind": kind, **task} for task in some]
@@ -75,6 +93,11 @@ def edit_prompts(held_out: list[Document], tokenizer, count: int = 24, least: in
 
 def write_prompts(held_out: list[Document], tokenizer, path: Path) -> dict[str, list[dict]]:
     """Saves all kinds as JSON at `path` and returns them."""
-    content = {"code": code_prompts(held_out, tokenizer), "prose": prose_prompts(tokenizer), "repair": repair_prompts(held_out, tokenizer), "edit": edit_prompts(held_out, tokenizer)}
+    content = {
+        "code": code_prompts(held_out, tokenizer),
+        "prose": prose_prompts(tokenizer),
+        "repair": repair_prompts(held_out, tokenizer),
+        "edit": edit_prompts(held_out, tokenizer),
+    }
     write_text(path, json.dumps(content, indent=1) + "\n")
     return content

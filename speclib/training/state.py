@@ -12,11 +12,19 @@ from ..files import code_version, differing, digest, reading, replacing, write_t
 
 
 def identity(tokenizer, *data, files: tuple[Path, ...] = (), **settings) -> dict:
-    """All that decides what a training comes to: settings, tokenizer, data (texts, arrays), weights in `files`, code."""
+    """All that decides what a training comes to: settings, tokenizer, data (texts, arrays), weights in `files`,
+    code.
+    """
     weights = {file.parent.name: pooch.file_hash(str(file)) for file in files if file.exists()}
     words = digest(tokenizer.backend_tokenizer.to_str()) if tokenizer else None
     pieces = (piece if isinstance(piece, str) else np.ascontiguousarray(piece) for piece in data)
-    return {**settings, "corpus": digest(*pieces), "tokenizer": words, "weights": weights, "code": code_version("training")}
+    return {
+        **settings,
+        "corpus": digest(*pieces),
+        "tokenizer": words,
+        "weights": weights,
+        "code": code_version("training"),
+    }
 
 
 def load_state(path: Path, identity: dict, device: torch.device) -> dict | None:
@@ -38,7 +46,9 @@ def save_state(path: Path, identity: dict, **state) -> None:
         try:
             torch.save({"identity": identity, **state}, partial)
         except RuntimeError as error:  # torch's own word for a full disk
-            raise FileError(f"cannot write {path}: {str(error).splitlines()[0]}; what was there is as it was") from error
+            raise FileError(
+                f"cannot write {path}: {str(error).splitlines()[0]}; what was there is as it was"
+            ) from error
 
 
 def save_card(path: Path, card: dict, identity: dict) -> None:
@@ -47,7 +57,9 @@ def save_card(path: Path, card: dict, identity: dict) -> None:
 
 
 def finished(path: Path, **settings) -> bool:
-    """Whether a model is finished, and says so. Raises TrainingError for one of other settings, if its card tells them."""
+    """Whether a model is finished, and says so. Raises TrainingError for one of other settings, if its card tells
+    them.
+    """
     card = path / "card.json"
     if not card.exists():
         return False

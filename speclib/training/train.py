@@ -45,8 +45,8 @@ def grow(state: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]
     """A deeper copy of a Llama's weights that computes the same function: the start of a longer training.
 
     Each new block copies the layer below it, with output matrices of zero, so that it adds nothing until it learns to
-    (block expansion, Wu et al. 2401.02415, section 3). New blocks are spread evenly. Raises TrainingError if `layers` are fewer
-    than there are, or more than twice as many.
+    (block expansion, Wu et al. 2401.02415, section 3). New blocks are spread evenly. Raises TrainingError if `layers`
+    are fewer than there are, or more than twice as many.
     """
     had = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("model.layers."))
     if not had <= layers <= 2 * had:
@@ -60,13 +60,17 @@ def grow(state: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]
             for name, value in state.items():
                 if name.startswith(prefix):
                     silent = is_copy and name.endswith(("o_proj.weight", "down_proj.weight"))
-                    grown[f"model.layers.{place}." + name.removeprefix(prefix)] = torch.zeros_like(value) if silent else value.clone()
+                    grown[f"model.layers.{place}." + name.removeprefix(prefix)] = (
+                        torch.zeros_like(value) if silent else value.clone()
+                    )
             place += 1
     return grown
 
 
 def batch(tokens: np.ndarray, step: int, rows: int, width: int, seed: int) -> torch.Tensor:
-    """Batch number `step`: `rows` windows of width + 1 tokens, no window twice before all were seen. [rows, width + 1]"""
+    """Batch number `step`: `rows` windows of width + 1 tokens, no window twice before all were seen. [rows, width +
+    1]
+    """
     windows = (len(tokens) - 1) // width
     if windows < 1:
         raise TrainingError(f"the corpus has {len(tokens)} tokens, fewer than one window of {width}")
@@ -125,7 +129,15 @@ def loss_of(model, inputs: torch.Tensor, teacher=None) -> torch.Tensor:
 
 
 @torch.no_grad()
-def sample_text(teacher: LlamaForCausalLM, tokens: np.ndarray, amount: int, seed: int = 0, rows: int = 64, prompt: int = 32, length: int = 256) -> np.ndarray:
+def sample_text(
+    teacher: LlamaForCausalLM,
+    tokens: np.ndarray,
+    amount: int,
+    seed: int = 0,
+    rows: int = 64,
+    prompt: int = 32,
+    length: int = 256,
+) -> np.ndarray:
     """About `amount` tokens of the teacher's own text at temperature 1, begun by prompts from `tokens`. uint16 [N]"""
     torch.manual_seed(seed)
     pieces = []
@@ -133,8 +145,14 @@ def sample_text(teacher: LlamaForCausalLM, tokens: np.ndarray, amount: int, seed
         for step in range(-(-amount // (rows * length))):
             start = batch(tokens, step, rows, length, seed + 1)[:, :prompt].to(teacher.device)
             out = teacher.generate(
-                start, attention_mask=torch.ones_like(start), do_sample=True, top_k=0, max_new_tokens=length - prompt, eos_token_id=None, pad_token_id=0
-            )  # fmt: skip
+                start,
+                attention_mask=torch.ones_like(start),
+                do_sample=True,
+                top_k=0,
+                max_new_tokens=length - prompt,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
             pieces.append(out.cpu().numpy().astype(np.uint16).ravel())
             bar.update(rows * length)
     return np.concatenate(pieces)
@@ -187,7 +205,10 @@ def train(
     optims = optimizers(model, recipe)
     others = tuple(folder / name / "model.safetensors" for name in (recipe.start_from, recipe.teacher) if name)
     data = (tokens, held_out) if samples is None else (tokens, held_out, samples)
-    state_path, own = folder / f"{recipe.name}.state", identity(tokenizer, *data, files=others, recipe=repr(recipe), seed=seed)
+    state_path, own = (
+        folder / f"{recipe.name}.state",
+        identity(tokenizer, *data, files=others, recipe=repr(recipe), seed=seed),
+    )
     step, seen, seconds, curve = 0, 0, 0.0, []
     total = recipe.tokens
     if state := load_state(state_path, own, device):
@@ -228,17 +249,53 @@ def train(
             if progress < share <= seen / total:
                 name = f"{recipe.name}-at-{round(100 * share):02d}"
                 nats = held_out_nats(model, held_out, recipe.context)
-                save_model(model, tokenizer, folder / name, recipe, seen, curve, nats, held_out_bytes / len(held_out), seconds, own, tokens_before)
+                save_model(
+                    model,
+                    tokenizer,
+                    folder / name,
+                    recipe,
+                    seen,
+                    curve,
+                    nats,
+                    held_out_bytes / len(held_out),
+                    seconds,
+                    own,
+                    tokens_before,
+                )
         if time.perf_counter() - saved_at > SAVE_EVERY_SECONDS or seen >= total:
             weights = {"model": model.state_dict(), "optims": [o.state_dict() for o in optims]}
             save_state(state_path, own, **weights, step=step, seen=seen, seconds=seconds, curve=curve)
             saved_at = time.perf_counter()
     bar.close()
     nats = held_out_nats(model, held_out, recipe.context)
-    return save_model(model, tokenizer, folder / recipe.name, recipe, seen, curve, nats, held_out_bytes / len(held_out), seconds, own, tokens_before)
+    return save_model(
+        model,
+        tokenizer,
+        folder / recipe.name,
+        recipe,
+        seen,
+        curve,
+        nats,
+        held_out_bytes / len(held_out),
+        seconds,
+        own,
+        tokens_before,
+    )
 
 
-def save_model(model, tokenizer, path: Path, recipe: Recipe, seen, curve, nats, bytes_per_token, seconds, identity: dict, tokens_before=0) -> Path:
+def save_model(
+    model,
+    tokenizer,
+    path: Path,
+    recipe: Recipe,
+    seen,
+    curve,
+    nats,
+    bytes_per_token,
+    seconds,
+    identity: dict,
+    tokens_before=0,
+) -> Path:
     """Writes bf16 safetensors, the tokenizer and `card.json` to `path`; returns `path`."""
     copy = LlamaForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
@@ -247,14 +304,21 @@ def save_model(model, tokenizer, path: Path, recipe: Recipe, seen, curve, nats, 
     card = {
         "name": path.name,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "shape": {"layers": recipe.layers, "width": recipe.width, "heads": recipe.heads, "feed_forward": recipe.feed_forward, "context": recipe.context},
+        "shape": {
+            "layers": recipe.layers,
+            "width": recipe.width,
+            "heads": recipe.heads,
+            "feed_forward": recipe.feed_forward,
+            "context": recipe.context,
+        },
         "tokens_seen": tokens_before + seen,
         "started_from": recipe.start_from,
         "teacher": recipe.teacher,
         "held_out_nats_per_token": round(nats, 4),
         "held_out_bits_per_byte": round(nats / math.log(2) / bytes_per_token, 4),
         "seconds": round(seconds),
-        "machine": f"{torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + ' CPU'}, {torch.get_num_threads()} threads",
+        "machine": f"{torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + ' CPU'}, "
+        f"{torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "corpus": "corpus.json",
         "loss_curve": {"columns": ["tokens", "training loss (nats)", "seconds"], "rows": curve},

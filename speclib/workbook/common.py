@@ -40,8 +40,17 @@ def two_distributions(p, q, names: list[str] | None = None, axis: plt.Axes | Non
     p, q = [float(v) for v in p], [float(v) for v in q]
     places = range(len(p))
     axis.bar(places, p, 0.8, color=TARGET, alpha=0.35, edgecolor=TARGET, linewidth=1.5, label="target p")
-    axis.bar(places, [max(a - b, 0) for a, b in zip(p, q, strict=True)], 0.8, bottom=[min(a, b) for a, b in zip(p, q, strict=True)],
-             color="none", edgecolor=TARGET, hatch="///", linewidth=0, label="p above q: the residual")  # fmt: skip
+    axis.bar(
+        places,
+        [max(a - b, 0) for a, b in zip(p, q, strict=True)],
+        0.8,
+        bottom=[min(a, b) for a, b in zip(p, q, strict=True)],
+        color="none",
+        edgecolor=TARGET,
+        hatch="///",
+        linewidth=0,
+        label="p above q: the residual",
+    )
     axis.bar(
         places,
         [min(a, b) for a, b in zip(p, q, strict=True)],
@@ -67,10 +76,15 @@ def two_distributions(p, q, names: list[str] | None = None, axis: plt.Axes | Non
 
 
 def leaders(table) -> str:
-    """Who leads a table of speed-ups (a row a method; columns speedup, low, high), and whose interval reaches as high: a tie, in words."""
+    """Who leads a table of speed-ups (a row a method; columns speedup, low, high), and whose interval reaches as high:
+    a tie, in words.
+    """
     best = table["speedup"].max()
     near = table.index[table["high"] >= best].drop(table["speedup"].idxmax())
-    return f"{table['speedup'].idxmax()} leads, {best:.2f} times plain; as high within their intervals: {', '.join(near) or 'none'}"
+    return (
+        f"{table['speedup'].idxmax()} leads, {best:.2f} times plain; as high within their intervals: "
+        f"{', '.join(near) or 'none'}"
+    )
 
 
 def picture(figure) -> widgets.Image:

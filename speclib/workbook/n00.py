@@ -4,12 +4,14 @@ from collections.abc import Callable
 
 import ipywidgets as widgets
 
-from ..trace import Trace
+from ..loop.trace import Trace
 from .common import ACCEPTED, TARGET, _number, _verdict, picture, plt, style, tight
 
 
 def race(traces: list, labels: tuple[str, ...] = ("speculative", "plain"), until: float | None = None) -> plt.Figure:
-    """Tokens written against seconds, a step a round, for several traces of the same prompt; up to `until` seconds if given."""
+    """Tokens written against seconds, a step a round, for several traces of the same prompt; up to `until` seconds if
+    given.
+    """
     style()
     figure, axis = plt.subplots()
     for trace, label, colour, line in zip(traces, labels, (ACCEPTED, TARGET), ("-", "--"), strict=True):

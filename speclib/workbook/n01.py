@@ -42,7 +42,8 @@ def width_curve(table, mark: int | None = None) -> plt.Figure:
         row = table[table["width"] == mark].iloc[0]
         axis.plot(mark, row["ms"], "D", color=REJECTED, markersize=11)
         axis.set_title(
-            f"{mark} token{'s' * (mark > 1)}: {row['ms']:.1f} ms, {row['ms'] / one:.2f} times one, {row['ms'] / mark:.2f} ms a token"
+            f"{mark} token{'s' * (mark > 1)}: {row['ms']:.1f} ms, {row['ms'] / one:.2f} times one, "
+            f"{row['ms'] / mark:.2f} ms a token"
         )
     axis.set_xscale("log", base=2)
     axis.set(xlabel="tokens in one forward, n", ylabel="ms", ylim=(0, 1.4 * table["high"].max()))
@@ -51,7 +52,9 @@ def width_curve(table, mark: int | None = None) -> plt.Figure:
 
 
 def layouts(table, floor: float) -> plt.Figure:
-    """Milliseconds of the same products against the rows they are computed for, a line for each value of `weights`; floor: ms that reading the weights takes."""
+    """Milliseconds of the same products against the rows they are computed for, a line for each value of `weights`;
+    floor: ms that reading the weights takes.
+    """
     figure, axis = plt.subplots()
     sns.lineplot(table, x="rows", y="ms", hue="weights", style="weights", markers=True, dashes=False, ax=axis)
     axis.axhline(floor, linestyle="--", color="black", label="reading the weights from memory")
@@ -87,7 +90,9 @@ def where_time_goes(profiles: dict) -> plt.Figure:
 
 
 def roofline(roof: dict, table, counts: list[tuple[int, int]]) -> plt.Figure:
-    """The machine's two limits, and forwards of each width between them. counts: (bytes, operations) of each row of the table."""
+    """The machine's two limits, and forwards of each width between them. counts: (bytes, operations) of each row of the
+    table.
+    """
     figure, axis = plt.subplots()
     intensity = [operations / read for read, operations in counts]
     speed = [operations / (1e6 * ms) for (_, operations), ms in zip(counts, table["ms"], strict=True)]
@@ -114,7 +119,9 @@ def roofline(roof: dict, table, counts: list[tuple[int, int]]) -> plt.Figure:
 
 
 def width_explorer(table, roof: dict, counts: list[tuple[int, int]]) -> widgets.VBox:
-    """A slider over the measured widths: the place on the width curve, and how much of the machine's arithmetic is used."""
+    """A slider over the measured widths: the place on the width curve, and how much of the machine's arithmetic is
+    used.
+    """
     slider = widgets.SelectionSlider(
         options=list(table["width"]), value=1, continuous_update=False, description="tokens"
     )
@@ -124,7 +131,10 @@ def width_explorer(table, roof: dict, counts: list[tuple[int, int]]) -> widgets.
         k = list(table["width"]).index(slider.value)
         image.value = picture(width_curve(table, slider.value)).value
         used = counts[k][1] / (1e-3 * table["ms"].iloc[k]) / roof["operations_per_second"]
-        words.value = f"{counts[k][1] / counts[k][0]:.1f} operations per byte; <b>{used:.1%}</b> of the arithmetic this machine can do"
+        words.value = (
+            f"{counts[k][1] / counts[k][0]:.1f} operations per byte; <b>{used:.1%}</b> of the arithmetic "
+            f"this machine can do"
+        )
 
     slider.observe(show, "value")
     show()

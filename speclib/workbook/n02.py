@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 import ipywidgets as widgets
 
-from .. import theory
+from ..law import theory
 from .common import ACCEPTED, MARKERS, PREDICTED, REJECTED, TARGET, _number, _same, _verdict, picture, plt, tight
 
 
 def claim(table, where: str = "this machine") -> plt.Figure:
-    """Speed-up against the number of right guesses: measured with its spread, the n + 1 claim, and the width curve's prediction.
+    """Speed-up against the number of right guesses: measured with its spread, the n + 1 claim, and the width curve's
+    prediction.
 
     table has the columns n, speedup, low, high, claim, width_curve; `where` names the machine.
     """
@@ -41,7 +42,8 @@ def claim(table, where: str = "this machine") -> plt.Figure:
 
 
 def wrong_guesses(table, where: str = "this machine") -> plt.Figure:
-    """Speed-up against the probability a that a guess is right, for each number n of guesses: measured with spread, predicted, break-even.
+    """Speed-up against the probability a that a guess is right, for each number n of guesses: measured with spread,
+    predicted, break-even.
 
     table has the columns a, n, speedup, low, high, predicted; `where` names the machine.
     """
@@ -96,7 +98,9 @@ def priced_oracle(times, quality: float, prices: tuple[float, ...]) -> plt.Figur
 
 
 def oracle_dial(times) -> widgets.VBox:
-    """Sliders for an oracle's quality and price; the predicted speed-up over the number of guesses, with a measured width curve (ms by width)."""
+    """Sliders for an oracle's quality and price; the predicted speed-up over the number of guesses, with a measured
+    width curve (ms by width).
+    """
     quality = widgets.FloatSlider(0.7, min=0.0, max=1.0, step=0.05, continuous_update=False, description="right with a")
     price = widgets.FloatSlider(0.1, min=0.0, max=1.0, step=0.05, continuous_update=False, description="cost c")
     image = widgets.Image(format="png")

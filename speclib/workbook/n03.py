@@ -5,14 +5,16 @@ from collections.abc import Callable
 import ipywidgets as widgets
 import numpy as np
 
-from ..decoding import generate
 from ..drafters import ModelDrafter
-from ..rules import RULES, Rule
+from ..law.rules import RULES, Rule
+from ..loop.decoding import generate
 from .common import ACCEPTED, REJECTED, TARGET, _law, _number, _verdict, picture, plt, tight, two_distributions
 
 
 def position(record: dict, tokenizer, top: int = 8) -> plt.Figure:
-    """One drafted position, from `widgets.record_rounds`: p and q over the tokens that either finds probable, and what happened."""
+    """One drafted position, from `widgets.record_rounds`: p and q over the tokens that either finds probable, and what
+    happened.
+    """
     figure, axis = plt.subplots(figsize=(8.5, 4.2))
     p, q, drafted = record["p"], record["q"], record["drafted"]
     marks = {record["replacement"]: "\n(drawn\ninstead)", drafted: "\n(drafted)"}
@@ -26,7 +28,8 @@ def position(record: dict, tokenizer, top: int = 8) -> plt.Figure:
 
 
 def baselines(clocks: dict[str, list[float]], where: str = "this machine") -> plt.Figure:
-    """Seconds at which each token was there, a line a program, and how many times as fast the last program is as each other one.
+    """Seconds at which each token was there, a line a program, and how many times as fast the last program is as each
+    other one.
 
     clocks: name -> seconds by token, the program that is praised last; `where` names the machine.
     """
@@ -57,7 +60,9 @@ def baselines(clocks: dict[str, list[float]], where: str = "this machine") -> pl
 
 
 def record_rounds(pair, prompt: str, draft_length: int = 4, tokens: int = 24, seed: int = 1) -> list[dict]:
-    """Every drafted position of a run that verification reached: p [V], q [V], the drafted token, its replacement (None if kept), a title."""
+    """Every drafted position of a run that verification reached: p [V], q [V], the drafted token, its replacement (None
+    if kept), a title.
+    """
     seen = []
 
     def watched(p, q, drafted):
@@ -84,9 +89,16 @@ def record_rounds(pair, prompt: str, draft_length: int = 4, tokens: int = 24, se
             if r.accepted == len(r.drafted) == i + 1:
                 fate += f"; all passed, and the bonus token is {pair.tokenizer.decode([own])!r}"
             keep = r.position + len(r.emitted) - 1  # the newest token is read in the next round
-            lengths = f"target {keep}, draft {min(keep, r.position + len(r.drafted) - 1)}"  # nobody read the draft's last guess
-            chance = f"accepted with probability {min(1.0, float(p[i, token] / q[i, token])):.2f}; overlap {r.overlaps[i]:.2f}"
-            title = f"Round {number}, guess {i + 1} of {len(r.drafted)}: {chance}\n{fate}\ncaches after the round: {lengths} tokens"
+            # nobody read the draft's last guess
+            lengths = f"target {keep}, draft {min(keep, r.position + len(r.drafted) - 1)}"
+            chance = (
+                f"accepted with probability {min(1.0, float(p[i, token] / q[i, token])):.2f}; overlap "
+                f"{r.overlaps[i]:.2f}"
+            )
+            title = (
+                f"Round {number}, guess {i + 1} of {len(r.drafted)}: {chance}\n{fate}\ncaches after the round: "
+                f"{lengths} tokens"
+            )
             records.append(
                 {
                     "p": p[i],

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import ipywidgets as widgets
 import torch
 
-from .. import statistics
-from ..distributions import overlap
+from ..law import statistics
+from ..law.distributions import overlap
 from .common import ACCEPTED, REJECTED, _law, _number, _verdict, picture, plt, tight, two_distributions
 
 
@@ -44,7 +44,9 @@ def joint_histograms(counted: dict, law: dict) -> plt.Figure:
 
 
 def power_curve(cells: tuple[int, ...]) -> plt.Figure:
-    """Samples that a G-test needs to see a total variation, one line per number of cells (significance 1e-6, power 99.9%)."""
+    """Samples that a G-test needs to see a total variation, one line per number of cells (significance 1e-6, power
+    99.9%).
+    """
     figure, axis = plt.subplots()
     variations = [0.001 * 1.3**k for k in range(20)]
     for count, line in zip(cells, ("-", "--", "-."), strict=True):
@@ -73,7 +75,9 @@ def museum(table) -> plt.Figure:
 
 
 def shifted_pair(shift: float, sharpness: float, tokens: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two bell-shaped distributions [tokens]: the target in the middle, the draft `shift` tokens aside and `sharpness` times as sharp."""
+    """Two bell-shaped distributions [tokens]: the target in the middle, the draft `shift` tokens aside and `sharpness`
+    times as sharp.
+    """
     places = torch.arange(tokens) - (tokens - 1) / 2
     return (-(places**2) / 4).softmax(0), (-sharpness * (places - shift) ** 2 / 4).softmax(0)
 

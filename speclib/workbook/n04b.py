@@ -14,15 +14,33 @@ Text = tuple[int, ...]
 Laws = dict[str, dict[str, dict[Text, float]]]
 
 PLACES = (  # what may be asked: rounds of each kind, and whole texts
-    "token/ordinary/3", "token/ordinary/7", "token/zeros-in-p/2", "token/ties/3", "token/point-masses-in-q/1",
-    "tree/with-replacement/2", "tree/without-replacement/3", "token/mask-that-the-draft-knows/3",
-    "token/text/v3-g2-l4", "token/text-zeros/v3-g2-l4",
-    "token/text-settings-0/v3-g2-l4", "token/text-settings-2/v4-g1-l3",
-)  # fmt: skip
+    "token/ordinary/3",
+    "token/ordinary/7",
+    "token/zeros-in-p/2",
+    "token/ties/3",
+    "token/point-masses-in-q/1",
+    "tree/with-replacement/2",
+    "tree/without-replacement/3",
+    "token/mask-that-the-draft-knows/3",
+    "token/text/v3-g2-l4",
+    "token/text-zeros/v3-g2-l4",
+    "token/text-settings-0/v3-g2-l4",
+    "token/text-settings-2/v4-g1-l3",
+)
 HIDDEN = (
-    "reseeded", "siblings apart", "argmax draft", "squared ratio", "bonus without its mask", "reused noise",
-    "resample from p", "argmax bonus", "one-sided top-k", "r <= ratio", "dropped draft", "shared noise",
-)  # fmt: skip
+    "reseeded",
+    "siblings apart",
+    "argmax draft",
+    "squared ratio",
+    "bonus without its mask",
+    "reused noise",
+    "resample from p",
+    "argmax bonus",
+    "one-sided top-k",
+    "r <= ratio",
+    "dropped draft",
+    "shared noise",
+)
 LIMIT = 20_000  # draws of one sampler
 ODDS = 1e4
 

@@ -6,13 +6,14 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 
-from .. import theory
+from ..law import theory
 from .common import ACCEPTED, DRAFT, MARKERS, PREDICTED, REJECTED, TARGET, _number, _verdict, picture, plt, style, tight
 
 
 def headline(result: dict) -> plt.Figure:
-    """Tokens per second of every method of `python -m speclib bench`, one panel a sampling setting (of the first dtype and domain), with
-    95% intervals of the ratio to plain decoding on the same backend."""
+    """Tokens per second of every method of `python -m speclib bench`, one panel a sampling setting (of the first dtype
+    and domain), with 95% intervals of the ratio to plain decoding on the same backend.
+    """
     style()
     first = result["tables"][0]
     tables = [t for t in result["tables"] if (t["dtype"], t["domain"]) == (first["dtype"], first["domain"])]
@@ -41,7 +42,9 @@ def headline(result: dict) -> plt.Figure:
 
 
 def similarity_histogram(betas: dict[str, list[float]]) -> plt.Figure:
-    """How often a draft is how similar to the target: sum(min(p, q)) at each position, one panel a draft, its mean marked."""
+    """How often a draft is how similar to the target: sum(min(p, q)) at each position, one panel a draft, its mean
+    marked.
+    """
     figure, axes = plt.subplots(1, len(betas), figsize=(4 * len(betas), 3.4), sharey=True, squeeze=False)
     for axis, (name, values) in zip(axes[0], betas.items(), strict=True):
         mean = sum(values) / len(values)
@@ -56,7 +59,9 @@ def similarity_histogram(betas: dict[str, list[float]]) -> plt.Figure:
 
 
 def dial(points, gamma: int) -> plt.Figure:
-    """Tokens per round against alpha: theory's curve, and points (columns alpha, tokens_per_round, low, high) measured by turning the dial."""
+    """Tokens per round against alpha: theory's curve, and points (columns alpha, tokens_per_round, low, high) measured
+    by turning the dial.
+    """
     figure, axis = plt.subplots()
     alphas = np.linspace(0, 1, 200)
     axis.plot(
@@ -83,7 +88,9 @@ def dial(points, gamma: int) -> plt.Figure:
 
 
 def ladder(drafts) -> plt.Figure:
-    """Speed-up against alpha, one marker a draft (columns method, alpha, speedup, low, high, c), larger for a more costly one."""
+    """Speed-up against alpha, one marker a draft (columns method, alpha, speedup, low, high, c), larger for a more
+    costly one.
+    """
     figure, axis = plt.subplots(figsize=(9, 4.6))
     for k, row in enumerate(drafts.sort_values("alpha").itertuples()):
         colour, marker = f"C{k}", MARKERS[k % len(MARKERS)]
@@ -112,7 +119,9 @@ def ladder(drafts) -> plt.Figure:
 
 
 def predicted_and_measured(table) -> plt.Figure:
-    """Measured against predicted speed-up (columns condition, width, speedup, low, high), with the diagonal and 90% of it."""
+    """Measured against predicted speed-up (columns condition, width, speedup, low, high), with the diagonal and 90% of
+    it.
+    """
     figure, axis = plt.subplots(figsize=(6, 5))
     for k, (condition, rows) in enumerate(table.groupby("condition", sort=False)):
         spread = [rows["speedup"] - rows["low"], rows["high"] - rows["speedup"]]
@@ -130,7 +139,9 @@ def predicted_and_measured(table) -> plt.Figure:
 
 
 def decomposition(steps: dict[str, float], title: str) -> plt.Figure:
-    """A waterfall from the ideal speed-up to the measured one. `steps`: label -> the speed-up when that is also counted."""
+    """A waterfall from the ideal speed-up to the measured one. `steps`: label -> the speed-up when that is also
+    counted.
+    """
     figure, axis = plt.subplots(figsize=(8, 3.6))
     labels, values = list(steps), list(steps.values())
     for k, (value, before) in enumerate(zip(values, [None, *values[:-1]], strict=True)):
@@ -168,7 +179,8 @@ def speed_map(
 ) -> plt.Figure:
     """Theory's speed-up against alpha, with measured and published points (columns label, kind, alpha, speedup).
 
-    Without `gamma`: curves of the best gamma for several c. With it: the curve of that gamma and c, and one point at `alpha`.
+    Without `gamma`: curves of the best gamma for several c. With it: the curve of that gamma and c, and one point at
+    `alpha`.
     """
     figure, axis = plt.subplots(figsize=(8.5, 4.8))
     grid = np.linspace(0, 0.97, 195)
@@ -199,7 +211,9 @@ def speed_map(
 
 
 def growth(record: dict) -> plt.Figure:
-    """Milliseconds per token by phase, against the length of the text, the draft length and the vocabulary (`python -m speclib bench --growth`)."""
+    """Milliseconds per token by phase, against the length of the text, the draft length and the vocabulary (`python -m
+    speclib bench --growth`).
+    """
     figure, axes = plt.subplots(1, 3, figsize=(13, 4))
     for axis, (name, unit) in zip(
         axes,

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import ipywidgets as widgets
 import numpy as np
 
-from .. import statistics
-from ..trace import Trace
+from ..law import statistics
+from ..loop.trace import Trace
 from .common import ACCEPTED, PREDICTED, REJECTED, TARGET, _number, _same, _verdict, picture, plt, tight
 
 
@@ -83,7 +83,9 @@ def plans(table) -> plt.Figure:
 
 
 def controller(trace, settings, upto: int | None = None) -> plt.Figure:
-    """A cost-aware plan at work on one text: guesses asked for and passed in each round, and the running estimate of alpha."""
+    """A cost-aware plan at work on one text: guesses asked for and passed in each round, and the running estimate of
+    alpha.
+    """
     plan, rounds = settings.start(), trace.rounds[:upto]
     estimates = []
     for r in rounds:
@@ -140,7 +142,9 @@ def foresight_speed(function: Callable) -> None:
 def next_length(function: Callable) -> None:
     """The heuristic schedule."""
     cases = [
-        ((5, 5, 5, 16), _same(7, "all passed: two more")), ((5, 5, 4, 16), _same(4, "one failed: one fewer")),
-        ((1, 1, 0, 16), _same(1, "never below 1")), ((15, 15, 15, 16), _same(16, "never above most")),
-    ]  # fmt: skip
+        ((5, 5, 5, 16), _same(7, "all passed: two more")),
+        ((5, 5, 4, 16), _same(4, "one failed: one fewer")),
+        ((1, 1, 0, 16), _same(1, "never below 1")),
+        ((15, 15, 15, 16), _same(16, "never above most")),
+    ]
     _verdict(function, cases, "a few lines that cost nothing")

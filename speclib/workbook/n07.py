@@ -6,12 +6,14 @@ import ipywidgets as widgets
 import numpy as np
 from matplotlib.transforms import Bbox
 
-from .. import theory
+from ..law import theory
 from .common import ACCEPTED, DRAFT, MARKERS, TARGET, _law, _number, _verdict, picture, plt, tight
 
 
 def exits(table, chosen: int | None = None) -> plt.Figure:
-    """Overlap with the target after each number of layers, as it is and through a trained exit (columns layers, untrained, trained)."""
+    """Overlap with the target after each number of layers, as it is and through a trained exit (columns layers,
+    untrained, trained).
+    """
     figure, axis = plt.subplots()
     axis.plot(table["layers"], table["untrained"], "--o", color=DRAFT, label="the output matrix as it is")
     taught = table.dropna(subset="trained")
@@ -24,7 +26,9 @@ def exits(table, chosen: int | None = None) -> plt.Figure:
 
 
 def fan(laws: list[dict[str, float]], truth: list[str]) -> plt.Figure:
-    """What each parallel head expects: a panel a head, its likeliest tokens as bars; the token that came is hatched and named."""
+    """What each parallel head expects: a panel a head, its likeliest tokens as bars; the token that came is hatched and
+    named.
+    """
     figure, axes = plt.subplots(1, len(laws), figsize=(2.7 * len(laws), 2.8), sharex=True, squeeze=False)
     for k, (axis, law, came) in enumerate(zip(axes[0], laws, truth, strict=True), 1):
         for token, probability in law.items():
@@ -62,7 +66,9 @@ def by_distance(curves: dict[str, list[float]]) -> plt.Figure:
 
 
 def oracles(table) -> plt.Figure:
-    """Every oracle by its cost and its similarity, over lines of equal predicted speed-up (columns kind, alpha, c; the index names them)."""
+    """Every oracle by its cost and its similarity, over lines of equal predicted speed-up (columns kind, alpha, c; the
+    index names them).
+    """
     figure, axis = plt.subplots(figsize=(8.5, 5.6))
     costs, alphas = np.meshgrid(np.linspace(0.005, 1.05, 90), np.linspace(0.02, 0.995, 90))
     best = theory.speedup(alphas, theory.optimal_gamma(alphas, costs, 8), costs)
@@ -95,7 +101,9 @@ def oracles(table) -> plt.Figure:
 
 
 def write_beside(axis: plt.Axes, points: dict[str, tuple[float, float]]) -> None:
-    """Names beside their points, each at the first of ten places where it stays inside and covers no mark, no name and no other text."""
+    """Names beside their points, each at the first of ten places where it stays inside and covers no mark, no name and
+    no other text.
+    """
     heights = (3, -9, 12, -18, 21)  # points above the mark's middle
     places = [(x, y, side) for y in heights for x, side in ((7, "left"), (-7, "right"))]
     covered = [
@@ -113,7 +121,9 @@ def write_beside(axis: plt.Axes, points: dict[str, tuple[float, float]]) -> None
 
 
 def layer_dial(table) -> widgets.VBox:
-    """A slider over the layers that a guess takes: overlap, cost and the best predicted speed-up. table: columns layers, untrained, trained, c."""
+    """A slider over the layers that a guess takes: overlap, cost and the best predicted speed-up. table: columns
+    layers, untrained, trained, c.
+    """
     slider = widgets.SelectionSlider(
         options=[int(k) for k in table["layers"]], continuous_update=False, description="layers"
     )
@@ -127,7 +137,8 @@ def layer_dial(table) -> widgets.VBox:
             if row[name] == row[name]:  # no exit was trained after every layer
                 gamma = int(theory.optimal_gamma(row[name], row["c"], 8))
                 lines.append(
-                    f"{name}: overlap {row[name]:.2f}, best gamma {gamma}, predicted speed-up <b>{float(theory.speedup(row[name], gamma, row['c'])):.2f}x</b>"
+                    f"{name}: overlap {row[name]:.2f}, best gamma {gamma}, predicted speed-up "
+                    f"<b>{float(theory.speedup(row[name], gamma, row['c'])):.2f}x</b>"
                 )
         words.value = "<br>".join(lines)
 

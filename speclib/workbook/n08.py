@@ -11,7 +11,9 @@ from .common import DRAFT, _law, _same, _verdict, plt, tight
 
 
 def match_lengths(rounds: dict[str, list[tuple[int, int]]], longest: int) -> plt.Figure:
-    """How long the match was in how many rounds, and how many guesses passed then, one panel a kind of text; rounds: (match length, accepted)."""
+    """How long the match was in how many rounds, and how many guesses passed then, one panel a kind of text; rounds:
+    (match length, accepted).
+    """
     figure, axes = plt.subplots(1, len(rounds), figsize=(3.6 * len(rounds) + 0.8, 3.6), sharey=True, squeeze=False)
     for axis, (name, pairs) in zip(axes[0], rounds.items(), strict=True):
         sizes = range(longest + 1)
@@ -55,7 +57,9 @@ def search_race(table, order: tuple[str, ...]) -> plt.Figure:
 
 
 def last_match(text: list[int], most: int) -> tuple[int, int]:
-    """(size, end): the longest end of `text` of at most `most` tokens that occurred before, and where its latest occurrence ended; (0, 0) for none."""
+    """(size, end): the longest end of `text` of at most `most` tokens that occurred before, and where its latest
+    occurrence ended; (0, 0) for none.
+    """
     for size in range(min(most, len(text) - 1), 0, -1):
         for end in range(len(text) - 1, size - 1, -1):
             if text[end - size : end] == text[-size:]:
@@ -64,7 +68,9 @@ def last_match(text: list[int], most: int) -> tuple[int, int]:
 
 
 def lookup_round(tokenizer, text: list[int], drafted: list[int], accepted: int, most: int = 4, shown: int = 160) -> str:
-    """One round of prompt lookup as HTML: the last tokens of the text, the match, where it stood before, and what became of the guesses."""
+    """One round of prompt lookup as HTML: the last tokens of the text, the match, where it stood before, and what
+    became of the guesses.
+    """
     size, end = last_match(text, most)
     marks = {
         k: "background:#fbe7b2;border-bottom:2px solid #b8860b"
@@ -95,9 +101,13 @@ def lookup_round(tokenizer, text: list[int], drafted: list[int], accepted: int, 
         if size
         else "no match: no guess"
     )
-    legend = "yellow, underlined: the end of the text, and where it stood before; grey, dotted: what followed there; then the guesses, green if accepted, struck out if not"
+    legend = (
+        "yellow, underlined: the end of the text, and where it stood before; grey, dotted: what followed there; "
+        "then the guesses, green if accepted, struck out if not"
+    )
     return (
-        f'<div style="font-family:monospace;font-size:13px;line-height:1.5;background:#fff;color:#222;padding:8px;max-width:100ch"><b>{words}</b><br>{spans}'
+        '<div style="font-family:monospace;font-size:13px;line-height:1.5;background:#fff;color:#222;padding:8px;'
+        f'max-width:100ch"><b>{words}</b><br>{spans}'
         f'<div style="margin-top:8px;font-size:12px">{legend}</div></div>'
     )
 
@@ -111,7 +121,9 @@ def shown_token(tokenizer, token: int) -> str:
 
 
 def lookup_rounds(tokenizer, text: list[int], rounds: list, most: int = 4) -> widgets.VBox:
-    """A slider over the rounds of a run of prompt lookup on one text: `lookup_round` of each. text: prompt and new tokens."""
+    """A slider over the rounds of a run of prompt lookup on one text: `lookup_round` of each. text: prompt and new
+    tokens.
+    """
     slider = widgets.IntSlider(1, 1, len(rounds), continuous_update=False, description="round")
     page = widgets.HTML()
 

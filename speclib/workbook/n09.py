@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from ..decoding import generate
 from ..drafters import TreeDrafter
+from ..loop.decoding import generate
 from .common import ACCEPTED, DRAFT, MARKERS, REJECTED, TARGET, _law, _same, _verdict, picture, plt, tight
 
 
@@ -118,18 +118,35 @@ def lossy(table) -> plt.Figure:
 
 
 TEN = (
-    "draft model", "draft model, block rule", "eagle", "lookup, else eagle", "prompt lookup",
-    "n-gram, counts", "retrieval", "tree, drawn", "parallel heads", "first 4 layers, trained exit",
-)  # fmt: skip
+    "draft model",
+    "draft model, block rule",
+    "eagle",
+    "lookup, else eagle",
+    "prompt lookup",
+    "n-gram, counts",
+    "retrieval",
+    "tree, drawn",
+    "parallel heads",
+    "first 4 layers, trained exit",
+)
 
 
 def ten(rows) -> pd.DataFrame:
-    """Ten oracles of the leaderboard: the speed-up in each setting; tokens thrown away per kept one (the mean over settings), and megabytes."""
+    """Ten oracles of the leaderboard: the speed-up in each setting; tokens thrown away per kept one (the mean over
+    settings), and megabytes.
+    """
     rows = rows[rows["method"].isin(TEN)]
-    setting = rows["domain"] + np.where(rows["temperature"] > 0, ", T = " + rows["temperature"].map("{:g}".format), ", greedy")
+    setting = rows["domain"] + np.where(
+        rows["temperature"] > 0, ", T = " + rows["temperature"].map("{:g}".format), ", greedy"
+    )
     table = rows.assign(setting=setting).pivot(index="method", columns="setting", values="speedup")[setting.unique()]
     means = rows.groupby("method")[["extra_per_token", "megabytes"]].mean().set_axis(["extra", "MB"], axis=1)
-    return table.join(means).reindex([name for name in TEN if name in table.index]).round(2).rename_axis(index="", columns="")
+    return (
+        table.join(means)
+        .reindex([name for name in TEN if name in table.index])
+        .round(2)
+        .rename_axis(index="", columns="")
+    )
 
 
 def leaderboard(rows) -> plt.Figure:
@@ -140,7 +157,11 @@ def leaderboard(rows) -> plt.Figure:
     domains = list(dict.fromkeys(rows["domain"]))
     for axis, temperature in zip(axes[0], temperatures, strict=True):
         for k, (domain, marker) in enumerate(zip(domains, MARKERS, strict=False)):
-            part = rows[(rows["domain"] == domain) & (rows["temperature"] == temperature)].set_index("method").reindex(names)
+            part = (
+                rows[(rows["domain"] == domain) & (rows["temperature"] == temperature)]
+                .set_index("method")
+                .reindex(names)
+            )
             places = np.arange(len(names)) + 0.25 * (k - (len(domains) - 1) / 2)
             spread = [part["speedup"] - part["low"], part["high"] - part["speedup"]]
             if part["speedup"].notna().any():
@@ -156,7 +177,9 @@ def leaderboard(rows) -> plt.Figure:
 def grown_tree(
     pair, prompt: str, branching: tuple[int, ...], sampled: bool = False, seed: int = 0
 ) -> tuple[list[str], list[int], list[float], str]:
-    """(tokens as text, parents, probability that verification comes to each node, a title) of one tree behind a prompt."""
+    """(tokens as text, parents, probability that verification comes to each node, a title) of one tree behind a
+    prompt.
+    """
     seen = []
 
     class Watched(TreeDrafter):

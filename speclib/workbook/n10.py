@@ -5,12 +5,14 @@ from collections.abc import Callable
 
 import ipywidgets as widgets
 
-from ..trace import Trace
+from ..loop.trace import Trace
 from .common import ACCEPTED, TARGET, _number, _same, _verdict, plt
 
 
 def repair_race(table) -> plt.Figure:
-    """Speed-up of each guesser with its interval, a panel a way of sampling, beside the three predictions: formula, rounds, predicted."""
+    """Speed-up of each guesser with its interval, a panel a way of sampling, beside the three predictions: formula,
+    rounds, predicted.
+    """
     kinds = list(dict.fromkeys(table["sampling"]))
     figure, axes = plt.subplots(1, len(kinds), figsize=(9.5, 3.6), sharex=True, sharey=True, squeeze=False)
     marks = (
@@ -58,7 +60,9 @@ def repair_race(table) -> plt.Figure:
 
 
 def repair_stepper(source: str, output, tokenizer) -> widgets.VBox:
-    """A slider over the rounds of one answer of an encoder-decoder: the source, what was guessed, what became of it, and both caches."""
+    """A slider over the rounds of one answer of an encoder-decoder: the source, what was guessed, what became of it,
+    and both caches.
+    """
     rounds = output.trace.rounds
     slider = widgets.IntSlider(1, 1, len(rounds), continuous_update=False, description="round")
     words = widgets.HTML()
@@ -73,7 +77,8 @@ def repair_stepper(source: str, output, tokenizer) -> widgets.VBox:
         facts = [
             f"Round {slider.value} of {len(rounds)}: guessed {guesses}; {r.accepted} of {len(r.drafted)} tokens passed",
             f"cross-attention cache: {read} tokens of the source, since before the first round",
-            f"the decoder's own cache: read up to {r.position + len(r.drafted)}, kept {r.position + len(r.emitted) - 1}",
+            f"the decoder's own cache: read up to {r.position + len(r.drafted)}, kept "
+            f"{r.position + len(r.emitted) - 1}",
         ]
         shown = "".join(f"<div>{safe(fact)}</div>" for fact in facts)
         words.value = f"<pre>{safe(source)}</pre>{Trace(output.trace.decode, rounds[: slider.value]).to_html()}{shown}"

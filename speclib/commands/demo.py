@@ -1,0 +1,202 @@
+"""`python -m speclib demo`: the headline on this machine, over the best plain decoding that it has."""
+
+import argparse
+import os
+import re
+import sys
+
+import torch
+
+from .. import console, embedded
+from ..drafters import EagleDrafter, ModelDrafter, load_eagle
+from ..errors import InvalidArgument
+from ..files import check_output, replacing
+from ..law import statistics
+from ..law.distributions import Sampling, seeded
+from ..law.rules import RULES
+from ..loop.decoding import generate
+from ..measure import experiments, machine, trials
+from ..model import language_model
+
+LOSSLESS_TEXTS = 3000
+FIGURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")  # what the figure can be
+TRIED = 32  # tokens of the trial
+
+
+def add_parser(subparsers) -> None:
+    """Registers the subcommand with argparse."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="one prompt, plain and speculative: text, target passes, speed, and a check that nothing was lost",
+        description="Decodes a held-out prompt plainly (with a cache) and by speculative sampling with two guessers, "
+        "several times in turn, each on the backend and in the dtype "
+        "that a short trial finds fastest for it here; shows which guesses passed, compares the measured speed-up "
+        "with the predicted one, tests that the text's law is "
+        "unchanged, and saves a figure. Works offline. `--backend eager fast compiled` tries the compiled backend "
+        "too, which is "
+        "often the fastest and makes its programs first: some minutes.",
+    )
+    parser.add_argument("--prompt", help="your own text (default: a held-out function head)")
+    parser.add_argument("--draft", help="an embedded draft (default: the best one)")
+    parser.add_argument(
+        "--backend",
+        nargs="+",
+        choices=language_model.BACKENDS,
+        default=["eager", "fast"],
+        help="which to choose from (default: eager fast)",
+    )
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=trials.DTYPES,
+        default=list(trials.DTYPES),
+        help="which to choose from (default: all)",
+    )
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=128, help="new tokens (default: %(default)s)")
+    parser.add_argument("--draft-length", type=int, default=4, help="gamma, guesses per round (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="how often each way is timed (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument(
+        "--out", default="demo.png", metavar="FILE", help="where the figure goes (default: %(default)s)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the demonstration and returns the exit code."""
+    if args.repeats < 1:
+        raise InvalidArgument(f"--repeats must be at least 1, not {args.repeats}")
+    check_output(args.out, FIGURES)
+    sampling = Sampling(temperature=args.temperature)
+    gamma, prompt = args.draft_length, args.prompt if args.prompt is not None else embedded.prompts("code")[16]
+    load, eagles = trials.loader(draft=args.draft), {}
+    print(
+        machine.busy() or "two short trials choose what runs plain and speculative decoding fastest here ...",
+        flush=True,
+    )
+
+    def speculative(pair: language_model.Pair, tokens: int) -> dict[str, experiments.Method]:
+        # its programs belong to the one that they were made for
+        eagle = eagles.setdefault(pair.target, EagleDrafter(load_eagle()))
+        return {
+            name: experiments.ours(pair.target, d, sampling, gamma, tokens)
+            for name, d in (("draft model", ModelDrafter(pair.draft)), ("eagle", eagle))
+        }
+
+    def plain(pair: language_model.Pair, tokens: int) -> experiments.Method:
+        return experiments.ours(pair.target, None, sampling, 0, tokens)
+
+    few = min(args.tokens, TRIED)
+    kinds = {
+        trials.PLAIN: lambda pair: {trials.PLAIN: plain(pair, few)},
+        trials.SPECULATIVE: lambda pair: speculative(pair, few),
+    }
+    chosen = trials.choose(load, kinds, [prompt] * 2, args.backend, args.dtype)
+    alone, guided = chosen.ways.values()
+    pair = load(guided.backend, guided.dtype)
+    drafter = ModelDrafter(pair.draft)
+    print(f"{pair.target}\n{pair.draft}\n{chosen}\n")
+
+    methods = {str(alone): plain(load(alone.backend, alone.dtype), args.tokens)}
+    # plain decoding by the forwards that speculative decoding runs
+    same = str(trials.Way(trials.PLAIN, guided.backend, guided.dtype))
+    methods |= {same: plain(pair, args.tokens), **speculative(pair, args.tokens)}
+    shown = generate(pair.target, prompt, drafter, sampling, gamma, max_new_tokens=args.tokens, stop=[], seed=args.seed)
+    frame = experiments.interleaved(methods, [prompt], args.repeats, seed=args.seed)
+    c, widths = experiments.costs(pair, (1, gamma + 1))
+    plain = generate(pair.target, prompt, None, sampling, max_new_tokens=args.tokens, stop=[], seed=args.seed)
+    with console.loading():
+        from ..workbook import n00  # figures are slow to import
+
+    with replacing(args.out) as image:
+        n00.race([shown.trace, plain.trace]).savefig(image)
+
+    print(f"\n{prompt}", end="")
+    print(_coloured(shown.trace.to_ansi()))
+    print(
+        "(green: guesses that passed; red, struck out: the first guess that did not; plain: the target's own tokens)\n"
+    )
+    forwards = frame.groupby("method")["target_forwards"].mean()
+    speed = (frame["tokens"] / frame["seconds"]).groupby(frame["method"]).quantile([0.5, 0.25, 0.75]).unstack()
+    for name in methods:
+        low, high = speed.loc[name, 0.25], speed.loc[name, 0.75]
+        print(
+            f"{name:30} {forwards[name]:6.1f} target forwards  {speed.loc[name, 0.5]:7.1f} tokens/s (middle half "
+            f"{low:.1f} to {high:.1f}, {args.repeats} runs)"
+        )
+    seen, measured, own = (
+        experiments.acceptance(frame),
+        *(experiments.speedups(frame, baseline) for baseline in (str(alone), same)),
+    )
+    best = max(("draft model", "eagle"), key=speed[0.5].get)
+    print(
+        f"\nspeculative over the best plain decoding of this machine: {measured.loc[best, 'speedup']:.2f}x "
+        f"({measured.loc[best, 'tokens_per_second']:.0f} tokens/s, {best}, against "
+        f"{measured.loc[str(alone), 'tokens_per_second']:.0f})"
+    )
+    if gamma and len(seen):
+        alpha, per_round, share = seen.loc["draft model", ["alpha", "tokens_per_round", "accepted_share"]]
+        predicted = experiments.predict(alpha, per_round, gamma, c, widths)["width"]
+        print(
+            f"on the same backend and in the same dtype ({guided.backend}, {guided.dtype}), over "
+            f"{own.loc[same, 'tokens_per_second']:.0f} tokens/s:"
+        )
+        print(
+            f"  draft model {own.loc['draft model', 'speedup']:.2f}x measured, {predicted:.2f}x predicted from alpha "
+            f"{alpha:.2f}, cost ratio c {c:.3f} and the width curve"
+        )
+        print(f"  (accepted share {share:.2f}, tokens per round {per_round:.2f})")
+        print(
+            f"  eagle, which reads the target's states (notebook 07): alpha "
+            f"{seen['alpha'].get('eagle', float('nan')):.2f}, {own.loc['eagle', 'speedup']:.2f}x measured"
+        )
+    print(f"lossless? {lossless_check(pair, prompt, sampling, gamma, args.seed)}")
+    print(
+        f"\nfigure: {args.out}\nnext: `make lab` opens the workbook at notebook 00; `python -m speclib bench` "
+        f"measures thoroughly"
+    )
+    return 0
+
+
+def lossless_check(
+    pair: language_model.Pair, prompt: str, sampling: Sampling, gamma: int, seed: int = 0, texts: int = LOSSLESS_TEXTS
+) -> str:
+    """A verdict in words. Greedy: the same text, token by token. Otherwise a G-test on the first token of many texts.
+
+    Each speculative text is one round: drafts from the draft model, verdict from the production rule. Its first
+    token must follow the target's own probabilities, which are known exactly. The significance is fixed: 1e-6.
+    """
+    drafter, ids = ModelDrafter(pair.draft), pair.tokenizer(prompt)["input_ids"]
+    if sampling.temperature == 0:
+        plain, spec = (
+            generate(pair.target, [ids], d, sampling, gamma, max_new_tokens=64, stop=[]).tokens[0]
+            for d in (None, drafter)
+        )
+        return (
+            "yes: greedy text is the same, token for token"
+            if torch.equal(plain, spec)
+            else "the greedy texts differ: rounding at a near tie (notebook 04)"
+        )
+    ids = torch.tensor([ids], device=pair.target.device)
+    p = sampling.probabilities(pair.target.context().extend(ids, keep=1)[:, -1])  # [1, V]
+    q = sampling.probabilities(pair.draft.context().extend(ids, keep=1)[:, -1])
+    draw = seeded(seed, p.device)
+    drafted = draw(q.expand(texts, -1))[:, None]  # [N, 1]
+    verdict = RULES["token"].law(p.expand(texts, 1, -1).repeat(1, 2, 1), q.expand(texts, 1, -1), drafted)
+    accepted, following = verdict.draw(draw)  # [N], [N]
+    first = torch.where(accepted == 1, drafted[:, 0], following)
+    counts = torch.bincount(first, minlength=p.shape[-1]).double()
+    result = statistics.g_test(counts.cpu().numpy(), p[0].double().cpu().numpy())
+    verdict = "no difference seen" if result.p_value > statistics.SIGNIFICANCE else "DIFFERENT"
+    return (
+        f"{verdict}: first tokens of {texts:,} speculative texts against the target's law, p = "
+        f"{result.p_value:.3f}; notebook 04 proves it exactly"
+    )
+
+
+def _coloured(text: str) -> str:
+    """The text without its colours where nobody could see them."""
+    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        return text
+    return re.sub(r"\x1b\[[0-9;]*m", "", re.sub(r"\x1b\[31;9m.*?\x1b\[0m", "", text, flags=re.S))

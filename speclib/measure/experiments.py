@@ -1,0 +1,498 @@
+"""Honest measurements: methods take turns on the same prompts, every figure has its spread, and nothing is lost.
+
+The baseline is plain decoding with a cache, on the same backend, in the same run. Figures are in tokens, over the
+whole time from prompt to last token.
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+from tqdm.auto import tqdm
+from transformers import GenerationConfig
+
+from .. import embedded
+from ..drafters import Drafter, ModelDrafter
+from ..errors import FileError, InvalidArgument
+from ..files import check_output, code_version, differing, digest, reading, write_text
+from ..law import rules, theory
+from ..law.distributions import Sampling, overlap, seeded
+from ..law.statistics import jackknife_interval
+from ..loop.decoding import generate
+from ..model import compiled, products
+from ..model.context import ancestry
+from ..model.language_model import DEFAULT_DRAFT, LanguageModel, Pair, load_model
+from ..model.language_model import ladder as draft_names
+from . import latency
+
+MAX_LENGTH = 8  # the longest draft that the ladder considers
+
+# One trial: (prompt, seed) -> what is to be recorded, with at least "tokens" and "seconds".
+Method = Callable[[str, int], dict]
+
+
+def machine() -> dict:
+    """What a figure was measured on: processor with its instructions, threads, GPU, versions, date."""
+    name, instructions = products.processor()
+    return {
+        "cpu": name,
+        "instructions": instructions,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "date": date.today().isoformat(),
+    }
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held so far, in GB: the GPU's if there is one."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    try:
+        import resource
+    except ImportError:  # Windows keeps this elsewhere
+        return 0.0
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)
+
+
+def ours(
+    target: LanguageModel,
+    drafter: Drafter | None,
+    sampling: Sampling,
+    draft_length: int,
+    tokens: int,
+    rule: str = "token",
+) -> Method:
+    """`generate` as a method: exactly `tokens` new tokens, whatever comes. A trial in which a program was made is made
+    again: that is no part of decoding."""
+
+    def trial(prompt: str, seed: int) -> dict:
+        made = None
+        while made != compiled.Programs.made:
+            made = compiled.Programs.made
+            out = generate(target, prompt, drafter, sampling, draft_length, rule, tokens, stop=[], seed=seed)
+        summary = out.summary()
+        seconds = summary.pop("seconds")
+        summary["reached"] = sum(min(r.accepted + 1, len(r.drafted)) for r in out.trace.rounds)
+        return {
+            **summary,
+            **{f"{k}_seconds": v for k, v in seconds.items()},
+            "seconds": seconds["total"],
+            "text": out.tokens[0].tolist(),
+        }
+
+    return trial
+
+
+def theirs(
+    pair: Pair,
+    sampling: Sampling,
+    tokens: int,
+    assistant_tokens: int | str | None = None,
+    lookup_tokens: int | None = None,
+) -> Method:
+    """transformers' `generate` as a method: plain, assisted by the draft ("default" or a constant number of tokens), or
+    prompt lookup.
+    """
+    model, assistant = pair.target.model, pair.draft.model
+    chance = (
+        {"do_sample": True, "temperature": float(sampling.temperature), "top_k": 0}
+        if sampling.temperature
+        else {"do_sample": False}
+    )
+
+    def trial(prompt: str, seed: int) -> dict:
+        torch.manual_seed(seed)
+        inputs = pair.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
+        options = {**chance, "max_new_tokens": tokens, "pad_token_id": 0}
+        with without_end_of_text(model, assistant):
+            if lookup_tokens:
+                options["prompt_lookup_num_tokens"] = lookup_tokens
+            if assistant_tokens:
+                options["assistant_model"] = assistant
+                if assistant_tokens != "default":
+                    assistant.generation_config.num_assistant_tokens = assistant_tokens
+                    assistant.generation_config.num_assistant_tokens_schedule = "constant"
+                    assistant.generation_config.assistant_confidence_threshold = 0.0
+            began = time.perf_counter()
+            out = model.generate(**inputs, **options)
+            seconds = time.perf_counter() - began
+        new = out[0, inputs["input_ids"].shape[1] :].tolist()
+        return {"tokens": len(new), "seconds": seconds, "text": new}
+
+    return trial
+
+
+@contextmanager
+def without_end_of_text(*models) -> Iterator[None]:
+    """Within, generation runs to its full length; afterwards each model has its own generation config again."""
+    kept = [model.generation_config for model in models]
+    for model in models:
+        model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for model, config in zip(models, kept, strict=True):
+            model.generation_config = config
+
+
+def interleaved(
+    methods: Mapping[str, Method],
+    prompts: Sequence[str],
+    repeats: int = 1,
+    file: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    between: Callable[[], None] | None = None,
+) -> pd.DataFrame:
+    """Every method on every prompt, taking turns, in an order that rotates: one row per method, prompt and repeat.
+
+    Each method is warmed up once, unrecorded. With `file`, each finished trial is appended there as a JSON line, and a
+    run that was interrupted goes on behind the last one: one file for one experiment, whose first line says which.
+    between: is called before each prompt's first trial, for what is to be measured in the same minutes.
+    Raises FileError for a file of another experiment.
+    """
+    if not methods or not prompts or repeats < 1:
+        raise InvalidArgument("interleaved needs at least one method, one prompt and one repeat")
+    rows = []
+    if file:
+        identity = {"prompts": digest(*prompts), "methods": list(methods), "seed": seed}
+        rows = _finished(Path(file), {**identity, "threads": torch.get_num_threads(), "code": code_version()})
+    done = {(row["method"], row["prompt"], row["repeat"]) for row in rows}
+    names = list(methods)
+    warmed, begun = set(), set()
+    trials = [
+        (names[(k + shift) % len(names)], p, r)
+        for r in range(repeats)
+        for p in range(len(prompts))
+        for shift in [p + r]
+        for k in range(len(names))
+    ]
+    for name, p, repeat in tqdm(
+        [trial for trial in trials if trial not in done], desc="trials", unit="text", disable=not progress
+    ):
+        if name not in warmed:
+            methods[name](prompts[-1], seed)
+            warmed.add(name)
+        if between and (p, repeat) not in begun:
+            between()
+            begun.add((p, repeat))
+        row = {"method": name, "prompt": p, "repeat": repeat, **methods[name](prompts[p], seed + 1000 * repeat + p)}
+        rows.append(row)
+        if file:
+            with open(file, "a", encoding="utf-8") as lines:
+                lines.write(json.dumps(row) + "\n")
+    return pd.DataFrame(rows)
+
+
+def _finished(file: Path, identity: dict) -> list[dict]:
+    """The trials that a file holds. A line that a kill cut short is removed from it, or the next one would be glued to
+    it.
+    """
+    check_output(file)
+    remedy = "delete it, or give another file"
+    with reading(file, remedy):
+        text = file.read_text("utf-8") if file.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        first, *rows = [json.loads(line) for line in whole.splitlines()] or [identity]
+    if first != identity:
+        raise FileError(f"{file} holds trials of another experiment (other {differing(first, identity)}); {remedy}")
+    if whole != text or not whole:
+        write_text(file, whole or json.dumps(identity) + "\n")
+    return rows
+
+
+def speedups(frame: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Tokens/s of each method and its ratio to the baseline's, with a 95% interval over prompts
+    (`statistics.jackknife_interval`).
+
+    A prompt left out takes its trials of both methods with it: easy prompts are easy for both.
+    """
+    totals = frame.groupby(["method", "prompt"])[["tokens", "seconds"]].sum()
+    if baseline not in totals.index.get_level_values(0):
+        raise InvalidArgument(
+            f"the baseline {baseline!r} is not among the methods: {', '.join(frame['method'].unique())}"
+        )
+    base, rows = totals.loc[baseline], []
+    for name in frame["method"].unique():
+        own = totals.loc[name].loc[base.index]
+        both = np.column_stack([own["tokens"], own["seconds"], base["tokens"], base["seconds"]])
+
+        def ratio(sample):
+            tokens, seconds, base_tokens, base_seconds = sample.sum(0)
+            return (tokens / seconds) / (base_tokens / base_seconds)
+
+        interval = jackknife_interval(both, ratio)
+        rows.append(
+            {
+                "method": name,
+                "tokens_per_second": own["tokens"].sum() / own["seconds"].sum(),
+                "speedup": interval.estimate,
+                "low": interval.low,
+                "high": interval.high,
+            }
+        )
+    return pd.DataFrame(rows).set_index("method")
+
+
+def acceptance(frame: pd.DataFrame) -> pd.DataFrame:
+    """Alpha (over all positions that verification reached), accepted share and tokens per round of each method that
+    drafts.
+    """
+    drafting = frame[frame.get("proposed", pd.Series(0, frame.index)).fillna(0) > 0]
+    rows = {}
+    for name, own in drafting.groupby("method"):
+        weight = own["target_forwards"]
+        rows[name] = {
+            "alpha": np.average(own["alpha"], weights=own["reached"]),
+            "accepted_share": np.average(own["accepted_share"], weights=own["proposed"]),
+            "tokens_per_round": own["tokens"].sum() / weight.sum(),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def predict(alpha: float, tokens_per_round: float, gamma: int, c: float, widths: pd.DataFrame) -> dict[str, float]:
+    """The speed-up that theory allows, with each cost added in turn.
+
+    ideal: the formula's tokens per round, drafts free and all widths equal; draft: drafts cost c each; width: a forward
+    over gamma + 1 tokens costs what was measured (this is the prediction); rounds: as before, with the tokens per round
+    that were seen instead of the formula's, which takes positions as independent and alike.
+    """
+    times = widths.set_index("width")["ms"]
+    ratio = times[gamma + 1] / times[1]
+    return {
+        "ideal": float(theory.expected_tokens(alpha, gamma)),
+        "draft": float(theory.speedup(alpha, gamma, c)),
+        "width": float(theory.speedup(alpha, gamma, c, ratio)),
+        "rounds": float(tokens_per_round / (gamma * c + ratio)),
+    }
+
+
+def best_draft_length(
+    pair: Pair, drafter: Drafter, sampling: Sampling, prompts: Sequence[str], lengths: Sequence[int], tokens: int
+) -> int:
+    """The draft length with the most tokens/s on prompts set aside for choosing it."""
+    methods = {str(n): ours(pair.target, drafter, sampling, n, tokens) for n in lengths}
+    frame = interleaved(methods, prompts, progress=False)
+    return int(speedups(frame, str(lengths[0]))["tokens_per_second"].idxmax())
+
+
+def repeated_share(tokens: Sequence[int], n: int = 4) -> float:
+    """The share of n-grams that occurred before in the same text: how much it repeats itself."""
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def costs(pair: Pair, widths: Sequence[int] = latency.WIDTHS, context: int = 160) -> tuple[float, pd.DataFrame]:
+    """(c, the target's width curve), both measured now; on the compiled backend at the widths that it has programs
+    for.
+    """
+    if pair.target.programs is not None:
+        widths = [width for width in widths if width in pair.target.programs.widths]
+    return latency.cost_ratio(pair.target, pair.draft, context), latency.width_curve(pair.target, widths, context)
+
+
+@torch.inference_mode()
+def overlaps(
+    target: LanguageModel, draft: LanguageModel, prompt: str, continuation: Sequence[int], sampling: Sampling
+) -> np.ndarray:
+    """sum(min(p, q)) = 1 - total variation at every position of a continuation [n], both models reading the same text.
+
+    No speculation happens: this is how similar the two are, and its mean over the target's own text foretells alpha.
+    """
+    ids = target.tokenizer(prompt)["input_ids"]
+    text = torch.tensor([[*ids, *continuation][:-1]], device=target.device)
+    p, q = (
+        sampling.probabilities(model.context().extend(text, keep=len(continuation))[0, :, : target.vocabulary])
+        for model in (target, draft)
+    )
+    return overlap(p, q).cpu().numpy()
+
+
+@torch.inference_mode()
+def round_means(
+    target: LanguageModel,
+    drafter: Drafter,
+    depth: int,
+    texts: Sequence[Sequence[int]],
+    places: Sequence[int],
+    sampling: Sampling,
+    seed: int = 0,
+) -> np.ndarray:
+    """The mean tokens of a round that starts at each of `places` of each text, given what is guessed there. [texts,
+    places]
+
+    Nothing is emitted and the verdict is not drawn: 1 + the mean number of guesses kept, by the rule's own law.
+    Different guessers are compared at the same places, so that few texts tell them apart.
+    """
+    found = []
+    for k, text in enumerate(texts):
+        context, row = target.context(text), []
+        guesser = drafter.start(context, sampling, seeded(seed + k, target.device))
+        context.extend(torch.tensor([list(text[: places[0] - 1])], device=target.device), keep=1)
+        for place in places:
+            draft = guesser.propose(list(text[:place]), depth)
+            read = [*text[context.length : place], *draft.tokens.tolist()]
+            # tokens of the text in front of the last, read again or for the first time
+            kept = place - context.length - 1
+            parents = [
+                *range(-1, kept),
+                *(
+                    (parent if parent >= 0 else -1) + kept + 1
+                    for parent in draft.parents or range(-1, len(draft.tokens) - 1)
+                ),
+            ]
+            p = sampling.probabilities(context.extend(torch.tensor([read], device=target.device), parents=parents))[
+                :, kept:
+            ]
+            context.rollback(place - 1)
+            chain = draft.parents is None
+            q, tokens = draft.probs.to(p.dtype)[None], draft.tokens[None]
+            stops = (
+                (rules.token_law(p, q, tokens) if chain else rules.tree_law(p, q, tokens, draft.parents))
+                .stop_probs[0]
+                .tolist()
+            )
+            depths = range(len(stops)) if chain else [0, *(ancestry(draft.parents)[1] + 1).tolist()]
+            row.append(1 + sum(chance * far for chance, far in zip(stops, depths, strict=True)))
+        found.append(row)
+    return np.array(found)
+
+
+def ladder(
+    prompts: int = 20, tokens: int = 128, dtype: str | None = None, backend: str = "eager", progress: bool = False
+) -> dict:
+    """Every embedded draft against plain decoding on held-out code at temperature 1; three of them also colder, greedy,
+    and on prose.
+
+    Each draft guesses as far ahead as the formula advises from its similarity on prompts set aside, its cost and the
+    width curve. Returns {"machine", "settings", "widths", "drafts", "summary", "trials"}, ready for JSON.
+    """
+    target = load_model("target", dtype=dtype, backend=backend)
+    drafts = {name: load_model(name, dtype=dtype, backend=backend) for name in draft_names()}
+    code, prose, tuning = (
+        embedded.prompts("code")[:prompts],
+        embedded.prompts("prose")[:prompts],
+        embedded.prompts("code")[-4:],
+    )
+    widths = latency.width_curve(target, range(1, MAX_LENGTH + 2), 160)
+    c = {name: latency.cost_ratio(target, draft, 160) for name, draft in drafts.items()}
+    names = list(drafts)
+    few = list(dict.fromkeys([names[0], names[len(names) // 2], DEFAULT_DRAFT]))
+    summaries, trials = [], []
+    for domain, texts, temperature, chosen in (
+        ("code", code, 1.0, names),
+        ("code", code, 0.7, few),
+        ("code", code, 0.0, few),
+        ("prose", prose, 1.0, few),
+    ):
+        sampling = Sampling(temperature)
+        own = [
+            generate(target, prompt, None, sampling, max_new_tokens=tokens, stop=[], seed=k).tokens[0].tolist()
+            for k, prompt in enumerate(tuning)
+        ]
+        similar = {
+            n: np.concatenate(
+                [overlaps(target, drafts[n], p, text, sampling) for p, text in zip(tuning, own, strict=True)]
+            ).mean()
+            for n in chosen
+        }
+        gammas = {name: advised_length(similar[name], c[name], widths) for name in chosen}
+        methods = {"plain": ours(target, None, sampling, 0, tokens)}
+        methods |= {name: ours(target, ModelDrafter(drafts[name]), sampling, gammas[name], tokens) for name in chosen}
+        frame = interleaved(methods, texts, progress=progress).drop(columns="text")
+        table = speedups(frame, "plain").join(acceptance(frame))
+        for name in chosen:
+            steps = predict(
+                table.loc[name, "alpha"], table.loc[name, "tokens_per_round"], gammas[name], c[name], widths
+            )
+            table.loc[name, ["gamma", "c", *steps]] = [gammas[name], c[name], *steps.values()]
+        where = {"domain": domain, "temperature": temperature}
+        summaries.append(table.reset_index().assign(**where))
+        trials.append(frame.assign(**where))
+    return {
+        "machine": machine(),
+        "settings": {
+            "prompts": len(code),
+            "tokens": tokens,
+            "dtype": str(target.dtype).removeprefix("torch."),
+            "backend": backend,
+        },
+        "widths": json.loads(widths.to_json(orient="records")),
+        "drafts": [{"draft": name, "parameters": model.parameters, "c": c[name]} for name, model in drafts.items()],
+        "summary": json.loads(pd.concat(summaries).to_json(orient="records")),
+        "trials": json.loads(pd.concat(trials).to_json(orient="records")),
+    }
+
+
+def advised_length(alpha: float, c: float, widths: pd.DataFrame) -> int:
+    """The draft length of the greatest predicted speed-up, at least 1, as far as the width curve was measured."""
+    times = widths.set_index("width")["ms"]
+    lengths = [gamma for gamma in range(1, MAX_LENGTH + 1) if gamma + 1 in times.index]
+    return max(lengths, key=lambda gamma: predict(alpha, 1.0, gamma, c, widths)["width"])
+
+
+def recorded(name: str) -> dict:
+    """A recorded measurement, by its file's name without ending, from where `bench` writes it.
+
+    Raises InvalidArgument if there is none, FileError if it is damaged.
+    """
+    file = embedded.RESULTS / f"{name}.json"
+    option = {"leaderboard": " --drafters all"} | {kind: f" --{kind}" for kind in ("ladder", "published", "growth")}
+    remedy = f"record it with: python -m speclib bench{option.get(name, '')}"
+    if embedded.CHECKOUT:
+        remedy += f", or restore it with: git checkout -- data/results/{name}.json"
+    if not file.exists():
+        raise InvalidArgument(f"{file} is missing; {remedy}")
+    with reading(file, remedy):
+        return json.loads(file.read_text("utf-8"))
+
+
+def time_oracle(
+    loop: Callable,
+    target: LanguageModel,
+    oracle: Callable,
+    prompt: Sequence[int],
+    lengths: Sequence[int],
+    tokens: int,
+    passes: int = 3,
+) -> list[dict]:
+    """Times loop(target, oracle, prompt, n, tokens) for each n, taking turns: rows with n, seconds (median), speedup
+    over lengths[0], low, high.
+
+    Reading the prompt, which no guess shortens, is timed apart (as 0 tokens) and taken off. low and high are the
+    extremes over the passes of the ratio within a pass.
+    """
+
+    def timed(n: int, tokens: int) -> float:
+        began = time.perf_counter()
+        loop(target, oracle, prompt, n, tokens)
+        return time.perf_counter() - began
+
+    timed(max(lengths), tokens)  # warm up
+    reading = min(timed(0, 0) for _ in range(5))
+    seconds = np.array([[timed(n, tokens) - reading for n in lengths] for _ in range(passes)])
+    ratios = seconds[:, :1] / seconds
+    return [
+        {
+            "n": n,
+            "seconds": float(np.median(seconds[:, k])),
+            "speedup": float(np.median(ratios[:, k])),
+            "low": float(ratios[:, k].min()),
+            "high": float(ratios[:, k].max()),
+        }
+        for k, n in enumerate(lengths)
+    ]

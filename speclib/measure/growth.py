@@ -1,0 +1,117 @@
+"""How the cost of a token grows: with the length of the text, with the draft length, with the vocabulary.
+
+The models' forwards grow as they must. What the loop itself adds - drawing, the rule, bookkeeping - should stay small
+everywhere.
+"""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch.utils.benchmark import Timer
+from tqdm.auto import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from .. import embedded
+from ..drafters import ModelDrafter
+from ..law import rules
+from ..law.distributions import Sampling, seeded
+from ..loop.decoding import generate
+from ..model.language_model import LanguageModel, Pair
+
+
+def sized_pair(vocabulary: int, backend: str = "fast") -> Pair:
+    """Two small random Llamas (8 layers and 1, width 256) over a vocabulary of any size, without tokenizers."""
+
+    def model(layers: int, seed: int) -> LanguageModel:
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=256,
+            intermediate_size=704,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        return LanguageModel(LlamaForCausalLM(config).eval(), name=f"random-{vocabulary}", backend=backend)
+
+    return Pair(model(8, 0), model(1, 1))
+
+
+def per_token(
+    pair: Pair, prompts: Sequence[Sequence[int]], gamma: int, tokens: int, sampling: Sampling | None = None
+) -> dict[str, float]:
+    """Milliseconds per new token by phase: draft, target, prefill, other, total (each the median over prompts)."""
+    rows = []
+    for prompt in [prompts[0], *prompts]:
+        out = generate(
+            pair.target,
+            [list(prompt)],
+            ModelDrafter(pair.draft) if gamma else None,
+            sampling,
+            gamma,
+            max_new_tokens=tokens,
+            stop=[],
+        )
+        rows.append({name: 1e3 * seconds / tokens for name, seconds in out.summary()["seconds"].items()})
+    return pd.DataFrame(rows[1:]).median().to_dict()  # the first was the warm-up
+
+
+def rules_alone(vocabulary: int, batch: int = 1, gamma: int = 4, min_seconds: float = 0.3) -> dict[str, float]:
+    """One verification without any model: {"vocabulary", "batch", "ms", "rounds_per_second"} of the token rule's law
+    and both of its draws, float32.
+    """
+    chance = torch.Generator().manual_seed(0)
+    p, q = (torch.rand(batch, n, vocabulary, generator=chance).softmax(-1) for n in (gamma + 1, gamma))
+    draw = seeded(0)
+    drafted = draw(q)  # [B, gamma]
+
+    def verify() -> torch.Tensor:
+        return rules.token_law(p, q, drafted).draw(draw)[1]  # [B]
+
+    timer = Timer("verify()", globals={"verify": verify}, num_threads=torch.get_num_threads())
+    seconds = timer.blocked_autorange(min_run_time=min_seconds).median
+    return {"vocabulary": vocabulary, "batch": batch, "ms": 1e3 * seconds, "rounds_per_second": batch / seconds}
+
+
+def measure(
+    pair: Pair,
+    lengths: Sequence[int] = (16, 64, 128, 256, 440),
+    gammas: Sequence[int] = (0, 1, 2, 4, 8, 12, 16),
+    vocabularies: Sequence[int] = (4096, 32_000, 150_000),
+    texts: int = 6,
+    tokens: int = 48,
+    progress: bool = True,
+) -> dict[str, list[dict]]:
+    """{"length", "gamma", "vocabulary"}: milliseconds per token by phase for each value, the other settings being gamma
+    4 and a short prompt; and "rules": `rules_alone` for many rounds at once over 8 tokens, and for one over each
+    vocabulary.
+    """
+    ids = [pair.tokenizer(text)["input_ids"] for text in embedded.prompts("code")]
+    stream = [token for text in ids for token in text]
+    found = {
+        "length": [],
+        "gamma": [],
+        "vocabulary": [],
+        "rules": [rules_alone(8, batch=10_000), *(rules_alone(vocabulary) for vocabulary in vocabularies)],
+    }
+    with tqdm(total=len(lengths) + len(gammas) + len(vocabularies), desc="growth", disable=not progress) as bar:
+        for length in lengths:
+            prompts = [stream[k * 97 : k * 97 + length] for k in range(texts)]
+            for gamma in (0, 4):
+                found["length"].append({"value": length, "gamma": gamma, **per_token(pair, prompts, gamma, tokens)})
+            bar.update()
+        for gamma in gammas:
+            found["gamma"].append({"value": gamma, "gamma": gamma, **per_token(pair, ids[:texts], gamma, tokens)})
+            bar.update()
+        for vocabulary in vocabularies:
+            sized = sized_pair(vocabulary, pair.target.backend)
+            for gamma in (0, 4):
+                found["vocabulary"].append(
+                    {"value": vocabulary, "gamma": gamma, **per_token(sized, ids[:texts], gamma, tokens)}
+                )
+            bar.update()
+    return found

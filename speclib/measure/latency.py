@@ -1,0 +1,318 @@
+"""What a forward costs on this machine: the width curve, the cost ratio, and the roofline above them.
+
+Timed with torch.utils.benchmark, which warms up and waits for a GPU to finish. Times are milliseconds.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from statistics import median
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.benchmark import Timer
+
+from ..drafters import Drafter
+from ..errors import ContextOverflow, InvalidArgument
+from ..law.distributions import Sampling, seeded
+from ..model import products
+from ..model.context import Context
+from ..model.language_model import LanguageModel
+
+WIDTHS = tuple(range(1, 10))
+TURN = 16  # forwards of one kind behind each other, where kinds take turns
+
+
+def width_curve(
+    language_model: LanguageModel,
+    widths: Iterable[int] = WIDTHS,
+    context: int = 128,
+    passes: int = 5,
+    min_seconds: float = 0.04,
+) -> pd.DataFrame:
+    """Time of one forward over `width` new tokens after `context` cached ones: columns width, ms (median), low, high.
+
+    The widths take turns in `passes` passes, so that a slow moment of the machine falls on all of them alike; low and
+    high are the quartiles over passes. Raises ContextOverflow if the model has no room, InvalidArgument for a width <
+    1.
+    """
+    widths = list(widths)
+    if not widths or min(widths) < 1 or passes < 1:
+        raise InvalidArgument(f"widths must be whole numbers >= 1 and passes at least 1, not {widths!r} and {passes!r}")
+    text, fill = _filled(language_model, context, max(widths))
+    times: dict[int, list[float]] = {width: [] for width in widths}
+
+    def forward(new):
+        text.extend(new)
+        text.rollback(context)
+
+    for _ in range(passes):
+        for width in widths:
+            timer = Timer(
+                "forward(new)",
+                globals={"forward": forward, "new": fill[:, :width]},
+                num_threads=torch.get_num_threads(),
+            )
+            times[width].append(1e3 * timer.blocked_autorange(min_run_time=min_seconds).median)
+    frame = pd.DataFrame(times).quantile([0.5, 0.25, 0.75]).T
+    return frame.set_axis(["ms", "low", "high"], axis=1).rename_axis("width").reset_index()
+
+
+def layout_curves(
+    language_model: LanguageModel,
+    rows: Iterable[int] = range(1, 17),
+    context: int = 128,
+    passes: int = 5,
+    turns: int = 3,
+) -> pd.DataFrame:
+    """Time of a fast forward by the layout of its weights (see `products`): columns weights, rows, ms, low, high.
+
+    weights: "as they lie", "laid out", or "chosen": the layouts that are quickest here, by shape and number of rows.
+    The three take turns within each number of rows, `turns` forwards at a time of which the quickest counts; ms, low
+    and high are median and quartiles over passes. Raises as `width_curve`.
+    """
+    rows = list(rows)
+    if not rows or min(rows) < 1 or passes < 1:
+        raise InvalidArgument(f"rows must be whole numbers >= 1 and passes at least 1, not {rows!r} and {passes!r}")
+    made, times = {}, []
+    for name, layout in (("as they lie", "as-they-lie"), ("laid out", "laid-out"), ("chosen", None)):
+        with products.forced(layout):
+            made[name] = _filled(
+                LanguageModel(language_model.model, language_model.tokenizer, language_model.name, "fast"),
+                context,
+                max(rows),
+            )
+    for k in range(passes):
+        for n in rows:
+            for name in sorted(made, reverse=k % 2 == 1):
+                text, fill = made[name]
+                seen = []
+                for _ in range(turns):
+                    began = _now(language_model.device)
+                    text.extend(fill[:, :n])
+                    seen.append(_now(language_model.device) - began)
+                    text.rollback(context)
+                times.append({"weights": name, "rows": n, "ms": 1e3 * min(seen)})
+    spread = pd.DataFrame(times).groupby(["weights", "rows"])["ms"].quantile([0.5, 0.25, 0.75]).unstack()
+    return spread.set_axis(["ms", "low", "high"], axis=1).reset_index()
+
+
+def cost_ratio(
+    target: LanguageModel, draft: LanguageModel, context: int = 128, drafts: int = 4, rounds: int = 40
+) -> float:
+    """c: the time of one draft forward over that of one target forward, both over a single token (Leviathan et al.,
+    section 3.2).
+
+    Measured as decoding runs them, `drafts` forwards of the draft behind each of the target, with medians over
+    `rounds`: a draft timed on its own would find its weights still in the processor's cache, which the target's weights
+    sweep out every time. Raises ContextOverflow if a model has no room.
+    """
+    texts, times = [_filled(model, context, 1) for model in (target, draft)], ([], [])
+    for _ in range(rounds):
+        for (text, new), repeats, seen in zip(texts, (1, drafts), times, strict=True):
+            began = _now(target.device)
+            for _ in range(repeats):
+                text.extend(new)
+                text.rollback(context)
+            seen.append((_now(target.device) - began) / repeats)
+    ours, theirs = (median(seen[2:]) for seen in times)  # the first rounds warm up
+    return theirs / ours
+
+
+@torch.inference_mode()
+def round_costs(
+    target: LanguageModel, drafter: Drafter, gamma: int, context: int = 128, turns: int = 3
+) -> dict[str, float]:
+    """{"plain", "draft", "check"} in ms: a forward of plain decoding, the gamma guesses of a round with their drawing,
+    and the forward that checks them.
+
+    Measured in the order of decoding, TURN plain forwards behind each other and then as many rounds, medians over
+    `turns` of each: a forward over gamma + 1 tokens costs more behind a draft, whose weights have swept the target's
+    out of the processor's cache, than behind its like (the width curve). Each round keeps its first guess, so that the
+    text grows by two tokens; half-way it has `context`. Raises ContextOverflow if the target has no room.
+    """
+    rounds = (turns + 1) * TURN
+    _check_room(target, context, rounds + gamma)
+    device, times = target.device, {"plain": [], "draft": [], "check": []}
+    target.announce((1, gamma + 1))
+    text = (torch.arange(max(2, context - rounds)) % target.vocabulary).tolist()
+    alone, guessed = target.context(text), target.context(text)
+    guesser = drafter.start(guessed, Sampling(), seeded(0, device))
+    for reading in (alone, guessed):
+        reading.extend(torch.tensor([text[:-1]], device=device), keep=1)
+    guesser.prepare(text)
+
+    def timed(phase: str, work: Callable, *arguments) -> Any:
+        began = _now(device)
+        done = work(*arguments)
+        times[phase].append(_now(device) - began)
+        return done
+
+    for _ in range(turns + 1):
+        for k in range(TURN):
+            timed("plain", alone.extend, torch.tensor([[k]], device=device))
+        for _ in range(TURN):
+            guesses = timed("draft", guesser.propose, text, gamma).tokens
+            timed("check", guessed.extend, torch.cat([torch.tensor(text[-1:], device=device), guesses])[None])
+            guessed.retain([0, 1])
+            text = text + [int(guesses[0]), text[-1]]
+    return {phase: 1e3 * median(seen[TURN:]) for phase, seen in times.items()}  # the first turn warms up
+
+
+def _filled(language_model: LanguageModel, context: int, new: int) -> tuple[Context, Tensor]:
+    """A text of which `context` tokens are cached, and `new` tokens to read next [1, new]. Which tokens they are does
+    not matter.
+    """
+    _check_room(language_model, context, new)
+    fill = torch.arange(context, device=language_model.device)[None] % language_model.vocabulary
+    # an encoder needs something to read
+    text = language_model.context(fill[0].tolist() if language_model.encoder_decoder else ())
+    text.extend(fill, keep=1)
+    return text, torch.arange(new, device=language_model.device)[None] % language_model.vocabulary
+
+
+def _check_room(language_model: LanguageModel, context: int, new: int) -> None:
+    limit = language_model.context_length
+    if limit and context + new > limit:
+        raise ContextOverflow(
+            f"{context} cached and {new} new tokens do not fit into {language_model.name}'s context of {limit}"
+        )
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+WARM_UP = 2  # forwards before those that count
+# what an operation belongs to, by parts of its name; the first kind that fits
+KINDS = {
+    "matrix products": (
+        "aten::mm",
+        "aten::addmm",
+        "aten::bmm",
+        "aten::linear",
+        "linear_pointwise",
+        "mkldnn_linear",
+        "mkl_linear",
+        "aten::matmul",
+        "gemm",
+        "gemv",
+    ),
+    "attention": ("attention", "flash", "fmha"),
+    "cache": ("aten::cat", "aten::copy_", "aten::slice_scatter", "aten::index_copy_"),
+    "norms, rotation, activation": (
+        "norm",
+        "aten::mul",
+        "aten::add",
+        "aten::pow",
+        "aten::mean",
+        "aten::rsqrt",
+        "aten::silu",
+        "aten::neg",
+        "aten::cos",
+        "aten::sin",
+        "gelu",
+        "tanh",
+    ),
+}
+
+
+@torch.inference_mode()
+def profile(language_model: LanguageModel, width: int = 1, context: int = 128, forwards: int = 12) -> pd.DataFrame:
+    """Where the time of one forward goes, by torch.profiler: columns kind, ms, share.
+
+    Kinds are those of KINDS, "other operations", and "between operations": the rest of the forward's time, which is
+    Python, dispatch and the modules around them. The profiler takes time itself, for every operation, so the whole is
+    timed without it: forwards with it and without it take turns, so that both see the same machine, and medians are
+    taken, so that a forward that was held up does not tell. Raises ContextOverflow if the model has no room,
+    InvalidArgument for a width < 1 or no forwards.
+    """
+    if width < 1 or forwards < 1:
+        raise InvalidArgument(f"width and forwards must be whole numbers >= 1, not {width!r} and {forwards!r}")
+    text, new = _filled(language_model, context, width)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler announces itself on stderr
+    wholes, parts = [], []
+    for _ in range(WARM_UP + forwards):
+        start = _now(language_model.device)
+        text.extend(new)
+        wholes.append((_now(language_model.device) - start) * 1e3)
+        text.rollback(context)
+        with torch.profiler.profile() as recorded:
+            text.extend(new)
+        text.rollback(context)
+        times = dict.fromkeys([*KINDS, "other operations"], 0.0)
+        for event in recorded.key_averages():
+            self_time = (
+                event.self_device_time_total if language_model.device.type == "cuda" else event.self_cpu_time_total
+            )
+            kind = next(
+                (kind for kind, names in KINDS.items() if any(name in event.key for name in names)), "other operations"
+            )
+            times[kind] += self_time / 1e3
+        parts.append(times)
+    typical = {kind: median(times[kind] for times in parts[WARM_UP:]) for kind in times}
+    typical["between operations"] = max(0.0, median(wholes[WARM_UP:]) - sum(typical.values()))
+    frame = pd.DataFrame({"kind": list(typical), "ms": list(typical.values())})
+    return frame.assign(share=frame["ms"] / frame["ms"].sum())
+
+
+def waiting(language_model: LanguageModel, bytes_per_second: float, width: int = 1, context: int = 128) -> pd.DataFrame:
+    """What a forward waits for: columns kind, ms, share. Raises as `profile`.
+
+    "memory": its weights at this bandwidth (see `roofline`), as far as the matrix products take so long; "products
+    beyond that": what else they take; "overhead": all the rest, which a model of larger matrices has no more of.
+    """
+    whole = profile(language_model, width, context).set_index("kind")["ms"]
+    products_ms = whole["matrix products"]
+    memory = min(products_ms, 1e3 * bytes_and_operations(language_model)[0] / bytes_per_second)
+    parts = {"memory": memory, "products beyond that": products_ms - memory, "overhead": whole.sum() - products_ms}
+    frame = pd.DataFrame({"kind": list(parts), "ms": list(parts.values())})
+    return frame.assign(share=frame["ms"] / frame["ms"].sum())
+
+
+def bytes_and_operations(language_model: LanguageModel, width: int = 1) -> tuple[int, int]:
+    """(bytes of weights read, floating-point operations) of a forward over `width` tokens; attention over the cache is
+    left out.
+
+    Each weight of a matrix is read once and used in one multiplication and one addition per token. An embedding that is
+    not also the output matrix is looked up, not multiplied.
+    """
+    model = language_model.model
+    embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    weights = sum(p.numel() for p in model.parameters() if p.ndim > 1)
+    if embedding is not output:
+        weights -= embedding.numel()
+    return weights * output.element_size(), 2 * weights * width
+
+
+def roofline(
+    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, min_seconds: float = 0.3
+) -> dict[str, float]:
+    """What the machine can do: {"bytes_per_second", "operations_per_second"}, by a matrix-vector and a matrix-matrix
+    product.
+
+    The matrix of the first is far larger than any cache, so that its speed is that of the memory.
+    """
+    side = 8192 if torch.device(device).type == "cpu" else 16384
+    big = torch.ones(side, side, dtype=dtype, device=device)
+    vector = torch.ones(side, dtype=dtype, device=device)
+    square = big[:2048, :2048].contiguous()
+    threads = torch.get_num_threads()
+    read = (
+        Timer("big @ vector", globals={"big": big, "vector": vector}, num_threads=threads)
+        .blocked_autorange(min_run_time=min_seconds)
+        .median
+    )
+    multiply = (
+        Timer("square @ square", globals={"square": square}, num_threads=threads)
+        .blocked_autorange(min_run_time=min_seconds)
+        .median
+    )
+    return {
+        "bytes_per_second": big.numel() * big.element_size() / read,
+        "operations_per_second": 2 * 2048**3 / multiply,
+    }

@@ -1,0 +1,294 @@
+"""The compiled backend: the fast decoder's forward over few tokens, made into one program for each number of tokens.
+
+A program has its shapes fixed in advance: so many new tokens, the cache in blocks of 64 slots. Where the text ends is
+data, so nothing is made again as it grows. The guesses of a round are one program too, with the drawing inside. On a
+CPU torch.compile fuses the small operations between the matrix products; on a GPU each program, and there the verdict
+of a round too, is a CUDA graph, which the host launches as a whole. Everything else - prompts, trees, numbers of tokens
+that nobody announced - takes the fast forward, with the same logits up to rounding.
+"""
+
+import os
+import warnings
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from pathlib import Path
+from types import FunctionType
+
+import pooch
+import torch
+import torch._dynamo
+from torch import Tensor
+from torch.utils._pytree import tree_map
+from tqdm.auto import tqdm
+
+from ..errors import UnsupportedModel
+from ..law.distributions import invert
+from .fast import Decoder, FastContext, through
+from .probe import COARSE, LIMITS, apart
+
+STEP = 64  # the cache is handed over up to a multiple of this many slots: one program for all lengths of the text
+ROOM = 1024  # slots that a cache has at first, or all of a shorter context: a program is made again when it grows
+MOST = 32  # a forward over more tokens than this is no round of decoding
+
+# tokens that a draft model reads before it guesses: after a full acceptance both are new to it, else it reads one
+# again, for one program is enough then
+NEW = 2
+DEEPEST = 32  # layers that a program for several guesses may hold: torch.compile writes each of them out
+
+Cache = list[tuple[Tensor, Tensor]]  # keys and values of each layer [G, S, D]
+# (small tensors, and of a program that works on a text 0..S-1 [S] and the cache) -> tensors; only so many slots of the
+# cache are looked at
+Program = Callable[..., tuple[Tensor, ...] | Tensor]
+Law = Callable[[Tensor], Tensor]  # logits [1, V] -> probabilities
+
+
+class Programs:
+    """What is made into programs for one model: forwards over the numbers of tokens in `widths`, and runs of guesses,
+    each at its first use.
+    """
+
+    made = 0  # programs of this process, of all models: who measures looks whether one was made meanwhile
+
+    def __init__(self, decoder: Decoder, name: str, vocabulary: int):
+        self.name, self.decoder, self.vocabulary = name, decoder, vocabulary
+        self.graphs = decoder.device.type == "cuda"  # CUDA graphs, or torch.compile
+        self.widths: set[int] = set()
+        self.stores: dict[
+            int, list[Tensor]
+        ] = {}  # caches that no text uses any more, by capacity: a CUDA graph knows its cache by address
+        self._made: dict[tuple, Program] = {}
+        self.broken: set[str] = set()  # what could not be made here
+
+    def announce(self, widths: Iterable[int]) -> None:
+        """Says which numbers of tokens will be read often."""
+        self.widths.update(width for width in widths if 1 <= width <= MOST)
+
+    def forward(self, tokens: Tensor, length: int, slots: Tensor, cache: Cache) -> tuple[Tensor, Tensor] | None:
+        """The states [k, d] and logits [k, V] after tokens [k] behind `length` cached ones, or None if there is no
+        program for so many.
+        """
+        k = tokens.shape[0]
+        if k not in self.widths:
+            return None
+        title = f"{k} token{'s' * (k > 1)}"
+        return self.run(
+            "forward", (k,), title, lambda: forward_of(self.decoder), (tokens, self.number(length)), slots, cache
+        )
+
+    def guesses(
+        self, tokens: Tensor, length: int, slots: Tensor, cache: Cache, uniform: Tensor, law: Law, settings: Hashable
+    ) -> tuple[Tensor, Tensor] | None:
+        """Reads tokens [k] and then draws as many as there are `uniform` numbers [n, 1]: (tokens [n], what each was
+        drawn from [n, V]), or None.
+        """
+        k, n = tokens.shape[0], uniform.shape[0]
+        title = f"{n} guess{'es' * (n > 1)}"
+        return self.run(
+            "guesses",
+            (k, n, settings),
+            title,
+            lambda: guesses_of(self.decoder, self.vocabulary, law, k, n),
+            (tokens, self.number(length), uniform),
+            slots,
+            cache,
+        )
+
+    def number(self, value: int) -> Tensor:
+        """A number as a program takes it: data, and no part of the program."""
+        return torch.tensor(value, device=self.decoder.device)
+
+    def run(
+        self,
+        kind: str,
+        shape: tuple,
+        title: str,
+        make: Callable[[], Program],
+        inputs: tuple[Tensor, ...],
+        *place: Tensor | Cache,
+    ) -> tuple[Tensor, ...] | Tensor | None:
+        """What the program of this kind and shape, made by `make` at its first use, gives for `inputs`; None where none
+        can be made.
+
+        place: slots and cache, of a program that works on a text.
+        """
+        if kind in self.broken:
+            return None
+        key = shape
+        if place:
+            slots, cache = place
+            key += (len(slots), cache[0][0].data_ptr()) if self.graphs else (cache[0][0].shape[1],)
+        # a program looks at how they lie and were made
+        inputs = tuple(value.contiguous() if value.is_inference() else value.clone() for value in inputs)
+        if key not in self._made:
+            try:
+                with tqdm(total=1, desc=f"{self.name}: a program for {title}", unit="program", leave=False) as bar:
+                    self._made[key] = captured(make(), inputs, *place) if self.graphs else fused(make())
+                    outputs = self._made[key](*inputs, *place)  # torch.compile begins to work here
+                    if kind == "forward" and self.decoder.device.type != "meta":
+                        off = apart(outputs[1], make()(*inputs, *place)[1])
+                        if off > LIMITS.get(self.decoder.dtype, COARSE):
+                            raise UnsupportedModel(
+                                f"its logits are apart from the fast forward's by {off:.2g} of their spread"
+                            )
+                    Programs.made += 1
+                    bar.update()
+            except Exception as error:  # no compiler, or one that fails: the reasons are many and none is ours
+                self.broken.add(kind)
+                warnings.warn(
+                    f"{self.name} cannot be compiled here ({str(error).strip().splitlines()[0]}); going on with "
+                    f"backend='fast'",
+                    stacklevel=2,
+                )
+                return None
+        return self._made[key](*inputs, *place)
+
+
+def forward_of(d: Decoder) -> Program:
+    """The decoder's forward with nothing in it that changes from token to token but its arguments."""
+
+    def forward(tokens: Tensor, start: Tensor, slots: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+        own = start + torch.arange(tokens.shape[0], device=d.device)
+        sees = slots <= own[:, None]  # [k, S]
+        states = d.norm(through(d, d.blocks, tokens, own, own, slots.shape[0], cache, sees))
+        return states, d.output(states)
+
+    return forward
+
+
+def guesses_of(d: Decoder, vocabulary: int, law: Law, k: int, n: int) -> Program:
+    """n forwards in a row, each over the token that was drawn from the last one, with the drawing between them."""
+    forward = forward_of(d)
+
+    def guesses(tokens: Tensor, start: Tensor, uniform: Tensor, slots: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+        drawn, laws = [], []
+        for i in range(n):
+            logits = forward(tokens, start + (k + i - 1 if i else 0), slots, cache)[1]
+            laws.append(law(logits[-1:, :vocabulary]))
+            tokens = invert(laws[-1], uniform[i : i + 1])
+            drawn.append(tokens)
+        return torch.cat(drawn), torch.cat(laws)
+
+    return guesses
+
+
+# A program is kept by everything that it depends on, so nothing need be asked again at each call: a tenth of the time
+# of a one-token forward.
+UNASKED = {
+    "size_asserts": False,
+    "alignment_asserts": False,
+    "scalar_asserts": False,
+    "guard_filter_fn": lambda guards: [False] * len(guards),
+}
+
+
+def fused(program: Program) -> Program:
+    """The program through torch.compile, whose work is kept on disk for the next process."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(pooch.os_cache("speclib")) / "programs"))
+    # of one function torch makes eight programs, and no more
+    own = FunctionType(program.__code__.replace(), program.__globals__, closure=program.__closure__)
+    return torch.compile(own, dynamic=False, fullgraph=True, options=UNASKED)
+
+
+def captured(program: Program, inputs: tuple[Tensor, ...], *place: Tensor | Cache) -> Program:
+    """The program as a CUDA graph over this very cache: torch's recipe, three runs on a side stream first."""
+    # the graph reads these very places, so they must stay
+    own, cache = (tuple(value.clone() for value in (*inputs, *place[:1])), place[1:])
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            program(*own, *cache)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = program(*own, *cache)
+
+    def replay(*arguments) -> tuple[Tensor, ...] | Tensor:
+        for kept, value in zip(own, arguments, strict=False):
+            kept.copy_(value)
+        graph.replay()
+        return tree_map(torch.clone, outputs)  # the next replay writes into the same place
+
+    return replay
+
+
+class CompiledContext(FastContext):
+    """A `FastContext` whose forwards over announced numbers of tokens are programs, and whose guesses are one."""
+
+    def __init__(self, language_model, prompt: Sequence[int] = ()):
+        self.programs: Programs = language_model.programs
+        super().__init__(language_model, prompt)
+
+    def _empty_cache(self) -> Cache:
+        self.capacity = min(ROOM, self.language_model.context_length or ROOM)
+        return self._allocate()
+
+    @torch.inference_mode()  # as in every forward: a program looks at how its tensors were made
+    def _allocate(self) -> Cache:
+        d, free = self.decoder, self.programs.stores.setdefault(self.capacity, [])
+        # zeros, for masked slots are multiplied too and 0 * NaN is NaN; room to spare, so that what is looked at is
+        # always a part, of which one program can be made
+        store = (
+            free.pop()
+            if free
+            else torch.zeros(
+                len(d.blocks), 2, d.heads, self.capacity + 2 * STEP, d.size, dtype=d.dtype, device=d.device
+            )
+        )
+        weakref.finalize(self, free.append, store)
+        self._slots = torch.arange(store.shape[3], device=d.device)
+        return [(layer[0], layer[1]) for layer in store]
+
+    def _looked_at(self, end: int) -> Tensor:
+        """The slots of a cache with room for `end` tokens, up to a whole number of steps."""
+        if end > self.capacity:
+            self._grow(end)
+        slots = self._slots[: -(-end // STEP) * STEP]
+        torch._dynamo.mark_dynamic(slots, 0)  # its size may change
+        return slots
+
+    def _forward(self, tokens: Tensor, keep: int, parents: Sequence[int] | None) -> Tensor:
+        if parents is None and tokens.shape[1] in self.programs.widths:
+            slots = self._looked_at(self.length + tokens.shape[1])
+            made = self.programs.forward(tokens[0], self.length, slots, self._cache)
+            if made is not None:
+                states, logits = made
+                if self.wants_hidden:
+                    self.hidden = states[None]
+                return logits[-keep:][None]
+        return super()._forward(tokens, keep, parents)
+
+    @torch.inference_mode()
+    def guess(
+        self, text: Sequence[int], n: int, uniform: Callable[[int, int], Tensor], law: Law, settings: Hashable
+    ) -> tuple[Tensor, Tensor] | None:
+        programs, start, end = self.programs, len(text) - NEW, len(text) + n - 1
+        short = programs.graphs or len(self.decoder.blocks) * n <= DEEPEST
+        if not 0 <= start <= self.length or self.wants_hidden or "guesses" in programs.broken or not short:
+            return None
+        tokens = torch.tensor(text[start:], device=self.decoder.device)
+        made = programs.guesses(tokens, start, self._looked_at(end), self._cache, uniform(n, 1), law, settings)
+        if made is not None:
+            self._latest, self.length = start, end
+        return made
+
+    @torch.inference_mode()
+    def judge(
+        self,
+        program: Program,
+        uniform: Callable[[int, int], Tensor],
+        count: int,
+        inputs: tuple[Tensor, ...],
+        settings: Hashable,
+    ) -> Tensor | None:
+        width = inputs[0].shape[1]
+        if not self.programs.graphs or "verdicts" in self.programs.broken or width not in self.programs.widths:
+            # torch.compile was seen to save nothing here: its program starts as slowly as these few small operations
+            return None
+        return self.programs.run(
+            "verdicts",
+            ("verdict", width, settings),
+            f"the verdict on {width - 1} guesses",
+            lambda: program,
+            (uniform(count, 1), *inputs),
+        )

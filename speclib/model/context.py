@@ -1,0 +1,214 @@
+"""One text in front of one model, and the cache of what the model has read of it.
+
+Speculative sampling asks for three things: read several tokens in one forward (`extend`), forget the rejected ones
+(`rollback`), and, when the guesses form a tree, keep one branch of it (`retain`).
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
+
+from ..errors import InvalidArgument, UnsupportedModel
+
+
+class Context:
+    """A text in front of a causal model. `length` tokens of it are in the key-value cache.
+
+    prompt: what the model is given; begin: the tokens with which the text starts (here the prompt itself).
+    hidden: with `wants_hidden` set, the last layer's output at each token of the latest forward that is still kept.
+    """
+
+    def __init__(self, language_model, prompt: Sequence[int] = ()):
+        self.language_model = language_model
+        self.prompt, self.begin = list(prompt), list(prompt)
+        self.length = 0
+        self.wants_hidden = False
+        self.hidden: Tensor | None = None  # [1, k, d]
+        self._latest = 0  # where the latest forward began
+        self._cache = self._empty_cache()
+
+    @torch.inference_mode()
+    def extend(self, tokens: Tensor, keep: int | None = None, parents: Sequence[int] | None = None) -> Tensor:
+        """Appends tokens [1, k] and returns the logits after each [1, k, V], or after the last `keep` of them.
+
+        One forward for all k tokens: this is what makes checking guesses cheap. With `parents` the tokens form a tree:
+        token i follows token parents[i] < i of this same call (-1: it follows the text), and sees only the text and its
+        own ancestors.
+        """
+        if parents is not None:
+            self.language_model.try_trees(type(self))
+        return self._extend(tokens, keep, parents)
+
+    def _extend(self, tokens: Tensor, keep: int | None, parents: Sequence[int] | None) -> Tensor:
+        logits = self._forward(tokens, keep or tokens.shape[1], parents)
+        self._latest = self.length
+        self.length += tokens.shape[1]
+        logits, unwritten = logits[..., : self.language_model.vocabulary], self.language_model.unwritten
+        if unwritten is None:
+            return logits
+        return logits.index_fill(-1, torch.tensor([unwritten], device=logits.device), -torch.inf)
+
+    def guess(
+        self,
+        text: Sequence[int],
+        n: int,
+        uniform: Callable[[int, int], Tensor],
+        law: Callable[[Tensor], Tensor],
+        settings: Hashable,
+    ) -> tuple[Tensor, Tensor] | None:
+        """Reads what it has not read of the text, and then n tokens of this model's own, all but the last of which it
+        reads too, as one program: (drawn [n], from what [n, V]).
+
+        None where the backend has no such program; then `extend` and draw. uniform: makes as many uniform numbers as it
+        is asked for; law: logits [1, V] -> probabilities, and settings: whatever it depends on.
+        """
+        return None
+
+    def judge(
+        self,
+        program: Callable[..., Tensor],
+        uniform: Callable[[int, int], Tensor],
+        count: int,
+        inputs: tuple[Tensor, ...],
+        settings: Hashable,
+    ) -> Tensor | None:
+        """program(`count` uniform numbers, *inputs), made into one, or None where the backend has none; the first of
+        `inputs` are this model's logits [1, k, V].
+
+        settings: whatever `program` depends on beside its arguments.
+        """
+        return None
+
+    def rollback(self, length: int) -> None:
+        """Forgets all but the first `length` tokens. Raises InvalidArgument if there are not as many."""
+        if not 0 <= length <= self.length:
+            raise InvalidArgument(f"cannot roll back to {length} tokens: the context holds {self.length}")
+        if length < self.length:
+            self._remove(self.length - length)
+            self.length = length
+            if self.hidden is not None:
+                self.hidden = self.hidden[:, : max(0, length - self._latest)]
+
+    def retain(self, path: Sequence[int]) -> None:
+        """Of the tokens of the latest `extend`, forgets all but those at the places in `path`, which become
+        consecutive.
+        """
+        start = self._latest
+        if list(path) != list(range(len(path))):
+            with torch.inference_mode():
+                self._move([start + place for place in path], start)
+            if self.hidden is not None:
+                self.hidden = self.hidden[:, list(path)]
+        self.rollback(start + len(path))
+
+    def last_hidden(self) -> Tensor:
+        """The last layer's output at the last token in the cache. [d]"""
+        return self.hidden[0, -1]
+
+    def _empty_cache(self):
+        return DynamicCache()  # of whole layers, also where a window as long as the context would make rolling ones
+
+    def _forward(self, tokens: Tensor, keep: int, parents: Sequence[int] | None) -> Tensor:
+        tree = {} if parents is None else self._tree(parents)
+        out = self.language_model.model(
+            input_ids=tokens,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=keep,
+            return_dict=True,
+            output_hidden_states=self.wants_hidden,
+            **tree,
+        )
+        if self.wants_hidden:
+            self.hidden = out.hidden_states[-1]
+        return out.logits
+
+    def _tree(self, parents: Sequence[int]) -> dict[str, Tensor]:
+        """A mask that shows each token its ancestors, and positions that follow depth."""
+        sees, depths = ancestry(parents)
+        device, dtype = self.language_model.device, self.language_model.dtype
+        mask = torch.zeros(len(parents), self.length + len(parents), dtype=dtype)
+        mask[:, self.length :].masked_fill_(~sees, torch.finfo(dtype).min)
+        return {"attention_mask": mask[None, None].to(device), "position_ids": (depths + self.length)[None].to(device)}
+
+    def _remove(self, count: int) -> None:
+        self._cache.crop(-count)  # transformers counts what to remove, as a negative number
+
+    def _move(self, places: list[int], start: int) -> None:
+        index = torch.tensor(places, device=self.language_model.device)
+        for layer in self._cache.layers:
+            for store in (layer.keys, layer.values):  # [1, H, S, D]
+                store[:, :, start : start + len(places)] = store[:, :, index]
+
+
+class EncoderDecoderContext(Context):
+    """A text that the decoder of an encoder-decoder model writes. The encoder reads the prompt, once."""
+
+    @torch.inference_mode()
+    def __init__(self, language_model, prompt: Sequence[int] = ()):
+        super().__init__(language_model, prompt)
+        self.begin = [start_token(language_model)]
+        ids = torch.tensor([self.prompt], device=language_model.device)
+        self._encoded = language_model.model.get_encoder()(ids)
+
+    def _empty_cache(self):
+        return EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+    def _forward(self, tokens: Tensor, keep: int, parents: Sequence[int] | None) -> Tensor:
+        if parents is not None:
+            raise UnsupportedModel(
+                f"{self.language_model.name} is an encoder-decoder model; trees of guesses need position ids, which "
+                f"it has not"
+            )
+        out = self.language_model.model(
+            decoder_input_ids=tokens,
+            encoder_outputs=self._encoded,
+            past_key_values=self._cache,
+            use_cache=True,
+            output_hidden_states=self.wants_hidden,
+        )
+        if self.wants_hidden:
+            self.hidden = out.decoder_hidden_states[-1]
+        return out.logits[:, -keep:]
+
+
+def start_token(language_model) -> int:
+    """The token with which the decoder's text starts, where transformers' generate() looks for it. Raises
+    UnsupportedModel if it is nowhere."""
+    model = language_model.model
+    first, generation = "decoder_start_token_id", model.generation_config
+    places = [(generation, first), (generation, "bos_token_id")]
+    places += [(model.config, first), (getattr(model.config, "decoder", None), first)]
+    for place, name in places:
+        found = ids(getattr(place, name, None))
+        if len(found) == 1:
+            return found[0]
+    raise UnsupportedModel(
+        f"nothing says with which token a text of {language_model.name} starts; set model.generation_config.{first}"
+    )
+
+
+def ids(value) -> list[int]:
+    """Token ids that a configuration gives as None, a number, a list, or a tensor: without repeats, in their order."""
+    if value is None:
+        return []
+    return list(dict.fromkeys(torch.as_tensor(value).flatten().tolist()))
+
+
+def ancestry(parents: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """(who sees whom [k, k], itself included; depth of each token [k]) in a tree given by each token's parent, -1 for
+    none.
+
+    Raises InvalidArgument if a parent does not come before its child.
+    """
+    k = len(parents)
+    sees, depths = torch.eye(k, dtype=torch.bool), torch.zeros(k, dtype=torch.long)
+    for child, parent in enumerate(parents):
+        if not -1 <= parent < child:
+            raise InvalidArgument(f"token {child} of a tree has parent {parent}; parents come before their children")
+        if parent >= 0:
+            sees[child] |= sees[parent]
+            depths[child] = depths[parent] + 1
+    return sees, depths
