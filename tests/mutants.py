@@ -223,7 +223,13 @@ def load_libraries() -> None:
     import pandas  # noqa: F401
     import scipy.stats  # noqa: F401
     import torch
-    from transformers import GPT2LMHeadModel, LlamaForCausalLM, MistralForCausalLM, PreTrainedTokenizerFast, Qwen2ForCausalLM  # noqa: F401
+    from transformers import (  # noqa: F401
+        GPT2LMHeadModel,
+        LlamaForCausalLM,
+        MistralForCausalLM,
+        PreTrainedTokenizerFast,
+        Qwen2ForCausalLM,
+    )
 
     torch.set_num_threads(1)
 

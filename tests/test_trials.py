@@ -99,7 +99,7 @@ def test_the_backends_share_weights_and_are_loaded_once(monkeypatch):
         loaded.append(settings["dtype"])
         return Pair(tiny(0, 2), tiny(1, 1))
 
-    monkeypatch.setattr(models, "load_pair", load_pair)
+    monkeypatch.setattr(language_model, "load_pair", load_pair)
     load = trials.loader()
     assert load("fast", "float32") is load("fast", "float32") and load("fast", "float32").target.backend == "fast"
     assert load("fast", "float32").target.model is load("eager", "float32").target.model
