@@ -372,8 +372,12 @@ class Mistaken(Drafter):
         exhibit = self.exhibit
         exhibit.places(getattr(sampling, "places", None))
         guesser = self.drafter.start(context, sampling, exhibit.draws or draw)
-        propose, extend = guesser.propose, context.extend
-        guesser.propose = lambda text, n, goes_on: exhibit.hands(propose(text, n, goes_on))
+        drafting, extend = guesser.drafting, context.extend
+
+        def handed(*arguments):
+            return exhibit.hands((yield from drafting(*arguments)))
+
+        guesser.drafting = handed
         context.extend = lambda tokens, keep=None, parents=None: extend(tokens, keep, exhibit.reads(parents))
         return guesser
 

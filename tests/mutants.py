@@ -121,7 +121,7 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("eagle: guesses stay in what it has read", "drafters/eagle.py", "self.own.rollback(self.known)", "pass", EAGLE),
     ("eagle: the state of another token", "drafters/eagle.py", "self.context.hidden[0, max(self.end - first, 0) : len(text) - 1 - first]", "self.context.hidden[0, max(self.end - first, 0) : len(text) - 1 - first].roll(1, 0)", EAGLE),
     ("lookup: it stops where the text ends", "drafters/lookup.py", "(followed * n)[:n]", "followed", ["test_encoder_decoder.py", "-k", "copied"]),
-    ("fallback: both are asked for as many", "drafters/fallback.py", "return self.other.propose(text, min(n, self.most or n), goes_on)", "return self.other.propose(text, n, goes_on)", ["test_fallback.py"]),
+    ("fallback: both are asked for as many", "drafters/fallback.py", "return (yield from self.other.drafting(text, min(n, self.most or n), goes_on))", "return (yield from self.other.drafting(text, n, goes_on))", ["test_fallback.py"]),
     ("fallback: eagle does not hear of the rounds of others", "drafters/fallback.py", "self.other.follow(text)", "pass", EAGLE),
     ("ensemble: its parts do not hear of the rounds of others", "drafters/ensemble.py", "guesser.follow(text)", "pass", EAGLE),
     ("eagle: it is trained on what it will not see", "training/readers.py", ".tril(-s)", ".tril(0)", EAGLE),

@@ -65,14 +65,14 @@ def test_every_guess_stands_on_what_training_saw(backend, within):
     class Watched(Drafter):
         def start(self, *arguments):
             guesser = drafter.start(*arguments)
-            real = guesser.propose
+            real = guesser.drafting
 
-            def propose(text, *more):
-                draft = real(text, *more)
-                seen.append((list(text), draft))
-                return draft
+            def drafting(text, *more):
+                before = list(text)
+                seen.append((before, (yield from real(text, *more))))
+                return seen[-1][1]
 
-            guesser.propose = propose
+            guesser.drafting = drafting
             return guesser
 
     watched, copies = Watched(), LookupDrafter(3, 2)

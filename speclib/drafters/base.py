@@ -4,14 +4,15 @@ That is all a verification rule needs to keep the target's law, as long as it is
 distribution the tokens were drawn from. A guess that involves no chance is a point mass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Hashable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..law.distributions import Draw, Sampling
+from ..law.distributions import Draw, Sampling, drawn
+from ..model.batch import Read, together
 from ..model.context import Context
 from ..model.fast import fingerprint
 
@@ -53,8 +54,56 @@ def made_of(target, module: nn.Module | None) -> tuple:
     return target, target.made_of(), module and fingerprint(module, numbers=True)
 
 
+@dataclass(frozen=True)
+class Guess:
+    """A forward that a session asks for, and what is to become of its last logits.
+
+    law: logits [1, V] -> probabilities [1, V]; draw: a token from these; settings: all that `law` depends on, so that
+    rows with the same are done at once. -> (probabilities [1, V], token [1]), or without a law the logits [1, keep, V]
+    """
+
+    read: Read
+    law: Callable[[Tensor], Tensor] | None = None
+    draw: Draw | None = None
+    settings: Hashable = None
+
+
+# What a session at work is: it hands out the forwards that it needs, is sent what came of each, and returns its Draft.
+Drafting = Generator[Guess, "Tensor | tuple[Tensor, Tensor]", Draft]
+
+
+def draft_together(sessions: Sequence[Drafting]) -> list[Draft]:
+    """Runs sessions side by side: forwards that are asked for at the same time are made by one (`batch.together`)."""
+    drafts: list[Draft | None] = [None] * len(sessions)
+    answers: dict[int, object] = dict.fromkeys(range(len(sessions)))
+    while answers:
+        asked: dict[int, Guess] = {}
+        for i, answer in answers.items():
+            try:
+                asked[i] = sessions[i].send(answer)
+            except StopIteration as end:
+                drafts[i] = end.value
+        logits = dict(zip(asked, together([guess.read for guess in asked.values()]), strict=True))
+        answers = {i: logits[i] for i, guess in asked.items() if guess.law is None}
+        groups: dict[Hashable, list[int]] = {}
+        for i, guess in asked.items():
+            if guess.law is not None:
+                groups.setdefault(guess.settings, []).append(i)
+        for rows in groups.values():
+            q = asked[rows[0]].law(torch.cat([logits[i][:, -1] for i in rows]))  # [B, V]
+            tokens = drawn([asked[i].draw for i in rows], q)  # [B]
+            answers |= {i: (q[k : k + 1], tokens[k : k + 1]) for k, i in enumerate(rows)}
+    return drafts
+
+
 class Session:
-    """A drafter at work on one text. `propose` is its own; the rest has defaults."""
+    """A drafter at work on one text. `propose` is its own, or `drafting` where it runs a model; the rest has
+    defaults."""
+
+    def drafting(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Drafting:
+        """`propose` in steps, so that the rows of a batch can take them together."""
+        return self.propose(text, n, goes_on)
+        yield
 
     def prepare(self, text: list[int]) -> None:
         """Reads the prompt ahead of the first round, so that its cost counts as prefill."""
@@ -64,7 +113,7 @@ class Session:
 
         Before each guess but the first, `goes_on` is asked about the distribution [V] it would be drawn from.
         """
-        raise NotImplementedError
+        return draft_together([self.drafting(text, n, goes_on)])[0]
 
     def follow(self, text: list[int]) -> None:
         """Hears of a round in which another is asked."""

@@ -7,7 +7,7 @@ target's state is not known yet; its own takes the place. Embedding and output m
 (2401.15077); training on its own states is from EAGLE-3 (2503.01840).
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Generator, Hashable
 from copy import deepcopy
 from pathlib import Path
 
@@ -23,11 +23,12 @@ from ..errors import IncompatibleModels, ModelLoadError
 from ..files import reading
 from ..law.distributions import Draw, Sampling, invert
 from ..model import fast
+from ..model.batch import Batch, Read
 from ..model.compiled import Cache, CompiledContext, Law, Program, Programs
 from ..model.context import Context
 from ..model.fast import Decoder, FastContext
 from ..model.products import product
-from .base import Draft, Drafter, Guessed, Session, always, made_of
+from .base import Draft, Drafter, Drafting, Guess, Guessed, Session, always, made_of
 
 
 class Eagle(nn.Module):
@@ -86,9 +87,10 @@ class EagleDrafter(Drafter):
             made = decoder(own, target)
             self._made = (met, own, made, Programs(made, "eagle", target.vocabulary) if target.programs else None)
         _, own, made, programs = self._made
-        reading = (
-            EagleContext(target, made, own) if programs is None else CompiledEagleContext(target, made, own, programs)
-        )
+        if programs is None or context.batch:
+            reading = EagleContext(target, made, own, context.batch)
+        else:
+            reading = CompiledEagleContext(target, made, own, programs)
         return EagleSession(context, reading, sampling, draw)
 
 
@@ -125,23 +127,28 @@ def decoder(eagle: Eagle, target) -> Decoder:
 class EagleContext(FastContext):
     """What eagle has read: entry i is the target's state at token i, or its own, with token i + 1."""
 
-    def __init__(self, language_model, decoder: Decoder, eagle: Eagle):
+    def __init__(self, language_model, decoder: Decoder, eagle: Eagle, batch: Batch | None = None):
         self.decoder, self.eagle = decoder, eagle
-        Context.__init__(self, language_model)
+        Context.__init__(self, language_model, batch=batch)
+        self.wants_hidden = True
+
+    def embedded(self, tokens: Tensor, positions: Tensor, states: Tensor) -> Tensor:
+        return self.eagle.joined(states, self.decoder.embed(tokens, positions))
 
     def read(self, states: Tensor, tokens: Tensor, position: int) -> tuple[Tensor, Tensor]:
         """Enters states [k, d] with the tokens behind them [k], the first at `position`: (own state at the last [1, d],
         logits [1, V]).
         """
         k, start, end = len(tokens), self.length, self.length + len(tokens)
-        if end > self.capacity:
-            self._grow(end)
+        self.make_room(end)
         positions = torch.arange(position, position + k, device=self.decoder.device)
         mask = torch.ones(k, end, dtype=torch.bool, device=self.decoder.device).tril(start) if k > 1 else None
-        x = self.eagle.joined(states, self.decoder.embed(tokens, positions))
-        x = fast.layers(self.decoder, self.decoder.blocks, x, positions, slice(start, end), end, self._cache, mask)
+        x = self.embedded(tokens, positions, states)
+        attend = fast.attention(slice(start, end), end, mask)
+        x = fast.layers(self.decoder, self.decoder.blocks, x, positions, self.cache, attend)
         self.length = end
         state = self.decoder.norm(x[-1:])
+        self.hidden = state[None]
         return state, self.decoder.output(state)
 
     def guesses(
@@ -198,7 +205,7 @@ class CompiledEagleContext(EagleContext, CompiledContext):
             lambda: guesses_of(self.decoder, self.eagle, law, n),
             (*padded, *numbers, uniform(n, 1)),
             slots,
-            self._cache,
+            self.cache,
         )
         self.length = before if made is None else self.length + k + n - 1
         return made
@@ -222,7 +229,8 @@ def guesses_of(d: Decoder, eagle: Eagle, law: Law, n: int) -> Program:
             # what stands behind the k-th is seen by nobody and overwritten
             own = start + torch.arange(len(tokens), device=d.device)
             x = eagle.joined(states, d.embed(tokens, own))
-            x = fast.layers(d, d.blocks, x, own - start + position, own, slots.shape[0], cache, slots <= own[:, None])
+            attend = fast.attention(own, slots.shape[0], slots <= own[:, None])
+            x = fast.layers(d, d.blocks, x, own - start + position, cache, attend)
             states = d.norm(x.index_select(0, (k - 1).reshape(1)) if i == 0 else x)
             laws.append(law(d.output(states)))
             tokens = invert(laws[-1], uniform[i : i + 1])
@@ -245,11 +253,12 @@ class EagleSession(Session):
         if len(text) > 2:  # the last entry is read with the first guess
             self.own.read(*self._new(text[:-1]))
 
-    def propose(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Draft:
+    def drafting(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Drafting:
         if self.context.hidden is None:  # a text of one token: the target has read nothing yet
             return Draft(torch.zeros(0, dtype=torch.long), torch.zeros(0, self.context.language_model.vocabulary))
         new = self._new(text)
-        return Draft(*((self._at_once(new, n) if goes_on is always else None) or self._one_by_one(new, n, goes_on)))
+        made = self._at_once(new, n) if goes_on is always else None
+        return Draft(*(made or (yield from self._one_by_one(new, n, goes_on))))
 
     def _at_once(self, new: tuple[Tensor, Tensor, int], n: int) -> tuple[Tensor, Tensor] | None:
         """All guesses by one program, if the backend makes one and chance is a sequence of uniform numbers."""
@@ -263,17 +272,22 @@ class EagleSession(Session):
 
     def _one_by_one(
         self, new: tuple[Tensor, Tensor, int], n: int, goes_on: Callable[[Tensor], bool]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Generator[Guess, object, tuple[Tensor, Tensor]]:
         tokens, probs, position = [], [], self.next
-        state, logits = self.own.read(*new)
+        states, behind, place = new
         for i in range(n):
-            q = self._probabilities(logits, lambda: [[int(token) for token in tokens]])  # [1, V]
-            if i and not goes_on(q[0]):
-                break
-            tokens.append(self.draw(q))
+            read = Read(self.own, behind[None], keep=1, states=states, position=place)
+            if goes_on is always and not self.sampling.processors:
+                q, token = yield Guess(read, self._probabilities, self.draw, (id(self.own.eagle), self.sampling))
+            else:
+                logits = yield Guess(read)
+                q = self._probabilities(logits[:, -1], lambda: [[int(token) for token in tokens]])  # [1, V]
+                if i and not goes_on(q[0]):
+                    break
+                token = self.draw(q)
+            tokens.append(token)
             probs.append(q)
-            if i + 1 < n:
-                state, logits = self.own.read(state, tokens[-1], position + i)
+            states, behind, place = self.own.hidden[0, -1:], token, position + i
         return torch.cat(tokens), torch.cat(probs)
 
     def _probabilities(self, logits: Tensor, guessed: Guessed | None = None) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from ..errors import InvalidArgument
 from ..law.distributions import Draw, Sampling
 from ..model.context import Context
-from .base import Draft, Drafter, Session, always
+from .base import Draft, Drafter, Drafting, Session, always
 
 
 class EnsembleDrafter(Drafter):
@@ -39,10 +39,10 @@ class EnsembleSession(Session):
         for guesser in self.guessers:
             guesser.prepare(text)
 
-    def propose(self, text: list[int], n: int, goes_on: Callable[[torch.Tensor], bool] = always) -> Draft:
+    def drafting(self, text: list[int], n: int, goes_on: Callable[[torch.Tensor], bool] = always) -> Drafting:
         tokens, probs, parents = [], [], []
         for guesser in self.guessers:
-            draft = guesser.propose(text, n, goes_on)
+            draft = yield from guesser.drafting(text, n, goes_on)
             first, count = len(parents), len(draft.tokens)
             own = draft.parents if draft.parents is not None else range(-1, count - 1)
             parents += [parent + first if parent >= 0 else -1 for parent in own]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InvalidArgument
 from ..law.distributions import Draw, Sampling
 from ..model.context import Context
-from .base import Draft, Drafter, Session, always
+from .base import Drafter, Drafting, Session, always
 
 
 class FallbackDrafter(Drafter):
@@ -48,11 +48,11 @@ class FallbackSession(Session):
         self.first.prepare(text)
         self.other.prepare(text)
 
-    def propose(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Draft:
-        draft = self.first.propose(text, n, goes_on)
+    def drafting(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Drafting:
+        draft = yield from self.first.drafting(text, n, goes_on)
         self.asked = self.first if len(draft.tokens) else self.other
         if self.asked is self.other:
-            return self.other.propose(text, min(n, self.most or n), goes_on)
+            return (yield from self.other.drafting(text, min(n, self.most or n), goes_on))
         self.other.follow(text)
         return draft
 

@@ -21,7 +21,7 @@ from ..law.distributions import Draw, Sampling
 from ..model import fast
 from ..model.context import Context
 from ..model.fast import Decoder, FastContext
-from .base import Draft, Drafter, always, made_of, placed
+from .base import Drafter, Drafting, always, made_of, placed
 from .model import ModelSession
 
 
@@ -88,9 +88,9 @@ class LayerSkipDrafter(Drafter):
         if self._made is None or self._made[0] != met:
             self._made = (met, self.shortened(target))
         decoder = self._made[1]
-        if isinstance(context, FastContext):
-            return SharedSession(SharedContext(context, decoder), target.vocabulary, sampling, draw)
-        return ModelSession(ShortContext(target, decoder), target.vocabulary, sampling, draw)
+        reading = (SharedContext if isinstance(context, FastContext) else ShortContext)(context, decoder)
+        session = SharedSession if isinstance(reading, SharedContext) else ModelSession
+        return session(reading, target.vocabulary, sampling, draw)
 
     def shortened(self, target) -> Decoder:
         """The target's decoder with the first blocks only, its head behind the exit."""
@@ -118,9 +118,9 @@ class LayerSkipDrafter(Drafter):
 class ShortContext(FastContext):
     """A text in front of a shortened decoder, with a cache of its own."""
 
-    def __init__(self, language_model, decoder: Decoder):
-        self.decoder = decoder  # and not the language model's
-        Context.__init__(self, language_model)
+    def __init__(self, target: Context, decoder: Decoder):
+        self.target, self.decoder = target, decoder  # and not the language model's
+        Context.__init__(self, target.language_model, batch=target.batch)
 
 
 class SharedContext(ShortContext):
@@ -128,23 +128,30 @@ class SharedContext(ShortContext):
     again.
     """
 
-    def __init__(self, target: FastContext, decoder: Decoder):
-        self.target = target
-        super().__init__(target.language_model, decoder)
+    def _empty_cache(self) -> None:
+        self.slots = self.target.slots
 
-    def _empty_cache(self) -> list[tuple[Tensor, Tensor]]:
-        return self.follow(0)
+    @property
+    def capacity(self) -> int:
+        return self.target.capacity
 
-    def follow(self, room: int) -> list[tuple[Tensor, Tensor]]:
-        """Takes the target's text as read, with room for `room` more tokens. Returns the arrays, which growing has
-        replaced.
-        """
+    @property
+    def cache(self) -> list[tuple[Tensor, Tensor]]:
+        return self.target.cache
+
+    @property
+    def row(self) -> int:
+        return self.target.row
+
+    @row.setter
+    def row(self, row: int) -> None:
+        """The target's, whatever a new text is given."""
+
+    def follow(self, room: int) -> None:
+        """Takes the target's text as read, with room for `room` more tokens: growing later would lose the guesses
+        behind the text."""
         self.length = self.target.length
-        if self.length + room > self.target.capacity:
-            # before the first guess: growing later would lose the guesses behind the text
-            self.target._grow(self.length + room)
-        self.capacity, self._cache = self.target.capacity, self.target._cache
-        return self._cache
+        self.target.make_room(self.length + room)
 
 
 class SharedSession(ModelSession):
@@ -153,9 +160,9 @@ class SharedSession(ModelSession):
     def prepare(self, text: list[int]) -> None:
         pass
 
-    def propose(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Draft:
+    def drafting(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Drafting:
         self.context.follow(n + 1)
-        return super().propose(text, n, goes_on)
+        return super().drafting(text, n, goes_on)
 
     def _synchronise(self, text: list[int]) -> None:
         pass

@@ -1,6 +1,6 @@
 """The classic guesser: a smaller language model, drafting one token after the other."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Generator, Hashable
 
 import torch
 from torch import Tensor
@@ -8,9 +8,10 @@ from torch.nn.functional import pad
 
 from ..errors import ContextOverflow
 from ..law.distributions import Draw, Sampling
+from ..model.batch import Read
 from ..model.context import Context
 from ..model.language_model import LanguageModel, check_compatible
-from .base import Draft, Drafter, Guessed, Session, always
+from .base import Draft, Drafter, Drafting, Guess, Guessed, Session, always
 
 
 class ModelDrafter(Drafter):
@@ -25,7 +26,7 @@ class ModelDrafter(Drafter):
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> "ModelSession":
         target = context.language_model
         check_compatible(target, self.language_model)
-        return ModelSession(self.language_model.context(context.prompt), target.vocabulary, sampling, draw)
+        return ModelSession(context.beside(self.language_model), target.vocabulary, sampling, draw)
 
 
 class ModelSession(Session):
@@ -44,10 +45,11 @@ class ModelSession(Session):
             self.context.extend(torch.tensor([text[:-1]], device=self.device), keep=1)
             self.read = list(text[:-1])
 
-    def propose(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Draft:
+    def drafting(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Drafting:
         self._check_room(text, n)
         self._synchronise(text)
-        tokens, probs = (self._at_once(text, n) if goes_on is always else None) or self._one_by_one(text, n, goes_on)
+        made = self._at_once(text, n) if goes_on is always else None
+        tokens, probs = made or (yield from self._one_by_one(text, n, goes_on))
         self.read, self.guesses = list(text), tokens
         return Draft(tokens, probs)
 
@@ -68,16 +70,24 @@ class ModelSession(Session):
         """All that `_probabilities` depends on beside the logits."""
         return type(self), self.sampling, self.vocabulary
 
-    def _one_by_one(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool]) -> tuple[Tensor, Tensor]:
+    def _one_by_one(
+        self, text: list[int], n: int, goes_on: Callable[[Tensor], bool]
+    ) -> Generator[Guess, object, tuple[Tensor, Tensor]]:
         if n == (self.usual or n):
-            self.context.language_model.announce((1, 2))  # after a full acceptance, two tokens are new to it
+            # after a full acceptance, two tokens are new to it
+            self.context.language_model.announce((1, 2))
         new, tokens, probs = torch.tensor([text[self.context.length :]], device=self.device), [], []
         for i in range(n):
-            # [1, V]
-            q = self._probabilities(self.context.extend(new, keep=1)[:, -1], lambda: [[int(token) for token in tokens]])
-            if i and not goes_on(q[0]):
-                break
-            new = self.draw(q).unsqueeze(-1)  # [1, 1]
+            read = Read(self.context, new, keep=1)
+            if goes_on is always and not self.sampling.processors:
+                q, token = yield Guess(read, self._probabilities, self.draw, self._settings())
+            else:
+                logits = yield Guess(read)
+                q = self._probabilities(logits[:, -1], lambda: [[int(token) for token in tokens]])  # [1, V]
+                if i and not goes_on(q[0]):
+                    break
+                token = self.draw(q)
+            new = token.unsqueeze(-1)  # [1, 1]
             tokens.append(new)
             probs.append(q)
         return torch.cat(tokens, 1)[0], torch.cat(probs)

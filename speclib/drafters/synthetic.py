@@ -31,7 +31,7 @@ class SyntheticDrafter(Drafter):
 class SyntheticSession(ModelSession):
     def __init__(self, similarity: float, context: Context, sampling: Sampling, draw: Draw):
         target = context.language_model
-        super().__init__(target.context(context.prompt), target.vocabulary, sampling, draw)
+        super().__init__(context.beside(target), target.vocabulary, sampling, draw)
         self.similarity = similarity
 
     def _probabilities(self, logits: torch.Tensor, guessed: Guessed | None = None) -> torch.Tensor:

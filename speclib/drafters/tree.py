@@ -5,7 +5,7 @@ attention). Siblings are tried one after the other, so a second guess may be kep
 (2305.09781); Medusa (2401.10774), section 2.1.2; best-first shapes after EAGLE-2 (2406.16858), section 4.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -13,9 +13,10 @@ import torch
 
 from ..errors import InvalidArgument
 from ..law.distributions import Draw, Sampling, check_finite, point_mass
+from ..model.batch import Read
 from ..model.context import Context
 from ..model.language_model import LanguageModel, check_compatible
-from .base import Draft, Drafter, Guessed, always
+from .base import Draft, Drafter, Drafting, Guess, Guessed, always
 from .model import ModelSession
 
 
@@ -58,7 +59,7 @@ class TreeDrafter(Drafter):
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> "TreeSession":
         target = context.language_model
         check_compatible(target, self.language_model)
-        return TreeSession(self, self.language_model.context(context.prompt), target.vocabulary, sampling, draw)
+        return TreeSession(self, context.beside(self.language_model), target.vocabulary, sampling, draw)
 
 
 @dataclass(frozen=True)
@@ -83,17 +84,15 @@ class TreeSession(ModelSession):
     def told(self, drafted: list[int]) -> None:
         """Its cache holds the text alone."""
 
-    def propose(self, text: list[int], n: int, goes_on: Callable[[torch.Tensor], bool] = always) -> Draft:
+    def drafting(self, text: list[int], n: int, goes_on: Callable[[torch.Tensor], bool] = always) -> Drafting:
         self._check_room(text, n)
         self._synchronise(text)
-        # [1, V]
-        rows = self._probabilities(
-            self.context.extend(torch.tensor([text[self.context.length :]], device=self.device), keep=1)[0],
-            lambda: [[]],
-        )
+        new = torch.tensor([text[self.context.length :]], device=self.device)
+        logits = yield Guess(Read(self.context, new, keep=1))
+        rows = self._probabilities(logits[0], lambda: [[]])  # [1, V]
         self.read = list(text)
         if self.settings.sampled and self.settings.budget is not None:
-            return self._draft(self._grown(text, rows[0], n))
+            return self._draft((yield from self._grown(text, rows[0], n)))
         nodes: list[Node] = []
         frontier = [-1]
         for depth, width in enumerate(self.settings.branching[:n]):
@@ -109,7 +108,7 @@ class TreeSession(ModelSession):
             frontier = list(range(len(nodes), len(nodes) + len(grown)))
             nodes += grown
             if depth + 1 < min(n, len(self.settings.branching)) and frontier:
-                rows = self._read(text, nodes, len(frontier))
+                rows = yield from self._read(text, nodes, len(frontier))
         return self._draft(self._pruned(nodes))
 
     def _probabilities(self, logits: torch.Tensor, guessed: Guessed | None = None) -> torch.Tensor:
@@ -124,7 +123,7 @@ class TreeSession(ModelSession):
             [node.parent for node in nodes],
         )
 
-    def _grown(self, text: list[int], row: torch.Tensor, n: int) -> list[Node]:
+    def _grown(self, text: list[int], row: torch.Tensor, n: int) -> Generator[Guess, torch.Tensor, list[Node]]:
         """`budget` nodes at most, each drawn where verification is likeliest to come and to keep it, as far as is known
         before the draw.
         """
@@ -148,7 +147,7 @@ class TreeSession(ModelSession):
             if mass > 0:
                 offer(parent, depth, elder + 1, rest, top, promise)
             if depth + 1 < min(n, len(self.settings.branching)) and len(nodes) < self.settings.budget:
-                below = self._read(text, nodes, 1)[0]
+                below = (yield from self._read(text, nodes, 1))[0]
                 offer(len(nodes) - 1, depth + 1, 0, below, float(below.max()), -worth)
         return nodes
 
@@ -169,10 +168,10 @@ class TreeSession(ModelSession):
                 break
         return children
 
-    def _read(self, text: list[int], nodes: list[Node], last: int) -> torch.Tensor:
+    def _read(self, text: list[int], nodes: list[Node], last: int) -> Generator[Guess, torch.Tensor, torch.Tensor]:
         """The draft's distributions after the last nodes [last, V]: the whole tree is read again, in one forward."""
         tokens = torch.tensor([[node.token for node in nodes]], device=self.device)
-        logits = self.context.extend(tokens, keep=last, parents=[node.parent for node in nodes])
+        logits = yield Guess(Read(self.context, tokens, last, [node.parent for node in nodes]))
         self.context.rollback(len(text))
         return self._probabilities(logits[0], lambda: [_guesses(nodes, node) for node in nodes[-last:]])
 

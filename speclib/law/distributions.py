@@ -199,3 +199,13 @@ class Seeded:
 def seeded(seed: int, device: torch.device | str = "cpu") -> Draw:
     """A `Draw` that depends on the seed alone."""
     return Seeded(seed, device)
+
+
+def drawn(draws: Sequence[Draw], probabilities: Tensor) -> Tensor:
+    """One token a row [B, V], each by its own draw. -> [B]"""
+    if len(draws) == 1:
+        return draws[0](probabilities)
+    uniforms = [getattr(draw, "uniform", None) for draw in draws]
+    if all(uniforms):
+        return invert(probabilities, torch.cat([uniform(1, 1) for uniform in uniforms]))
+    return torch.cat([draw(row) for draw, row in zip(draws, probabilities.split(1), strict=True)])

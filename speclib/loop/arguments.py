@@ -7,7 +7,7 @@ from ..drafters import Drafter
 from ..errors import ContextOverflow, InvalidArgument, UnsupportedModel
 from ..law import rules
 from ..law.distributions import Draw, Sampling
-from ..model.language_model import LanguageModel, check_compatible
+from ..model.language_model import LanguageModel, check_compatible, free_memory
 
 FORMS = (
     "a string, a list of strings, a list of token-id lists, a tensor or array of token ids, or what a tokenizer returns"
@@ -170,3 +170,28 @@ def check(
                 f"{'' if model.encoder_decoder else 'shorten the prompt or '}ask for at most "
                 f"{max(0, max_new_tokens - (longest - model.context_length))} new tokens"
             )
+
+
+MOST_ROWS = 32  # texts that are decoded together unless more are asked for
+
+
+def rows_at_once(
+    target: LanguageModel, drafter: Drafter | None, texts: list[list[int]], max_new_tokens: int, batch_size: int | None
+) -> int:
+    """How many texts are decoded together. Raises InvalidArgument for a batch_size whose caches do not fit."""
+    if batch_size is not None and (
+        not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1
+    ):
+        raise InvalidArgument(f"batch_size must be a whole number >= 1, or None, not {batch_size!r}")
+    asked = min(len(texts), batch_size or MOST_ROWS)
+    if asked == 1 or not target.reads_rows():
+        return 1
+    slots = 2 * (max(map(len, texts)) + max_new_tokens)  # a cache that is full is doubled
+    each = slots * sum(model.bytes_per_token for model in (target, *(drafter.models() if drafter else [])))
+    fit = free_memory(target.device) // 2 // each
+    if batch_size is not None and asked > fit:
+        raise InvalidArgument(
+            f"{asked} texts need {asked * each / 1e9:.1f} GB of key-value caches, more than half of the "
+            f"{free_memory(target.device) / 1e9:.1f} GB that are free; take batch_size={max(1, fit)} or less"
+        )
+    return max(1, min(asked, fit))

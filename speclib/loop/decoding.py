@@ -1,27 +1,30 @@
 """generate(): the one loop. Plain decoding is the same loop with nothing drafted, which makes it a fair baseline.
 
-Each round drafts up to gamma tokens, checks them all in one forward of the target, and draws from the rule's law
-how many pass and which token comes next.
+Each round drafts up to gamma tokens for every text, checks them all in one forward of the target, and draws from the
+rule's law how many pass and which token comes next. Texts of a batch accept, stop and finish on their own.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
 from ..drafters import Drafter
-from ..drafters.base import always
+from ..drafters.base import Draft, Session, always, draft_together
 from ..law import rules
-from ..law.distributions import Draw, Sampling, check_finite, invert, overlap, seeded
+from ..law.distributions import Draw, Sampling, check_finite, drawn, invert, overlap, seeded
+from ..model.batch import Batch, Read, together
 from ..model.context import Context
 from ..model.language_model import LanguageModel
-from .arguments import check, encode
+from .arguments import check, encode, rows_at_once
 from .lengths import FixedLength, Length, Plan
-from .processors import at_work
+from .processors import Places, at_work
 from .stops import Stops
 from .trace import Round, Trace
 
@@ -51,6 +54,8 @@ def generate(
     seed: int = 0,
     progress: bool = False,
     draw: Draw | None = None,
+    batch_size: int | None = None,
+    watch: Callable[[Round], None] | None = None,
 ) -> Output:
     """Continues each prompt, with the law of the target alone whatever drafts (if the rule is lossless).
 
@@ -58,9 +63,11 @@ def generate(
     guesses per round (of a tree: its depth), or a plan from `lengths`. stop: None stops after the model's end-of-text,
     [] never, else after any of these token ids and strings; the text is cut exactly where plain decoding would have
     stopped. seed: same seed, same text; row i of a list does not depend on its neighbours. draw: replaces chance (see
-    `exact`).
+    `exact`). watch: is called with each round of each text as it ends.
 
-    A list of prompts is decoded row by row. Sources: Leviathan et al. 2211.17192; Chen et al. 2302.01318.
+    A list of prompts is decoded as one batch, `batch_size` texts at a time (None: as many as fit in memory, up to 32);
+    the place of a text that has ended is taken by the next prompt. Encoder-decoder models, and models that take no
+    masks or positions from outside, go row by row. Sources: Leviathan et al. 2211.17192; Chen et al. 2302.01318.
     Raises InvalidArgument, ContextOverflow, IncompatibleModels before any work; NonFiniteLogits during it.
     """
     sampling = Sampling() if sampling is None else sampling
@@ -68,6 +75,7 @@ def generate(
     length = draft_length if hasattr(draft_length, "start") else FixedLength(draft_length)
     texts = encode(target, prompts)
     check(target, drafter, sampling, rule, texts, max_new_tokens, seed, draw)
+    together_ = rows_at_once(target, drafter, texts, max_new_tokens, batch_size)
     stops = Stops.of(target, stop)
     target.announce(
         {1, *(n + 1 for n in drafter.lengths(length.gamma))} if drafter and isinstance(length, FixedLength) else {1}
@@ -75,122 +83,202 @@ def generate(
 
     tokenizer = target.tokenizer
     trace = Trace(tokenizer.decode if tokenizer else None)
-    outputs = []
+    settings = Settings(target, drafter, sampling, length, rule, max_new_tokens, stops)
+    outputs: list[list[int]] = [[] for _ in texts]
     start = _now(target.device)
     with tqdm(total=len(texts) * max_new_tokens, desc="decoding", unit="tok", disable=not progress) as bar:
-        for row, prompt in enumerate(texts):
-            row_draw = draw or seeded(_row_seed(seed, row), target.device)
-            outputs.append(
-                _decode_row(
-                    target,
-                    drafter,
-                    prompt,
-                    sampling,
-                    length.start(),
-                    rule,
-                    max_new_tokens,
-                    stops,
-                    row_draw,
-                    row,
-                    trace,
-                    bar,
-                )
-            )
-            bar.update((row + 1) * max_new_tokens - bar.n)
+
+        def draws(row: int) -> Draw:
+            return draw or seeded(_row_seed(seed, row), target.device)
+
+        for done in decode(settings, texts, draws, together_, trace):
+            trace.rounds.append(done)
+            outputs[done.row] += done.emitted
+            bar.update(len(done.emitted))
+            if watch:
+                watch(done)
+        bar.update(bar.total - bar.n)  # of texts that have ended early
     trace.seconds = _now(target.device) - start
+    trace.rounds.sort(key=lambda done: done.row)
     decoded = [tokenizer.decode(t, skip_special_tokens=True) if tokenizer else " ".join(map(str, t)) for t in outputs]
     return Output([torch.tensor(t, dtype=torch.long) for t in outputs], decoded, trace)
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What all rows of a call have in common."""
+
+    target: LanguageModel
+    drafter: Drafter | None
+    sampling: Sampling
+    length: Length
+    rule: rules.Rule
+    max_new_tokens: int
+    stops: Stops
+
+
+@dataclass
+class Row:
+    """One text at work. sampling: as the target's logits are looked at; last: the one token that is not read yet [1]."""
+
+    number: int
+    context: Context
+    sampling: Sampling
+    places: Places | None
+    draw: Draw
+    guesser: Session | None
+    plan: Plan
+    text: list[int]
+    last: Tensor
+    new: list[int] = field(default_factory=list)
+
+    @property
+    def goes_on(self) -> Callable[[Tensor], bool]:
+        """A guesser that need not ask can make all its guesses at once."""
+        return always if isinstance(self.plan, FixedLength) else self.plan.goes_on
+
+
+def decode(
+    settings: Settings, texts: Sequence[list[int]], draws: Callable[[int], Draw], together_: int, trace: Trace
+) -> Iterable[Round]:
+    """Every round of every text as it ends; `together_` texts at a time."""
+    waiting, rows = deque(enumerate(texts)), []
+    batch = Batch(together_) if together_ > 1 else None
+    stamp = _clock(settings.target.device)
+    while waiting or rows:
+        began = _now(settings.target.device)
+        while waiting and len(rows) < together_:
+            number, prompt = waiting.popleft()
+            rows.append(begin(settings, number, prompt, draws(number), batch))
+            trace.prefill_seconds += _now(settings.target.device) - began
+            began = _now(settings.target.device)
+        rounds, going = play(settings, rows, stamp)
+        rows = [row for row, on in zip(rows, going, strict=True) if on]
+        yield from rounds
+
+
 @torch.inference_mode()
-def _decode_row(
-    target: LanguageModel,
-    drafter: Drafter | None,
-    prompt: list[int],
-    sampling: Sampling,
-    plan: Plan,
-    rule: rules.Rule,
-    max_new_tokens: int,
-    stops: Stops,
-    draw: Draw,
-    row: int,
-    trace: Trace,
-    bar: tqdm,
-) -> list[int]:
-    """Decodes one prompt and appends its rounds to `trace`; returns the new tokens."""
-    device = target.device
-    began = _now(device)
-    context = target.context(prompt)
-    sampling, places = at_work(sampling, context, max_new_tokens, row)
+def begin(settings: Settings, number: int, prompt: list[int], draw: Draw, batch: Batch | None) -> Row:
+    """A text before its first round: target and guesser have read all but its last token."""
+    target = settings.target
+    context = target.context(prompt, batch)
+    sampling, places = at_work(settings.sampling, context, settings.max_new_tokens, number)
     asked = replace(sampling, side="target") if places else sampling
     if places:
         draw = partial(draw)  # without uniform numbers of its own: processors are Python, and no program can hold them
-    guesser = drafter.start(context, sampling, draw) if drafter else None
-    stamp = _clock(device)
-    # a guesser that need not ask can make all its guesses at once
-    goes_on = always if isinstance(plan, FixedLength) else plan.goes_on
-    text, new = list(context.begin), []
+    guesser = settings.drafter.start(context, sampling, draw) if settings.drafter else None
+    text = list(context.begin)
     if len(text) > 1:
-        # all but the last: each round reads that itself
-        context.extend(torch.tensor([text[:-1]], device=device), keep=1)
+        context.extend(torch.tensor([text[:-1]], device=target.device), keep=1)
     if guesser:
         guesser.prepare(text)
-    last = torch.tensor(text[-1:], device=device)
-    trace.prefill_seconds += _now(device) - began
+    last = torch.tensor(text[-1:], device=target.device)
+    return Row(number, context, asked, places, draw, guesser, settings.length.start(), text, last)
 
-    while len(new) < max_new_tokens:
-        began, t0 = time.perf_counter(), stamp()
+
+@torch.inference_mode()
+def play(settings: Settings, rows: Sequence[Row], stamp: Callable) -> tuple[list[Round], list[bool]]:
+    """One round of each row: propose, extend, verdict, draw, retain. -> (what happened, whether the row goes on)"""
+    began, t0 = time.perf_counter(), stamp()
+    drafts = propose(rows, settings.max_new_tokens)
+    t1 = stamp()
+    logits = together([reading(row, draft) for row, draft in zip(rows, drafts, strict=True)])  # [1, n+1, V] of each
+    t2 = stamp()
+    verdicts = judged(settings.rule, rows, logits, drafts)
+    settled = [settle(settings, *each) for each in zip(rows, drafts, verdicts, strict=True)]
+    shared = {
+        "draft_seconds": _between(t0, t1) / len(rows),
+        "target_seconds": _between(t1, t2) / len(rows),
+        "seconds": (time.perf_counter() - began) / len(rows),
+        "rows": len(rows),
+    }
+    rounds = [replace(done, **shared) for done, _ in settled]
+    for row, done in zip(rows, rounds, strict=True):
+        row.plan.observe(done)
+    return rounds, [going for _, going in settled]
+
+
+def propose(rows: Sequence[Row], max_new_tokens: int) -> list[Draft | None]:
+    """What each row's guesser guesses, None for nothing; their forwards are made together."""
+    drafts: list[Draft | None] = [None] * len(rows)
+    asked = {}
+    for i, row in enumerate(rows):
         # one token always comes from the target
-        n = min(plan.next_length(), max_new_tokens - len(new) - 1) if guesser else 0
-        draft = guesser.propose(text, n, goes_on) if n > 0 else None
-        n = draft.tokens.shape[0] if draft else 0
-        t1 = stamp()
-        parents = draft.parents if n else None
-        read = torch.cat([last, draft.tokens]) if n else last
-        # [1, n+1, V]
-        logits = context.extend(
-            read[None], parents=None if parents is None else [-1, *(parent + 1 for parent in parents)]
-        )
-        t2 = stamp()
-        guesses = (draft.probs, draft.tokens) if n else ()
-        seen = judged(context, rule, asked, draw, logits, *guesses, parents=parents)
-        last = seen[:1].long()
-        token, total, *told = seen.tolist()  # the one transfer of the round: each would wait for the device
-        check_finite(sum(told[2 * n + 2 :], total))
-        if n:
-            drafted = [int(value) for value in told[1 : n + 1]]
-            guesser.told(drafted)
-            stop, stop_probs, overlaps = int(told[0]), told[n + 1 : 2 * n + 2], told[2 * n + 2 :]
-            path = list(range(stop)) if parents is None else branch(parents, stop - 1)
-            if parents is not None:
-                overlaps = taken(parents, path, stop_probs)
-        else:
-            drafted, path, stop_probs, overlaps = [], [], [1.0], []
-        emitted, ended = stops.cut(new, [drafted[node] for node in path] + [int(token)])
-        new += emitted
-        text += emitted
-        context.retain([0, *(node + 1 for node in path[: len(emitted) - 1])])  # the last token is not read yet
-        done = Round(
-            row,
-            len(text) - len(emitted),
-            drafted,
-            overlaps,
-            stop_probs,
-            len(path),
-            emitted,
-            _between(t0, t1),
-            _between(t1, t2),
-            time.perf_counter() - began,
-            parents,
-        )
-        trace.rounds.append(done)
-        plan.observe(done)
-        bar.update(len(emitted))
-        if ended:
-            break
-        if places:
-            places.move(text, tuple(drafted[node] for node in path))
-    return new
+        n = min(row.plan.next_length(), max_new_tokens - len(row.new) - 1) if row.guesser else 0
+        if n > 0:
+            asked[i] = row.guesser.drafting(row.text, n, row.goes_on)
+    for i, draft in zip(asked, draft_together(list(asked.values())), strict=True):
+        drafts[i] = draft if len(draft.tokens) else None
+    return drafts
+
+
+def reading(row: Row, draft: Draft | None) -> Read:
+    """What the target reads in a round: the last token and the guesses [1, n+1]."""
+    if draft is None:
+        return Read(row.context, row.last[None])
+    parents = None if draft.parents is None else [-1, *(parent + 1 for parent in draft.parents)]
+    return Read(row.context, torch.cat([row.last, draft.tokens])[None], parents=parents)
+
+
+def settle(settings: Settings, row: Row, draft: Draft | None, seen: "Seen") -> tuple[Round, bool]:
+    """The text grows, the cache keeps what was accepted. -> (the round, whether the text goes on)"""
+    check_finite(sum(seen.overlaps, seen.total))
+    parents, overlaps = draft and draft.parents, seen.overlaps
+    if draft:
+        row.guesser.told(seen.drafted)
+    path = list(range(seen.stop)) if parents is None else branch(parents, seen.stop - 1)
+    if parents is not None:
+        overlaps = taken(parents, path, seen.stop_probs)
+    emitted, ended = settings.stops.cut(row.new, [seen.drafted[node] for node in path] + [seen.token])
+    position = len(row.text)
+    row.new += emitted
+    row.text += emitted
+    row.last = seen.next
+    row.context.retain([0, *(node + 1 for node in path[: len(emitted) - 1])])  # the last token is not read yet
+    going = not ended and len(row.new) < settings.max_new_tokens
+    if row.places and going:
+        row.places.move(row.text, tuple(seen.drafted[node] for node in path))
+    done = Round(
+        row.number, position, seen.drafted, overlaps, seen.stop_probs, len(path), emitted, 0.0, 0.0, 0.0, parents
+    )
+    return done, going
+
+
+@dataclass(frozen=True)
+class Seen:
+    """All that the host wants to know of one text's round, fetched from the device as one vector.
+
+    next: the next token, still there [1]; total and overlaps are finite if all of p and q is.
+    """
+
+    next: Tensor
+    token: int
+    total: float
+    stop: int
+    drafted: list[int]
+    stop_probs: list[float]
+    overlaps: list[float]
+
+    @staticmethod
+    def pack(token: Tensor, total: Tensor, stop: Tensor, drafted: Tensor, probs: Tensor, overlaps: Tensor) -> Tensor:
+        """[B], [B], [B], [B, n], [B, n+1], [B, m] -> [B, 3 + n + n + 1 + m]"""
+        return torch.cat([token[:, None], total[:, None], stop[:, None], drafted, probs, overlaps], 1)
+
+    @classmethod
+    def unpack(cls, packed: Tensor, counts: Sequence[int]) -> "list[Seen]":
+        """Back to one for each row [B], of whose n places `counts` were guesses."""
+        if packed.shape[1] == 2:  # nothing was drafted
+            return [
+                cls(next_, int(token), total, 0, [], [1.0], [])
+                for next_, (token, total) in zip(packed[:, 0].long().split(1), packed.tolist(), strict=True)
+            ]
+        n, found = max(counts), []
+        for next_, row, count in zip(packed[:, 0].long().split(1), packed.tolist(), counts, strict=True):
+            token, total, stop, *rest = row
+            drafted, probs, overlaps = rest[:n], rest[n : 2 * n + 1], rest[2 * n + 1 :]
+            drafted = [int(value) for value in drafted[:count]]
+            found.append(cls(next_, int(token), total, int(stop), drafted, probs[: count + 1], overlaps[:count]))
+        return found
 
 
 def judge(
@@ -202,54 +290,65 @@ def judge(
     drafted: Tensor | None = None,
     parents: Sequence[int] | None = None,
 ) -> Tensor:
-    """All that the host wants to know of a round: the target's logits [1, n+1, V], and the guesses [n] with what each
-    was drawn from [n, V], if any.
+    """The verdict on the target's logits [B, n+1, V], and on the guesses [B, n] with what each was drawn from
+    [B, n, V], if any, as `Seen.pack` packs it (with no guesses: next token and total alone, [B, 2]).
 
-    -> the next token, a total, and with guesses: where verification stops, the guesses [n], stop_probs [n+1], and of a
-    chain the overlaps [n]. Total and overlaps are finite if all of p and q is.
+    A guess that a row has not made has a row of zeros in q, which no rule accepts.
     """
 
     def guessed() -> list[list[int]]:
-        tokens = [] if drafted is None else drafted.tolist()
+        tokens = [] if drafted is None else drafted[0].tolist()
         nodes = range(-1, len(tokens))
         return [
             tokens[: node + 1] if parents is None else [tokens[place] for place in branch(parents, node)]
             for node in nodes
         ]
 
-    p = sampling.probabilities(logits, check=False, guessed=guessed)  # [1, n+1, V]
+    p = sampling.probabilities(logits, check=False, guessed=guessed)  # [B, n+1, V]
     if q is None:
-        return torch.cat([draw(p[0]), p[0].sum(-1)])
-    q = q.to(p.dtype)[None]  # [1, n, V]
-    verdict = rule.verdict(p, q, drafted[None], parents)
-    stop, token = verdict.draw(draw)  # [1], [1]
-    total, overlaps = (
-        (p[0, -1:].sum(-1), overlap(p[0, :-1], q[0])) if parents is None else ((p.sum() + q.sum())[None], p[0, 0, :0])
-    )
-    return torch.cat([token, total, stop, drafted, verdict.stop_probs[0], overlaps])
+        return torch.stack([draw(p[:, 0]), p[:, 0].sum(-1)], 1)
+    q = q.to(p.dtype)
+    verdict = rule.verdict(p, q, drafted, parents)
+    stop, token = verdict.draw(draw)
+    if parents is None:
+        total, overlaps = p[:, -1].sum(-1), overlap(p[:, :-1], q)
+    else:
+        total, overlaps = p.sum((1, 2)) + q.sum((1, 2)), p[:, 0, :0]
+    return Seen.pack(token, total, stop, drafted, verdict.stop_probs, overlaps)
 
 
 def judged(
-    context: Context,
-    rule: rules.Rule,
-    sampling: Sampling,
-    draw: Draw,
-    logits: Tensor,
-    *guesses: Tensor,
-    parents: Sequence[int] | None = None,
-) -> Tensor:
-    """`judge`, as one program where the backend makes one and chance is a sequence of uniform numbers."""
-    uniform = getattr(draw, "uniform", None)
-    if uniform and parents is None:
+    rule: rules.Rule, rows: Sequence[Row], logits: Sequence[Tensor], drafts: Sequence[Draft | None]
+) -> list[Seen]:
+    """The verdict on each row: on chains at once, on trees and under processors row by row."""
+    if len(rows) > 1 and any(
+        row.places or (draft and draft.parents is not None) for row, draft in zip(rows, drafts, strict=True)
+    ):
+        each = zip(rows, logits, drafts, strict=True)
+        return [seen for row, mine, draft in each for seen in judged(rule, [row], [mine], [draft])]
+    counts = [len(draft.tokens) if draft else 0 for draft in drafts]
+    n, first = max(counts), next((draft for draft in drafts if draft), None)
+    places = torch.cat(
+        [pad(mine, (0, 0, 0, n - k), "replicate") if k < n else mine for mine, k in zip(logits, counts, strict=True)]
+    )  # [B, n+1, V]
+    guesses, parents = (), None
+    if first:
+        made = [(d.probs, d.tokens) if d else (first.probs[:0], first.tokens[:0]) for d in drafts]
+        q = torch.stack([pad(probs, (0, 0, 0, n - len(probs))) for probs, _ in made])  # [B, n, V]
+        guesses, parents = (q, torch.stack([pad(tokens, (0, n - len(tokens))) for _, tokens in made])), first.parents
+    draws, sampling = [row.draw for row in rows], rows[0].sampling
+    uniform = getattr(draws[0], "uniform", None)
+    packed = None
+    if len(rows) == 1 and uniform and parents is None:
 
         def program(numbers: Tensor, logits: Tensor, *guesses: Tensor) -> Tensor:
             left = list(numbers.split(1))
             return judge(rule, sampling, lambda probs: invert(probs, left.pop(0)), logits, *guesses)
 
-        seen = context.judge(program, uniform, 2 if guesses else 1, (logits, *guesses), (rule, sampling))
-        if seen is not None:
-            return seen
-    return judge(rule, sampling, draw, logits, *guesses, parents=parents)
+        packed = rows[0].context.judge(program, uniform, 2 if n else 1, (places, *guesses), (rule, sampling))
+    if packed is None:
+        packed = judge(rule, sampling, partial(drawn, draws), places, *guesses, parents=parents)
+    return Seen.unpack(packed, counts)
 
 
 def branch(parents: Sequence[int], node: int) -> list[int]:

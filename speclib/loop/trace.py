@@ -18,9 +18,10 @@ class Round:
 
     drafted: the guesses; overlaps: sum(min(p, q)) at each of them; stop_probs: the rule's law of how many pass;
     accepted: how many passed; emitted: what the round added to the text (accepted guesses and one token of the target's
-    own, unless the text ended before). Of a tree, parents: the guess that each guess follows (-1: the text); overlaps:
-    the probability that some guess is taken, at each place along the branch that was followed; stop_probs: by node, the
-    text first.
+    own, unless the text ended before). rows: texts that shared the forward, among which its times are divided.
+
+    Of a tree, parents: the guess that each guess follows (-1: the text); overlaps: the probability that some guess is
+    taken, at each place along the branch that was followed; stop_probs: by node, the text first.
     """
 
     row: int
@@ -34,6 +35,7 @@ class Round:
     target_seconds: float
     seconds: float
     parents: list[int] | None = None
+    rows: int = 1
 
     def rejected(self) -> list[int]:
         """The first guess that was tried where verification stopped, as a list of at most one token."""
@@ -77,7 +79,7 @@ class Trace:
         phases = {"prefill": self.prefill_seconds, "draft": draft, "target": target}
         return {
             "tokens": tokens,
-            "target_forwards": len(self.rounds),
+            "target_forwards": round(sum(1 / r.rows for r in self.rounds)),
             "tokens_per_round": tokens / max(len(self.rounds), 1),
             "alpha": sum(reached) / len(reached) if reached else None,
             "accepted_share": sum(r.accepted for r in self.rounds) / proposed if proposed else None,

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from ..errors import UnsupportedModel
 from ..law.distributions import invert
-from .fast import Decoder, FastContext, through
+from .fast import Decoder, FastContext, attention, layers
 from .probe import COARSE, LIMITS, apart
 
 STEP = 64  # the cache is handed over up to a multiple of this many slots: one program for all lengths of the text
@@ -149,7 +149,8 @@ def forward_of(d: Decoder) -> Program:
     def forward(tokens: Tensor, start: Tensor, slots: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
         own = start + torch.arange(tokens.shape[0], device=d.device)
         sees = slots <= own[:, None]  # [k, S]
-        states = d.norm(through(d, d.blocks, tokens, own, own, slots.shape[0], cache, sees))
+        x = d.embed(tokens, own)
+        states = d.norm(layers(d, d.blocks, x, own, cache, attention(own, slots.shape[0], sees)))
         return states, d.output(states)
 
     return forward
@@ -215,12 +216,14 @@ def captured(program: Program, inputs: tuple[Tensor, ...], *place: Tensor | Cach
 class CompiledContext(FastContext):
     """A `FastContext` whose forwards over announced numbers of tokens are programs, and whose guesses are one."""
 
-    def __init__(self, language_model, prompt: Sequence[int] = ()):
+    def __init__(self, language_model, prompt: Sequence[int] = (), batch=None):
         self.programs: Programs = language_model.programs
-        super().__init__(language_model, prompt)
+        super().__init__(language_model, prompt, batch)
 
-    def _empty_cache(self) -> Cache:
-        self.capacity = min(ROOM, self.language_model.context_length or ROOM)
+    def _empty_cache(self) -> Cache | None:
+        if self.batch:
+            return super()._empty_cache()
+        self._capacity = min(ROOM, self.language_model.context_length or ROOM)
         return self._allocate()
 
     @torch.inference_mode()  # as in every forward: a program looks at how its tensors were made
@@ -241,16 +244,15 @@ class CompiledContext(FastContext):
 
     def _looked_at(self, end: int) -> Tensor:
         """The slots of a cache with room for `end` tokens, up to a whole number of steps."""
-        if end > self.capacity:
-            self._grow(end)
+        self.make_room(end)
         slots = self._slots[: -(-end // STEP) * STEP]
         torch._dynamo.mark_dynamic(slots, 0)  # its size may change
         return slots
 
     def _forward(self, tokens: Tensor, keep: int, parents: Sequence[int] | None) -> Tensor:
-        if parents is None and tokens.shape[1] in self.programs.widths:
+        if parents is None and not self.batch and tokens.shape[1] in self.programs.widths:
             slots = self._looked_at(self.length + tokens.shape[1])
-            made = self.programs.forward(tokens[0], self.length, slots, self._cache)
+            made = self.programs.forward(tokens[0], self.length, slots, self.cache)
             if made is not None:
                 states, logits = made
                 if self.wants_hidden:
@@ -266,8 +268,10 @@ class CompiledContext(FastContext):
         short = programs.graphs or len(self.decoder.blocks) * n <= DEEPEST
         if not 0 <= start <= self.length or self.wants_hidden or "guesses" in programs.broken or not short:
             return None
+        if self.batch:  # the rows of a batch draft together, one token of each after the other
+            return None
         tokens = torch.tensor(text[start:], device=self.decoder.device)
-        made = programs.guesses(tokens, start, self._looked_at(end), self._cache, uniform(n, 1), law, settings)
+        made = programs.guesses(tokens, start, self._looked_at(end), self.cache, uniform(n, 1), law, settings)
         if made is not None:
             self._latest, self.length = start, end
         return made

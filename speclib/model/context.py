@@ -14,20 +14,27 @@ from ..errors import InvalidArgument, UnsupportedModel
 
 
 class Context:
-    """A text in front of a causal model. `length` tokens of it are in the key-value cache.
+    """A text in front of a causal model, alone or as a row of `batch`. `length` tokens of it are in the cache.
 
     prompt: what the model is given; begin: the tokens with which the text starts (here the prompt itself).
     hidden: with `wants_hidden` set, the last layer's output at each token of the latest forward that is still kept.
     """
 
-    def __init__(self, language_model, prompt: Sequence[int] = ()):
-        self.language_model = language_model
+    decoder = None  # of transformers' own forward there is none
+
+    def __init__(self, language_model, prompt: Sequence[int] = (), batch=None):
+        self.language_model, self.batch = language_model, batch
         self.prompt, self.begin = list(prompt), list(prompt)
+        self.slots, self.row = None, 0  # the cache that the texts of a batch share, and this text's row of it
         self.length = 0
         self.wants_hidden = False
         self.hidden: Tensor | None = None  # [1, k, d]
         self._latest = 0  # where the latest forward began
         self._cache = self._empty_cache()
+
+    def beside(self, language_model) -> "Context":
+        """The same prompt in front of another model, in the same batch."""
+        return language_model.context(self.prompt, self.batch)
 
     @torch.inference_mode()
     def extend(self, tokens: Tensor, keep: int | None = None, parents: Sequence[int] | None = None) -> Tensor:
@@ -38,13 +45,16 @@ class Context:
         own ancestors.
         """
         if parents is not None:
-            self.language_model.try_trees(type(self))
+            self.language_model.try_trees(None if self.batch else type(self))
         return self._extend(tokens, keep, parents)
 
     def _extend(self, tokens: Tensor, keep: int | None, parents: Sequence[int] | None) -> Tensor:
-        logits = self._forward(tokens, keep or tokens.shape[1], parents)
+        return self.entered(self._forward(tokens, keep or tokens.shape[1], parents), tokens.shape[1])
+
+    def entered(self, logits: Tensor, count: int) -> Tensor:
+        """Takes `count` tokens as read, by a forward that gave these logits. -> logits of what may be written"""
         self._latest = self.length
-        self.length += tokens.shape[1]
+        self.length += count
         logits, unwritten = logits[..., : self.language_model.vocabulary], self.language_model.unwritten
         if unwritten is None:
             return logits
@@ -147,8 +157,8 @@ class EncoderDecoderContext(Context):
     """A text that the decoder of an encoder-decoder model writes. The encoder reads the prompt, once."""
 
     @torch.inference_mode()
-    def __init__(self, language_model, prompt: Sequence[int] = ()):
-        super().__init__(language_model, prompt)
+    def __init__(self, language_model, prompt: Sequence[int] = (), batch=None):
+        super().__init__(language_model, prompt)  # row by row: relative positions take no position ids
         self.begin = [start_token(language_model)]
         ids = torch.tensor([self.prompt], device=language_model.device)
         self._encoded = language_model.model.get_encoder()(ids)

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, gelu, layer_norm, rms_norm, scaled_dot_product_attention, silu
 
 from ..errors import UnsupportedModel
+from .batch import FIRST, Slots
 from .context import Context, ancestry
 from .products import Product, product
 
-# One layer: (x [k, d], cosines and sines [k, 1, D] or None, keys [G, S, D], values, where the new ones go (slots [k] or
-# a slice), how many slots are seen, mask [k, seen] or None) -> x [k, d]
+# (queries [k, H, D], keys and values of the new tokens [k, G, D], and the cache's) -> [k, H * D]
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+# One layer: (x [k, d], cosines and sines [k, 1, D] or None, keys and values of the cache, attend) -> x [k, d]
 Block = Callable[..., Tensor]
 
 
@@ -86,42 +88,111 @@ def _hooks(hooks: dict) -> int:
 class FastContext(Context):
     """A `Context` whose forwards are the decoder's, with a cache of fixed capacity that doubles when it is full."""
 
-    def __init__(self, language_model, prompt: Sequence[int] = ()):
+    def __init__(self, language_model, prompt: Sequence[int] = (), batch=None):
         self.decoder: Decoder = language_model.decoder
-        super().__init__(language_model, prompt)
+        super().__init__(language_model, prompt, batch)
 
-    def _empty_cache(self) -> list[tuple[Tensor, Tensor]]:
-        self.capacity = min(256, self.language_model.context_length or 256)
+    def _empty_cache(self) -> list[tuple[Tensor, Tensor]] | None:
+        if self.batch:
+            self.slots = self.batch.slots(self.decoder, self._shared)
+            self.slots.add(self)
+            return None
+        self._capacity = min(FIRST, self.language_model.context_length or FIRST)
         return self._allocate()
+
+    def _shared(self, rows: int) -> Slots:
+        """An empty cache for so many texts."""
+        d, slots = self.decoder, Slots(rows, FIRST)
+        like = torch.zeros(d.heads, 0, d.size, dtype=d.dtype, device=d.device)
+        slots.layers = [(slots.empty(like), slots.empty(like)) for _ in d.blocks]
+        return slots
+
+    @property
+    def capacity(self) -> int:
+        """Tokens for which there is room."""
+        return self.slots.capacity if self.slots else self._capacity
+
+    @property
+    def cache(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values [G, S, D] of each layer."""
+        return self.slots.row(self.row) if self.slots else self._cache
 
     def _allocate(self) -> list[tuple[Tensor, Tensor]]:
         d = self.decoder
         store = torch.empty(len(d.blocks), 2, d.heads, self.capacity, d.size, dtype=d.dtype, device=d.device)
         return [(layer[0], layer[1]) for layer in store]
 
-    def _grow(self, needed: int) -> None:
-        while self.capacity < needed:
-            self.capacity *= 2
-        old, self._cache = self._cache, self._allocate()
-        for (keys, values), (old_keys, old_values) in zip(self._cache, old, strict=True):
-            keys[:, : self.length] = old_keys[:, : self.length]
-            values[:, : self.length] = old_values[:, : self.length]
+    def make_room(self, end: int) -> None:
+        """Room for `end` tokens."""
+        if self.slots:
+            self.slots.make_room(end)
+        elif end > self._capacity:
+            while self._capacity < end:
+                self._capacity *= 2
+            old, self._cache = self._cache, self._allocate()
+            for (keys, values), (old_keys, old_values) in zip(self._cache, old, strict=True):
+                keys[:, : self.length] = old_keys[:, : self.length]
+                values[:, : self.length] = old_values[:, : self.length]
 
     def _forward(self, tokens: Tensor, keep: int, parents: Sequence[int] | None) -> Tensor:
-        start, end = self.length, self.length + tokens.shape[1]
-        if end > self.capacity:
-            self._grow(end)
-        states = self.decoder.norm(run(self.decoder, self.decoder.blocks, tokens[0], self._cache, start, parents))
+        self.make_room(self.length + tokens.shape[1])
+        states = self.decoder.norm(run(self.decoder, self.decoder.blocks, tokens[0], self.cache, self.length, parents))
         if self.wants_hidden:
             self.hidden = states[None]
         return self.decoder.output(states[-keep:])[None]
+
+    def embedded(self, tokens: Tensor, positions: Tensor, states: Tensor | None) -> Tensor:
+        """What goes into the first block, of tokens of several texts. -> [k, d]"""
+        return self.decoder.embed(tokens, positions)
+
+    @staticmethod
+    def forward_rows(reads: Sequence) -> list[tuple[Tensor, Tensor]]:
+        """(logits [1, keep, V], last states [1, k, d]) of each `batch.Read`, by one forward over all their tokens.
+
+        Products read the tokens of all rows as one matrix, without padding; attention alone goes row by row.
+        """
+        context, slots = reads[0].context, reads[0].context.slots
+        d = context.decoder
+        slots.prune()
+        reads, order = zip(
+            *sorted(zip(reads, range(len(reads)), strict=True), key=lambda pair: pair[0].context.row), strict=True
+        )
+        starts, counts = [read.context.length for read in reads], [read.count for read in reads]
+        seen = max(start + k for start, k in zip(starts, counts, strict=True))
+        slots.make_room(seen)
+        rows, most = len(slots.members), max(counts)
+        mask = np.zeros((rows, most, seen), dtype=bool)
+        mask[:, :, 0] = True  # what is padded sees something, or its softmax would be of nothing
+        positions = []
+        for read, start, k in zip(reads, starts, counts, strict=True):
+            sees, depths = read.layout()
+            mask[read.context.row, :k, :start] = True
+            mask[read.context.row, :k, start : start + k] = sees
+            positions.append(depths + (start if read.position is None else read.position))
+        places = np.concatenate([np.arange(k) for k in counts])  # of each token in its row's forward [T]
+        row_of = np.repeat([read.context.row for read in reads], counts)
+        at = torch.from_numpy(places + np.repeat(starts, counts)).to(d.device)
+        whole = len(set(counts)) == 1 and len(reads) == rows
+        index = torch.from_numpy(row_of).to(d.device), torch.from_numpy(places).to(d.device)
+        attend = attention_of_rows(index, at, whole, torch.from_numpy(mask).to(d.device))
+        positions = torch.from_numpy(np.concatenate(positions)).to(d.device)
+        tokens = torch.cat([read.tokens[0] for read in reads])
+        given = None if reads[0].states is None else torch.cat([read.states for read in reads])
+        states = d.norm(
+            layers(d, d.blocks, context.embedded(tokens, positions, given), positions, slots.layers, attend)
+        )
+        own = states.split(counts)
+        kept = [read.kept for read in reads]
+        logits = d.output(torch.cat([mine[-k:] for mine, k in zip(own, kept, strict=True)])).split(kept)
+        found = dict(zip(order, zip(logits, own, strict=True), strict=True))
+        return [(found[i][0][None], found[i][1][None]) for i in range(len(reads))]
 
     def _remove(self, count: int) -> None:
         pass  # what lies behind `length` is overwritten before it is read
 
     def _move(self, places: list[int], start: int) -> None:
         index = torch.tensor(places, device=self.decoder.device)
-        for keys, values in self._cache:  # [G, S, D]
+        for keys, values in self.cache:  # [G, S, D]
             keys[:, start : start + len(places)] = keys[:, index]
             values[:, start : start + len(places)] = values[:, index]
 
@@ -134,9 +205,8 @@ def run(
     start: int,
     parents: Sequence[int] | None = None,
 ) -> Tensor:
-    """Reads tokens [k] behind `start` cached ones through `blocks`, entering keys and values into the cache. -> [k,
-    d]
-    """
+    """Reads tokens [k] behind `start` cached ones through `blocks`, entering keys and values into the cache.
+    -> [k, d]"""
     k = tokens.shape[0]
     end = start + k
     mask = None
@@ -148,23 +218,8 @@ def run(
         positions = torch.arange(start, end, device=d.device)
         if k > 1:
             mask = torch.ones(k, end, dtype=torch.bool, device=d.device).tril(start)
-    return through(d, blocks, tokens, positions, slice(start, end), end, cache, mask)
-
-
-def through(
-    d: Decoder,
-    blocks: Sequence[Block],
-    tokens: Tensor,
-    positions: Tensor,
-    slots: slice | Tensor,
-    seen: int,
-    cache: Sequence[tuple[Tensor, Tensor]],
-    mask: Tensor | None,
-) -> Tensor:
-    """Tokens [k] through `blocks`, entered into `slots` of the cache, each seeing what `mask` [k, seen] shows it of the
-    first `seen` slots. -> [k, d]
-    """
-    return layers(d, blocks, d.embed(tokens, positions), positions, slots, seen, cache, mask)
+    x = d.embed(tokens, positions)
+    return layers(d, blocks, x, positions, cache, attention(slice(start, end), end, mask))
 
 
 def layers(
@@ -172,24 +227,53 @@ def layers(
     blocks: Sequence[Block],
     x: Tensor,
     positions: Tensor,
-    slots: slice | Tensor,
-    seen: int,
     cache: Sequence[tuple[Tensor, Tensor]],
-    mask: Tensor | None,
+    attend: Attend,
 ) -> Tensor:
-    """The same for tokens that are embedded already, x [k, d] -> [k, d]"""
+    """Embedded tokens x [k, d] through `blocks`. -> [k, d]"""
     cos, sin = (None, None) if d.rotary is None else (table[positions] for table in d.rotary)
     for block, (keys, values) in zip(blocks, cache, strict=False):
-        x = block(x, cos, sin, keys, values, slots, seen, mask)
+        x = block(x, cos, sin, keys, values, attend)
     return x
 
 
-def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, grouped: bool, scale: float) -> Tensor:
-    """q [k, H, D] over cached keys [G, S, D] -> [k, H * D]"""
-    out = scaled_dot_product_attention(
-        q.transpose(0, 1)[None], keys[None], values[None], attn_mask=mask, scale=scale, enable_gqa=grouped
-    )
-    return out[0].transpose(0, 1).reshape(q.shape[0], -1)
+def attention(slots: slice | Tensor, seen: int, mask: Tensor | None) -> Attend:
+    """Attention of one text's new tokens, whose keys and values go into `slots` of the cache [G, S, D]: each token sees
+    what `mask` [k, seen] shows it of the first `seen` slots."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        keys[:, slots], values[:, slots] = k.transpose(0, 1), v.transpose(0, 1)
+        grouped = q.shape[1] != k.shape[1]
+        out = scaled_dot_product_attention(
+            q.transpose(0, 1)[None], keys[None, :, :seen], values[None, :, :seen], attn_mask=mask, enable_gqa=grouped
+        )
+        return out[0].transpose(0, 1).reshape(q.shape[0], -1)
+
+    return attend
+
+
+def attention_of_rows(index: tuple[Tensor, Tensor], at: Tensor, whole: bool, mask: Tensor) -> Attend:
+    """Attention of the new tokens of several texts. index: row and place in it of each token [T]; at: its slot [T];
+    whole: all rows of the cache [R, G, S, D] have as many; mask [R, K, seen]: as in `attention`."""
+    rows, most, seen = mask.shape
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        keys[index[0], :, at], values[index[0], :, at] = k, v
+        if whole:
+            padded = q.view(rows, most, *q.shape[1:])  # [R, K, H, D]
+        else:
+            padded = q.new_zeros(rows, most, *q.shape[1:])
+            padded[index] = q
+        out = scaled_dot_product_attention(
+            padded.transpose(1, 2),
+            keys[:rows, :, :seen],
+            values[:rows, :, :seen],
+            attn_mask=mask[:, None],
+            enable_gqa=q.shape[1] != k.shape[1],
+        ).transpose(1, 2)  # [R, K, H, D]
+        return (out if whole else out[index]).reshape(q.shape[0], -1)
+
+    return attend
 
 
 def joint(*modules) -> Product:
@@ -207,13 +291,11 @@ def llama_block(module, config) -> Block:
     out, down = product(attn.o_proj.weight, attn.o_proj.bias), product(mlp.down_proj.weight, mlp.down_proj.bias)
     norm1, norm2 = module.input_layernorm.weight, module.post_attention_layernorm.weight
 
-    def block(x, cos, sin, keys, values, slots, seen, mask):
+    def block(x, cos, sin, keys, values, attend):
         heads = qkv(rms_norm(x, width, norm1, eps)).view(-1, H + 2 * G, D)  # [k, H + 2G, D]
         turned = heads[:, : H + G]
         turned = turned * cos + torch.cat([-turned[..., half:], turned[..., :half]], -1) * sin
-        keys[:, slots] = turned[:, H:].transpose(0, 1)
-        values[:, slots] = heads[:, H + G :].transpose(0, 1)
-        x = x + out(_attend(turned[:, :H], keys[:, :seen], values[:, :seen], mask, H != G, D**-0.5))
+        x = x + out(attend(turned[:, :H], turned[:, H:], heads[:, H + G :], keys, values))
         gate, up = gate_up(rms_norm(x, width, norm2, eps)).chunk(2, -1)
         return x + down(silu(gate) * up)
 
@@ -268,11 +350,9 @@ def _gpt2(model) -> Decoder:
         )
         norm1, norm2 = (module.ln_1.weight, module.ln_1.bias), (module.ln_2.weight, module.ln_2.bias)
 
-        def block(x, cos, sin, keys, values, slots, seen, mask):
+        def block(x, cos, sin, keys, values, attend):
             heads = qkv(layer_norm(x, (d,), *norm1, eps)).view(-1, 3, H, D)
-            keys[:, slots] = heads[:, 1].transpose(0, 1)
-            values[:, slots] = heads[:, 2].transpose(0, 1)
-            x = x + out(_attend(heads[:, 0], keys[:, :seen], values[:, :seen], mask, False, D**-0.5))
+            x = x + out(attend(*heads.unbind(1), keys, values))
             return x + down(gelu(up(layer_norm(x, (d,), *norm2, eps)), approximate="tanh"))
 
         return block

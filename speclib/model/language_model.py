@@ -4,6 +4,7 @@
 own, which holds the key-value cache; dropping it, even in an exception, leaves nothing behind.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from .. import embedded
 from ..errors import IncompatibleModels, InvalidArgument, ModelLoadError, UnsupportedModel
 from . import adapter, fast, gguf
 from . import probe as probing
+from .batch import Batch, RowContext
 from .compiled import CompiledContext, Programs
 from .context import Context, EncoderDecoderContext, ids
 from .fast import FastContext
@@ -121,6 +123,15 @@ class LanguageModel:
         return sum(p.numel() for p in self.model.parameters())
 
     @property
+    def bytes_per_token(self) -> int:
+        """What the keys and values of one token take, about."""
+        config = self.model.config.get_text_config(decoder=True)
+        heads = config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        groups = getattr(config, "num_key_value_heads", None) or heads
+        return 2 * config.num_hidden_layers * groups * size * self.dtype.itemsize
+
+    @property
     def size(self) -> str:
         """The number of parameters, in words."""
         return f"{self.parameters / 1e6:.1f}M parameters"
@@ -138,14 +149,23 @@ class LanguageModel:
             found = self.tokenizer.eos_token_id
         return frozenset(ids(found))
 
-    def context(self, prompt: Sequence[int] = ()) -> Context:
+    def context(self, prompt: Sequence[int] = (), batch: Batch | None = None) -> Context:
         """A text in front of this model with nothing read yet; the encoder of an encoder-decoder model reads the prompt
         here.
         """
         self.refresh()
         if self._untried:
             self._try_cache()
-        return self._context(self, prompt)
+        if batch is None or not self.reads_rows():
+            return self._context(self, prompt)
+        return (RowContext if self.backend == "eager" else self._context)(self, prompt, batch)
+
+    def reads_rows(self) -> bool:
+        """Whether several texts can be read by one forward; where they cannot, they are read one after the other."""
+        if self.encoder_decoder:
+            return False
+        self.refresh()
+        return probing.rows(self, RowContext if self.backend == "eager" else self._context)
 
     @property
     def _context(self) -> type[Context]:
@@ -213,6 +233,21 @@ def _rows(model, name: str) -> tuple[int, int, int]:
 def _highest(tokenizer) -> int:
     """The highest id of a tokenizer: ids may have gaps, so it is no matter of counting."""
     return max(tokenizer.get_vocab().values())
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device, as far as it tells."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):  # with what the system would give back
+                free = 1024 * int(line.split()[1])
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        return min(free, limit - used)
+    except (AttributeError, OSError, ValueError):  # another system, or no limit
+        return free if "free" in locals() else 8 * 2**30
 
 
 @dataclass(frozen=True)

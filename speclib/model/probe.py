@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ..errors import SpeclibError, UnsupportedModel
+from .batch import Batch, Read, together
 from .context import Context, EncoderDecoderContext
 from .fast import FastContext, fingerprint
 
@@ -40,6 +41,7 @@ COARSE = 0.2  # for weights in 8 bits or fewer, whose products round as bfloat16
 # Models that count no position for their padding token (RoBERTa's kind, M2M100): read in pieces, what follows it would
 # move. They never write it.
 unwritten: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_rows_told: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()  # what `rows` found, and of which weights
 # of which weights each comparison has passed
 _tried: WeakKeyDictionary[nn.Module, dict[str, tuple]] = WeakKeyDictionary()
 
@@ -75,6 +77,42 @@ def trees(language_model, kind: type[Context]) -> None:
     """Compares a tree in one forward with its branches, each read alone without a cache. Raises UnsupportedModel."""
     check_trees(language_model)
     _try(language_model, f"trees {kind.__name__}", lambda: _tree(language_model, kind))
+
+
+def rows(language_model, kind: type[Context]) -> bool:
+    """Whether two texts of different lengths are read in one forward as each is alone. Nothing is raised: what cannot
+    be read together is read one text after the other."""
+    found = _rows_told.setdefault(language_model.model, {})
+    now = (kind, fingerprint(language_model.model))
+    if found.get("now") != now:
+        try:
+            check_trees(language_model)
+            right = skipped(language_model) or not language_model.probe or _rows(language_model, kind)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # a model of any kind, which refuses masks or positions of our own in a way of its own
+            right = False
+        found.update(now=now, right=right)
+    return found["right"]
+
+
+@torch.inference_mode()
+def _rows(language_model, kind: type[Context]) -> bool:
+    if (language_model.context_length or TOKENS) < TOKENS:
+        return False
+    one, other = _tokens(language_model, TOKENS), _tokens(language_model, TOKENS).flip(1)[:, : TOKENS // 2]
+    batch = Batch(2)
+    contexts = [kind(language_model, (), batch) for _ in range(2)]
+    contexts[0].extend(one[:, :5])
+    contexts[1].extend(other[:, :1])
+    together([Read(contexts[0], one[:, 5:6]), Read(contexts[1], other[:, 1:4])])
+    contexts[1].rollback(2)
+    got = together([Read(contexts[0], one[:, 6:8]), Read(contexts[1], other[:, 2:3])])
+    return all(
+        apart(logits[0], _alone(language_model, None, text)[end - logits.shape[1] : end])
+        <= tolerance(language_model.model)
+        for logits, text, end in zip(got, (one, other), (8, 3), strict=True)
+    )
 
 
 def skipped(language_model) -> bool:

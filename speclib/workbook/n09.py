@@ -185,13 +185,13 @@ def grown_tree(
     class Watched(TreeDrafter):
         def start(self, context, sampling, draw):
             guesser = super().start(context, sampling, draw)
-            propose = guesser.propose
+            drafting = guesser.drafting
 
             def watched(*arguments):
-                seen.append(propose(*arguments))
+                seen.append((yield from drafting(*arguments)))
                 return seen[-1]
 
-            guesser.propose = watched
+            guesser.drafting = watched
             return guesser
 
     drafter = Watched(pair.draft, branching, sampled)
