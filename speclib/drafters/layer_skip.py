@@ -139,6 +139,9 @@ class SharedContext(ShortContext):
     def cache(self) -> list[tuple[Tensor, Tensor]]:
         return self.target.cache
 
+    def make_room(self, end: int) -> None:
+        self.target.make_room(end)
+
     @property
     def row(self) -> int:
         return self.target.row

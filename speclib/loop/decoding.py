@@ -6,7 +6,7 @@ rule's law how many pass and which token comes next. Texts of a batch accept, st
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -75,11 +75,10 @@ def generate(
     length = draft_length if hasattr(draft_length, "start") else FixedLength(draft_length)
     texts = encode(target, prompts)
     check(target, drafter, sampling, rule, texts, max_new_tokens, seed, draw)
-    together_ = rows_at_once(target, drafter, texts, max_new_tokens, batch_size)
+    at_once = rows_at_once(target, drafter, texts, max_new_tokens, batch_size)
     stops = Stops.of(target, stop)
-    target.announce(
-        {1, *(n + 1 for n in drafter.lengths(length.gamma))} if drafter and isinstance(length, FixedLength) else {1}
-    )
+    fixed = drafter.lengths(length.gamma) if drafter and isinstance(length, FixedLength) else ()
+    target.announce({1, *(n + 1 for n in fixed)})
 
     tokenizer = target.tokenizer
     trace = Trace(tokenizer.decode if tokenizer else None)
@@ -91,7 +90,7 @@ def generate(
         def draws(row: int) -> Draw:
             return draw or seeded(_row_seed(seed, row), target.device)
 
-        for done in decode(settings, texts, draws, together_, trace):
+        for done in decode(settings, texts, draws, at_once, trace):
             trace.rounds.append(done)
             outputs[done.row] += done.emitted
             bar.update(len(done.emitted))
@@ -119,7 +118,7 @@ class Settings:
 
 @dataclass
 class Row:
-    """One text at work. sampling: as the target's logits are looked at; last: the one token that is not read yet [1]."""
+    """One text at work. sampling: as the target's logits are looked at; last: the one token not read yet [1]."""
 
     number: int
     context: Context
@@ -139,15 +138,15 @@ class Row:
 
 
 def decode(
-    settings: Settings, texts: Sequence[list[int]], draws: Callable[[int], Draw], together_: int, trace: Trace
+    settings: Settings, texts: Sequence[list[int]], draws: Callable[[int], Draw], at_once: int, trace: Trace
 ) -> Iterable[Round]:
-    """Every round of every text as it ends; `together_` texts at a time."""
+    """Every round of every text as it ends; `at_once` texts at a time."""
     waiting, rows = deque(enumerate(texts)), []
-    batch = Batch(together_) if together_ > 1 else None
+    batch = Batch(at_once) if at_once > 1 else None
     stamp = _clock(settings.target.device)
     while waiting or rows:
         began = _now(settings.target.device)
-        while waiting and len(rows) < together_:
+        while waiting and len(rows) < at_once:
             number, prompt = waiting.popleft()
             rows.append(begin(settings, number, prompt, draws(number), batch))
             trace.prefill_seconds += _now(settings.target.device) - began
@@ -238,9 +237,8 @@ def settle(settings: Settings, row: Row, draft: Draft | None, seen: "Seen") -> t
     going = not ended and len(row.new) < settings.max_new_tokens
     if row.places and going:
         row.places.move(row.text, tuple(seen.drafted[node] for node in path))
-    done = Round(
-        row.number, position, seen.drafted, overlaps, seen.stop_probs, len(path), emitted, 0.0, 0.0, 0.0, parents
-    )
+    what = position, seen.drafted, overlaps, seen.stop_probs, len(path), emitted
+    done = Round(row.number, *what, 0.0, 0.0, 0.0, parents)  # its times: see `play`
     return done, going
 
 
@@ -320,34 +318,43 @@ def judge(
 def judged(
     rule: rules.Rule, rows: Sequence[Row], logits: Sequence[Tensor], drafts: Sequence[Draft | None]
 ) -> list[Seen]:
-    """The verdict on each row: on chains at once, on trees and under processors row by row."""
-    if len(rows) > 1 and any(
-        row.places or (draft and draft.parents is not None) for row, draft in zip(rows, drafts, strict=True)
-    ):
-        each = zip(rows, logits, drafts, strict=True)
-        return [seen for row, mine, draft in each for seen in judged(rule, [row], [mine], [draft])]
+    """The verdict on each row: chains at once, trees and rows under processors by themselves. Rows without guesses have
+    no stop to draw, and so stand apart too: a row draws as often as it would alone."""
+    groups: dict[Hashable, list[int]] = {}
+    for i, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
+        alone = row.places or (draft and draft.parents is not None)
+        groups.setdefault(i if alone else ("chains", draft is None), []).append(i)
+    found: dict[int, Seen] = {}
+    for places in groups.values():
+        parts = ([every[i] for i in places] for every in (rows, logits, drafts))
+        found |= dict(zip(places, judged_together(rule, *parts), strict=True))
+    return [found[i] for i in range(len(rows))]
+
+
+def judged_together(
+    rule: rules.Rule, rows: Sequence[Row], logits: Sequence[Tensor], drafts: Sequence[Draft | None]
+) -> list[Seen]:
+    """The verdict on rows of one kind; as one program where the backend makes one and chance is a sequence of uniform
+    numbers."""
     counts = [len(draft.tokens) if draft else 0 for draft in drafts]
-    n, first = max(counts), next((draft for draft in drafts if draft), None)
-    places = torch.cat(
-        [pad(mine, (0, 0, 0, n - k), "replicate") if k < n else mine for mine, k in zip(logits, counts, strict=True)]
-    )  # [B, n+1, V]
-    guesses, parents = (), None
-    if first:
-        made = [(d.probs, d.tokens) if d else (first.probs[:0], first.tokens[:0]) for d in drafts]
-        q = torch.stack([pad(probs, (0, 0, 0, n - len(probs))) for probs, _ in made])  # [B, n, V]
-        guesses, parents = (q, torch.stack([pad(tokens, (0, n - len(tokens))) for _, tokens in made])), first.parents
-    draws, sampling = [row.draw for row in rows], rows[0].sampling
+    n = max(counts)
+    behind = [n - k for k in counts]  # places without a guess: the last logits again, where nothing can come
+    padded = [pad(mine, (0, 0, 0, k), "replicate") if k else mine for mine, k in zip(logits, behind, strict=True)]
+    inputs, parents = [torch.cat(padded)], drafts[0] and drafts[0].parents  # [B, n+1, V]
+    if n:
+        inputs.append(torch.stack([pad(d.probs, (0, 0, 0, k)) for d, k in zip(drafts, behind, strict=True)]))
+        inputs.append(torch.stack([pad(d.tokens, (0, k)) for d, k in zip(drafts, behind, strict=True)]))
+    draws, sampling, packed = [row.draw for row in rows], rows[0].sampling, None
     uniform = getattr(draws[0], "uniform", None)
-    packed = None
     if len(rows) == 1 and uniform and parents is None:
 
-        def program(numbers: Tensor, logits: Tensor, *guesses: Tensor) -> Tensor:
+        def program(numbers: Tensor, *inputs: Tensor) -> Tensor:
             left = list(numbers.split(1))
-            return judge(rule, sampling, lambda probs: invert(probs, left.pop(0)), logits, *guesses)
+            return judge(rule, sampling, lambda probs: invert(probs, left.pop(0)), *inputs)
 
-        packed = rows[0].context.judge(program, uniform, 2 if n else 1, (places, *guesses), (rule, sampling))
+        packed = rows[0].context.judge(program, uniform, 2 if n else 1, tuple(inputs), (rule, sampling))
     if packed is None:
-        packed = judge(rule, sampling, partial(drawn, draws), places, *guesses, parents=parents)
+        packed = judge(rule, sampling, partial(drawn, draws), *inputs, parents=parents)
     return Seen.unpack(packed, counts)
 
 
