@@ -171,8 +171,10 @@ class SlotLayer(CacheLayerMixin):
     def get_mask_sizes(self, query_length: int, *args) -> tuple[int, int]:
         return self.slots.place[2], 0
 
-    def get_max_cache_shape(self) -> int:
-        return -1
+    def get_max_length(self) -> int:
+        return -1  # no limit
+
+    get_max_cache_shape = get_max_length  # as it was called before
 
 
 class EagerSlots(Slots):

@@ -1,0 +1,295 @@
+"""Texts decoded together: each is the text that it would have been alone, and its law is its own."""
+
+from functools import cache
+
+import pytest
+import torch
+from test_every_guesser import CHAINS, TREES, draft, target
+from test_trained_pair import PROMPT, VOCABULARY
+from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+import speclib
+from speclib import LanguageModel, generate
+from speclib.drafters import LookupDrafter, ModelDrafter, TreeDrafter
+from speclib.errors import InvalidArgument
+from speclib.law import rules
+from speclib.law.distributions import Sampling
+from speclib.law.exact import TableModel, max_difference, outcomes, plain_law
+from speclib.law.statistics import SIGNIFICANCE, g_test
+from speclib.loop import arguments
+from speclib.loop.lengths import ConfidenceLength, HeuristicLength
+from speclib.model.batch import Batch, Read, together
+
+PROMPTS = [PROMPT, PROMPT[:1], [*PROMPT, 2, 1, 3], [0], [3, 3, 1, 0, 2]]  # five lengths, of one token and more
+GREEDY, DRAWN = Sampling(temperature=0), Sampling()
+
+
+def model(kind=LlamaForCausalLM, backend="eager", seed=0, layers=2, **more):
+    torch.manual_seed(seed)
+    if kind is GPT2LMHeadModel:
+        config = GPT2Config(
+            vocab_size=7, n_embd=16, n_layer=layers, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0
+        )
+    elif kind is BloomForCausalLM:
+        config = BloomConfig(vocab_size=7, hidden_size=16, n_layer=layers, n_head=2, bos_token_id=0, eos_token_id=0)
+    else:
+        config = LlamaConfig(
+            vocab_size=7,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            bos_token_id=0,
+            eos_token_id=0,
+            **more,
+        )
+    made = kind(config).double().eval()
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.mul_(4 if weight.ndim > 1 else 1)  # far from uniform
+    return LanguageModel(made, backend=backend)
+
+
+def same(*arguments, **more):
+    """A call row by row and in batches of three: the same texts, and the same rounds of each."""
+    alone = generate(*arguments, batch_size=1, **more)
+    batch = generate(*arguments, batch_size=3, **more)
+    for one, other in zip(alone.tokens, batch.tokens, strict=True):
+        assert torch.equal(one, other), (one, other)
+    told = [[(r.row, r.position, r.drafted, r.accepted, r.emitted) for r in out.trace.rounds] for out in (alone, batch)]
+    assert told[0] == told[1]
+    assert alone.summary()["alpha"] == pytest.approx(batch.summary()["alpha"], abs=1e-9) or not alone.summary()["alpha"]
+    return alone, batch
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("name", [*CHAINS, *TREES])
+def test_every_guesser_guesses_for_a_batch_as_for_each_text(name, sampling):
+    drafter = {**CHAINS, **TREES}[name](torch.float64)
+    _, batch = same(target(torch.float64), PROMPTS, drafter, sampling, 3, max_new_tokens=12, stop=[], seed=4)
+    assert max(r.rows for r in batch.trace.rounds) == 3
+    assert batch.summary()["target_forwards"] < len(batch.trace.rounds)
+
+
+@pytest.mark.parametrize("kind", [LlamaForCausalLM, GPT2LMHeadModel])
+@pytest.mark.parametrize("backend", ["eager", "fast", "compiled"])
+@pytest.mark.parametrize("rule", ["token", "block", "typical", "lenience", "ensemble"])
+def test_every_backend_and_rule(kind, backend, rule):
+    if backend == "compiled" and (rule != "token" or kind is GPT2LMHeadModel):
+        pytest.skip("programs take long to make, and know nothing of rules")
+    whole, small = model(kind, backend), model(kind, backend, seed=1, layers=1)
+    _, batch = same(whole, PROMPTS, ModelDrafter(small), DRAWN, 3, rule, 14, stop=[])
+    assert whole.reads_rows() and max(r.rows for r in batch.trace.rounds) == 3
+
+
+@pytest.mark.parametrize("backend", ["eager", "fast"])
+@pytest.mark.parametrize("shape", [(2, 1), (3, 2, 1)])
+def test_each_row_may_have_a_tree_of_its_own(backend, shape):
+    whole, small = model(backend=backend), model(backend=backend, seed=1, layers=1)
+    same(whole, PROMPTS, TreeDrafter(small, shape), DRAWN, 3, max_new_tokens=12, stop=[])
+    same(whole, PROMPTS, TreeDrafter(small, shape, sampled=False, budget=4), GREEDY, 3, max_new_tokens=12, stop=[])
+
+
+@pytest.mark.parametrize("plan", [ConfidenceLength(0.5, 4), HeuristicLength(2, 5)])
+def test_plans_learn_from_their_own_rounds(plan):
+    whole, small = model(backend="fast"), model(backend="fast", seed=1, layers=1)
+    same(whole, PROMPTS, ModelDrafter(small), DRAWN, plan, max_new_tokens=16, stop=[])
+
+
+def test_rows_stop_on_their_own_and_make_room():
+    """An end that comes at different places; the sixth prompt takes the place of the first text that ends."""
+    whole, small = model(backend="fast"), model(backend="fast", seed=1, layers=1)
+    seen = []
+    prompts = [*PROMPTS, [1, 1], [5]]
+    alone, batch = same(whole, prompts, ModelDrafter(small), DRAWN, 3, max_new_tokens=20, stop=[4, 0], seed=8)
+    assert len({len(tokens) for tokens in batch.tokens}) > 2, "ends at different places"
+    again = generate(
+        whole,
+        prompts,
+        ModelDrafter(small),
+        DRAWN,
+        3,
+        max_new_tokens=20,
+        stop=[4, 0],
+        seed=8,
+        batch_size=3,
+        watch=seen.append,
+    )
+    order = [r.row for r in seen]
+    assert sorted(order) == [r.row for r in again.trace.rounds], "the trace is by row, whatever the order was"
+    first = {row: order.index(row) for row in range(len(prompts))}
+    last = {row: len(order) - order[::-1].index(row) for row in range(len(prompts))}
+    assert first[3] >= min(last[row] for row in range(3)), "the fourth began when one of the first three had ended"
+    assert first[3] < max(last[row] for row in range(3)), "and while another went on"
+
+
+def test_a_processor_looks_at_its_own_row():
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    whole, small = model(backend="fast"), model(backend="fast", seed=1, layers=1)
+    sampling = Sampling(processors=[RepetitionPenaltyLogitsProcessor(3.0)])
+    same(whole, PROMPTS, ModelDrafter(small), sampling, 3, max_new_tokens=12, stop=[])
+    same(whole, PROMPTS, TreeDrafter(small, (2, 1)), sampling, 3, max_new_tokens=12, stop=[])
+
+
+def test_rows_of_the_same_prompt_are_different_texts():
+    out = generate(model(backend="fast"), [PROMPT] * 4, None, DRAWN, max_new_tokens=16, stop=[])
+    assert len({tuple(tokens.tolist()) for tokens in out.tokens}) == 4
+
+
+# --- the law ---------------------------------------------------------------------------------------------------------
+
+
+@cache
+def law_of(prompt, length):
+    def row(prefix):
+        logits = target(torch.float64).context().extend(torch.tensor([[*prompt, *prefix]]))[0, -1]
+        return DRAWN.probabilities(logits).numpy()
+
+    return plain_law(TableModel(VOCABULARY, row), length)
+
+
+@pytest.mark.parametrize("tree", [False, True], ids=["chains", "trees"])
+@pytest.mark.parametrize("rows", [2, 3])
+def test_the_joint_law_of_the_rows_is_the_product_of_their_own(rows, tree):
+    """All paths of generate() on rows of unequal length: no row's draw, cache or verdict touches a neighbour's."""
+    prompts, length = [PROMPT, PROMPT[:1], [0, 2]][:rows], 3 if rows == 2 else 2
+    small = draft(torch.float64)
+    drafter = TreeDrafter(small, (2,)) if tree else ModelDrafter(small)
+
+    def run(draw):
+        out = generate(target(torch.float64), prompts, drafter, DRAWN, 1, max_new_tokens=length, stop=[], draw=draw)
+        assert out.trace.rounds[0].rows == rows
+        return tuple(token for tokens in out.tokens for token in tokens.tolist())
+
+    if rows * length * (1 + tree) > 6:
+        length = 1 if tree else length
+    right = {(): 1.0}
+    for prompt in prompts:
+        law = law_of(tuple(prompt), length)
+        right = {before + text: p * q for before, p in right.items() for text, q in law.items()}
+    assert max_difference(outcomes(run, limit=3_000_000), right) < 1e-12
+
+
+def test_rows_of_a_batch_follow_the_law():
+    """G-test of the first two tokens over many batches of eight, each row with a seed of its own."""
+    counts = {}
+    for seed in range(400):
+        out = generate(
+            target(torch.float64),
+            [PROMPT] * 8,
+            ModelDrafter(draft(torch.float64)),
+            DRAWN,
+            2,
+            max_new_tokens=2,
+            stop=[],
+            seed=seed,
+        )
+        for tokens in out.tokens:
+            text = tuple(tokens.tolist())
+            counts[text] = counts.get(text, 0) + 1
+    assert g_test(counts, law_of(tuple(PROMPT), 2)).p_value > SIGNIFICANCE
+
+
+@pytest.mark.parametrize("name", rules.RULES)
+def test_a_guess_that_was_not_made_is_never_accepted(name):
+    torch.manual_seed(0)
+    p, q = torch.rand(4, 3, 5, dtype=torch.float64).softmax(-1), torch.rand(4, 2, 5, dtype=torch.float64).softmax(-1)
+    q[1:, 1] = 0
+    verdict = rules.RULES[name].verdict(p, q, torch.zeros(4, 2, dtype=torch.long))
+    assert (verdict.stop_probs[1:, 2] == 0).all() and (verdict.stop_probs[0, 2] > 0).all()
+    short = rules.RULES[name].verdict(p[:, :2], q[:, :1], torch.zeros(4, 1, dtype=torch.long))
+    assert torch.allclose(verdict.stop_probs[1:, :2], short.stop_probs[1:], atol=1e-15)
+    assert torch.allclose(verdict.next_probs[1:, :2], short.next_probs[1:], atol=1e-15)
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [LlamaForCausalLM, GPT2LMHeadModel])
+@pytest.mark.parametrize("backend", ["eager", "fast"])
+def test_ragged_rows_with_trees_read_as_each_alone(kind, backend):
+    """Three rows of one cache: a chain, a tree, one token; behind texts of unequal length, again after a rollback."""
+    language_model, batch, logits = model(kind, backend), Batch(2), {}
+    texts, trees = [[1, 2, 3, 4, 5], [6], [2, 2, 1]], [None, [-1, -1, 0, 1], None]
+    new = [torch.tensor([[3, 1, 2]]), torch.tensor([[1, 4, 2, 2]]), torch.tensor([[5]])]
+    for shared in (True, False):
+        contexts = [language_model.context(text, batch if shared else None) for text in texts]
+        for context, text in zip(contexts, texts, strict=True):
+            context.wants_hidden = True
+            context.extend(torch.tensor([text]), keep=1)
+        reads = [Read(c, tokens, None, tree) for c, tokens, tree in zip(contexts, new, trees, strict=True)]
+        first = together(reads)
+        contexts[0].retain([0])
+        contexts[1].retain([1, 3])
+        reads = [Read(c, tokens, 1) for c, tokens in zip(contexts, reversed(new), strict=True)]
+        logits[shared] = [*first, *together(reads), *(c.hidden for c in contexts)]
+        assert all((context.slots is not None) == shared for context in contexts)
+    for got, want in zip(logits[True], logits[False], strict=True):
+        assert torch.allclose(got, want, atol=1e-11), float((got - want).abs().max())
+
+
+@pytest.mark.parametrize("backend", ["eager", "fast"])
+def test_a_text_that_has_ended_leaves_its_row(backend):
+    language_model, batch = model(backend=backend), Batch(2)
+    contexts = [language_model.context([k], batch) for k in range(5)]
+    for k, context in enumerate(contexts):
+        context.extend(torch.tensor([[k, 2, k]]))
+    slots = contexts[0].slots
+    assert len(slots.members) == 5 and slots.rows >= 5
+    del contexts[1], contexts[1]
+    read = together([Read(context, torch.tensor([[1, 1]])) for context in contexts])
+    assert len(slots.members) == 3 and sorted(context.row for context in contexts) == [0, 1, 2]
+    for k, logits in zip((0, 3, 4), read, strict=True):
+        alone = language_model.context([k])
+        alone.extend(torch.tensor([[k, 2, k]]))
+        assert torch.allclose(logits, alone.extend(torch.tensor([[1, 1]])), atol=1e-11)
+
+
+def test_a_long_text_in_a_batch_grows_the_cache_of_all():
+    whole = model(backend="fast")
+    whole.context([0]).extend(torch.zeros(1, 3, dtype=torch.long))
+    import speclib.model.batch as batches
+
+    first, batches_first = batches.FIRST, 4
+    try:
+        batches.FIRST = speclib.fast.FIRST = batches_first
+        same(
+            whole, PROMPTS, ModelDrafter(model(backend="fast", seed=1, layers=1)), DRAWN, 3, max_new_tokens=20, stop=[]
+        )
+    finally:
+        batches.FIRST = speclib.fast.FIRST = first
+
+
+# --- what goes row by row, and what does not fit ---------------------------------------------------------------------
+
+
+def test_a_model_that_takes_no_positions_goes_row_by_row():
+    bloom = model(BloomForCausalLM)
+    assert not bloom.reads_rows()
+    out = generate(bloom, PROMPTS, LookupDrafter(1), DRAWN, 2, max_new_tokens=10, stop=[])
+    assert {r.rows for r in out.trace.rounds} == {1}
+
+
+def test_a_draft_that_goes_row_by_row_serves_a_batch():
+    torch.manual_seed(0)
+    whole, bloom = model(backend="fast"), model(BloomForCausalLM, seed=2)
+    _, batch = same(whole, PROMPTS, ModelDrafter(bloom), DRAWN, 2, max_new_tokens=10, stop=[])
+    assert max(r.rows for r in batch.trace.rounds) == 3
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.0, True, "3"])
+def test_batch_size_is_checked(wrong):
+    with pytest.raises(InvalidArgument, match="batch_size"):
+        generate(model(), PROMPTS, max_new_tokens=2, batch_size=wrong)
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_numbers_before_work(monkeypatch):
+    whole = model(backend="fast")
+    monkeypatch.setattr(arguments, "free_memory", lambda device: 60_000)
+    with pytest.raises(InvalidArgument, match=r"5 texts need .* GB .* batch_size=\d"):
+        generate(whole, PROMPTS, max_new_tokens=2, batch_size=5)
+    out = generate(whole, PROMPTS, None, DRAWN, max_new_tokens=4, stop=[])  # by itself it takes what fits
+    assert max(r.rows for r in out.trace.rounds) < 5
