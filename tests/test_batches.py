@@ -98,24 +98,13 @@ def test_plans_learn_from_their_own_rounds(plan):
 
 
 def test_rows_stop_on_their_own_and_make_room():
-    """An end that comes at different places; the sixth prompt takes the place of the first text that ends."""
+    """An end that comes at different places; the fourth prompt takes the place of the first text that ends."""
     whole, small = model(backend="fast"), model(backend="fast", seed=1, layers=1)
-    seen = []
-    prompts = [*PROMPTS, [1, 1], [5]]
-    alone, batch = same(whole, prompts, ModelDrafter(small), DRAWN, 3, max_new_tokens=20, stop=[4], seed=3)
+    seen, prompts = [], [*PROMPTS, [1, 1], [5]]
+    settings = {"max_new_tokens": 24, "stop": [4], "seed": 3}
+    _, batch = same(whole, prompts, ModelDrafter(small), DRAWN, 3, **settings)
     assert len({len(tokens) for tokens in batch.tokens}) > 2, "ends at different places"
-    again = generate(
-        whole,
-        prompts,
-        ModelDrafter(small),
-        DRAWN,
-        3,
-        max_new_tokens=20,
-        stop=[4, 0],
-        seed=8,
-        batch_size=3,
-        watch=seen.append,
-    )
+    again = generate(whole, prompts, ModelDrafter(small), DRAWN, 3, **settings, batch_size=3, watch=seen.append)
     order = [r.row for r in seen]
     assert sorted(order) == [r.row for r in again.trace.rounds], "the trace is by row, whatever the order was"
     first = {row: order.index(row) for row in range(len(prompts))}
