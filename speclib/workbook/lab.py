@@ -1,7 +1,7 @@
 """The laboratory, notebooks/lab/index.html, inside a notebook: a page that needs no kernel, in a frame of its own."""
 
 import html
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InvalidArgument
@@ -13,7 +13,7 @@ PAGE = Path(__file__).resolve().parents[2] / "notebooks" / "lab" / "index.html"
 class Shown:
     """What a notebook displays as HTML."""
 
-    data: str
+    data: str = field(repr=False)  # 60 kB: a notebook keeps them once, as HTML
 
     def _repr_html_(self) -> str:
         return self.data
