@@ -197,7 +197,10 @@ def linked(text: str) -> str:
     ours = r"\[(?P<name>[Nn]otebook) (?P<linked>\d\d[a-z]?)\]\([^)]*\.ipynb\)"  # made again: files are renamed
     html = r"<details>.*?(?:\n\n|</details>)|<[^>]*>"  # up to an empty line, no Markdown is read there
     kept = rf"```.*?```|`[^`\n]*`|\$[^$]*\$|!?\[[^\]]*\]\([^)]*\)|{html}|https?://\S+|^#[^\n]*"
-    paper, notebook = r"(?<![\d.])(?P<paper>\d{4}\.\d{5})(?![\d.])", r"\b(?P<word>[Nn]otebook) (?P<number>\d\d[a-z]?)\b"
+    paper, notebook = (
+        r"(?<![\d.])(?P<paper>\d{4}\.\d{5})(?!\d|\.\d)",
+        r"\b(?P<word>[Nn]otebook) (?P<number>\d\d[a-z]?)\b",
+    )
     return re.sub(f"{ours}|{kept}|{paper}|{notebook}", link, text, flags=re.S | re.M)
 
 
