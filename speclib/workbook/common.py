@@ -38,7 +38,10 @@ def style() -> None:
 
 def described(figure: plt.Figure) -> tuple[str, dict]:
     """A figure as PNG in base64, and its metadata: the alternative text that exported pages and screen readers take."""
-    said = [f"{axis.get_title()} ({axis.get_ylabel()} against {axis.get_xlabel()})" for axis in figure.axes]
+    said = []
+    for axis in figure.axes:
+        what = axis.get_title() or ", ".join(axis.get_legend_handles_labels()[1]) or "values"
+        said.append(f"{what} ({axis.get_ylabel() or 'values'} against {axis.get_xlabel() or 'kinds'})")
     text = "; ".join(filter(None, [figure.get_suptitle(), *said])).replace("\n", " ")
     return print_figure(figure, fmt="png", base64=True, bbox_inches="tight"), {"alt": f"Figure: {text}"}
 
@@ -52,7 +55,7 @@ def here() -> str:
 
 def place(facts: dict) -> str:
     """The processor or GPU of `experiments.machine()`, and its threads."""
-    return f"{facts['gpu'] or facts['cpu']}, {facts['threads']} threads"
+    return f"{facts['gpu'] or facts['cpu']}, {facts['threads']} thread{'s' * (facts['threads'] > 1)}"
 
 
 def table(frame: pd.DataFrame, digits: int = 2, index: bool = True) -> HTML:

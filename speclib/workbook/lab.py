@@ -29,5 +29,6 @@ def laboratory(state: str = "", height: int = 760) -> Shown:
         raise InvalidArgument(f"the laboratory lies among the notebooks, and {PAGE} is missing: clone the repository")
     begin = f'<html data-state="{html.escape(state.lstrip("#"), quote=True)}" '
     page = html.escape(PAGE.read_text(encoding="utf-8").replace("<html ", begin, 1), quote=True)
+    page = page.replace("\n", "&#10;")  # a notebook's file keeps it on one line, which a change of it replaces
     style = f"border:0;width:100%;height:{int(height)}px"
     return Shown(f'<div><iframe title="The laboratory" style="{style}" srcdoc="{page}"></iframe></div>')
