@@ -532,7 +532,7 @@ def unreadable(output) -> list[str]:
     text = output.get("text", "") if output.output_type == "stream" else "" if shown else data.get("text/plain", "")
     wide = [line for line in text.splitlines() if len(line) > MAX_TABLE and re.search(r"\S {2,}\S+ {2,}\S", line)]
     found = [f"prints a table of {len(wide[0])} columns, {MAX_TABLE} at most"] if wide else []
-    found += ["prints a dictionary"] if re.search(r"\{(['\"(]|\d+: )", text) else []
+    found += ["prints a dictionary"] if re.search(r"\{(['\"][^'\"\n]*['\"]|\([^)\n]*\)|\d+): ", text) else []
     for rows in re.findall(r"<table.*?</table>", data.get("text/html", ""), re.S):
         cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in re.findall(r"<tr.*?</tr>", rows, re.S)]
         words = [[max(map(len, cell.split()), default=0) for cell in row] for row in cells]  # words wrap
