@@ -37,7 +37,7 @@ def style() -> None:
 
 
 def described(figure: plt.Figure) -> tuple[str, dict]:
-    """A figure as PNG in base64, and its metadata: the alternative text that exported pages and screen readers take."""
+    """A figure as PNG in base64, and its metadata: the alternative text, which nbconvert's classic template takes over."""
     said = []
     for axis in figure.axes:
         what = axis.get_title() or ", ".join(axis.get_legend_handles_labels()[1]) or "values"
