@@ -37,7 +37,7 @@ def style() -> None:
 
 
 def described(figure: plt.Figure) -> tuple[str, dict]:
-    """A figure as PNG in base64, and its metadata: the alternative text, which nbconvert's classic template takes over."""
+    """A figure as PNG in base64, and its metadata: an alternative text, which nbconvert's classic template shows."""
     said = []
     for axis in figure.axes:
         what = axis.get_title() or ", ".join(axis.get_legend_handles_labels()[1]) or "values"
