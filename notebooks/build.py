@@ -2,7 +2,8 @@
 
     python notebooks/build.py convert FILE.py 03    a jupytext percent file becomes notebooks/03_*.ipynb
     python notebooks/build.py headers               headers, set-up cells, README badges and table, from CONTENTS
-    python notebooks/build.py run [03 ...]          execute 1..n from a clean kernel and keep the outputs
+    python notebooks/build.py run [03 ...]          execute 1..n from a clean kernel and keep the outputs;
+                                                    --time: and the time it took, for the header (on a quiet machine)
     python notebooks/build.py solutions [03 ...]    notebooks/solutions/: every exercise solved, and run
     python notebooks/build.py check [03 ...]        list what breaks the anatomy
 
@@ -20,7 +21,9 @@ import nbformat
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
-MAX_LINES = 25
+MAX_LINES, MAX_COLUMNS, MAX_TABLE = 25, 99, 95
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # in Colab, and in JupyterLab
+SECONDS = "run_seconds"  # in a notebook's metadata: what its header says of its own time
 KERNEL = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {
@@ -35,7 +38,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 @dataclass(frozen=True)
 class Entry:
-    """One notebook of the workbook: what its header says. `minutes` is reading and doing; running takes under two."""
+    """One notebook of the workbook: what its header says. `minutes` is reading and doing."""
 
     number: str
     slug: str
@@ -160,26 +163,54 @@ def badges(file: str) -> str:
     )
 
 
-def header(entry: Entry, solved: bool = False) -> str:
-    """The first cell of a notebook, or of its copy under solutions/."""
+def header(entry: Entry, solved: bool = False, seconds: int | None = None) -> str:
+    """The first cell of a notebook, or of its copy under solutions/. seconds: what it took to run."""
     entries = present()
     place = entries.index(entry)
     before, after = entries[:place][-1:], entries[place + 1 :][:1]
     links = [f"[previous: {e.title}]({e.file})" for e in before]
     links += [f"[contents]({'../../' if solved else '../'}README.md#the-notebooks)"]
+    links[-1] += f" ([on GitHub]({address()}#the-notebooks))"  # Colab opens notebooks, and nothing else
     links += [f"[next: {e.title}]({e.file})" for e in after]
-    facts = [f"about {entry.minutes} minutes", "runs in under 90 s on two CPU cores", f"under {entry.memory} of memory"]
-    facts += [f"needs {entry.needs}"] if entry.needs else []
+    facts = [f"about {entry.minutes} minutes"]
+    facts += [f"runs in {seconds} s on two CPU cores"] if seconds else []
+    facts += [f"under {entry.memory} of memory"]
+    facts += [f"needs {linked(f'notebook {entry.needs}')}"] if entry.needs else []
     title = f"# {entry.number} · {entry.title}" + (" (with solutions)" if solved else "")
     path = f"solutions/{entry.file}" if solved else entry.file
     return "\n\n".join([title, f"*{entry.question}*", badges(path), " · ".join(facts), " | ".join(links)])
 
 
+def linked(text: str) -> str:
+    """Markdown whose arXiv numbers and notebook numbers are links; other links, code, formulas, HTML stay as they are.
+
+    A notebook's link is relative: JupyterLab, GitHub and Colab resolve it against the page that it stands on.
+    """
+    files = {entry.number: entry.file for entry in present()}
+
+    def link(match: re.Match) -> str:
+        if match["paper"]:
+            return f"[{match['paper']}](https://arxiv.org/abs/{match['paper']})"
+        number = match["number"] or match["linked"]
+        return f"[{match['word'] or match['name']} {number}]({files[number]})" if number in files else match[0]
+
+    ours = r"\[(?P<name>[Nn]otebook) (?P<linked>\d\d[a-z]?)\]\([^)]*\.ipynb\)"  # made again: files are renamed
+    html = r"<details>.*?(?:\n\n|</details>)|<[^>]*>"  # up to an empty line, no Markdown is read there
+    kept = rf"```.*?```|`[^`\n]*`|\$[^$]*\$|!?\[[^\]]*\]\([^)]*\)|{html}|https?://\S+|^#[^\n]*"
+    paper, notebook = (
+        r"(?<![\d.])(?P<paper>\d{4}\.\d{5})(?!\d|\.\d)",
+        r"\b(?P<word>[Nn]otebook) (?P<number>\d\d[a-z]?)\b",
+    )
+    return re.sub(f"{ours}|{kept}|{paper}|{notebook}", link, text, flags=re.S | re.M)
+
+
 def setup() -> str:
-    """The set-up cell, the same in every notebook."""
+    """The set-up cell, the same in every notebook; Colab shows its first line as the title of a form."""
     name = address().rsplit("/", 1)[1]
     return f"""\
-# On Colab: fetch the workbook and install it without touching Colab's own torch, numpy or pandas. Elsewhere: nothing.
+# @title Set-up: run this cell first
+# On Colab: fetch the workbook and install it without touching Colab's own torch, numpy or pandas.
+# Elsewhere: nothing.
 import sys
 
 if "google.colab" in sys.modules:
@@ -187,9 +218,11 @@ if "google.colab" in sys.modules:
     import subprocess
 
     home = "/content/{name}"
+    source = "{address()}"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--editable", home]
     if not os.path.isdir(home):
-        subprocess.run(["git", "clone", "--quiet", "--depth", "1", "{address()}", home], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--editable", home], check=True)
+        subprocess.run(["git", "clone", "--quiet", "--depth", "1", source, home], check=True)
+    subprocess.run(install, check=True)
     sys.path.insert(0, home)  # an editable install is seen by the next kernel only
     os.chdir(home + "/notebooks")"""
 
@@ -209,9 +242,12 @@ def dress(nb, entry: Entry, solved: bool = False) -> None:
     body = [cell for cell in nb.cells if id(cell) not in old]
     start = kept[0] if kept and kept[0].source == setup() else nbformat.v4.new_code_cell(setup())
     start.metadata = {"tags": ["setup"]}
+    for cell in body:
+        if cell.cell_type == "markdown":
+            cell.source = linked(cell.source)
     place = next((k for k, cell in enumerate(body) if cell.cell_type == "code"), len(body))
     nb.cells = [
-        nbformat.v4.new_markdown_cell(header(entry, solved), metadata={"tags": ["header"]}),
+        nbformat.v4.new_markdown_cell(header(entry, solved, nb.metadata.get(SECONDS)), metadata={"tags": ["header"]}),
         *body[:place],
         start,
         *body[place:],
@@ -222,10 +258,11 @@ def dress(nb, entry: Entry, solved: bool = False) -> None:
 def tidy(nb, entry: Entry) -> None:
     """What may differ from one run to the next goes: timing, widget state, random identifiers."""
     nb.nbformat, nb.nbformat_minor = 4, 5
-    nb.metadata = nbformat.from_dict(KERNEL)
+    nb.metadata = nbformat.from_dict(KERNEL | {key: nb.metadata[key] for key in (SECONDS,) if key in nb.metadata})
     for k, cell in enumerate(nb.cells):
         cell.id = f"n{entry.number}-{k:03d}"
-        cell.metadata = nbformat.from_dict({"tags": sorted(tags(cell))} if tags(cell) else {})
+        folded = FOLDED if "setup" in tags(cell) else {}
+        cell.metadata = nbformat.from_dict(folded | ({"tags": sorted(tags(cell))} if tags(cell) else {}))
         for output in cell.get("outputs", []):
             if WIDGET in output.get("data", {}):  # dead without its kernel, and its identifier changes every time
                 output.data = nbformat.from_dict({"text/plain": "(a widget: run this cell to use it)"})
@@ -339,11 +376,14 @@ def execute(nb, entry: Entry) -> float:
     return time.perf_counter() - start
 
 
-def run(numbers: list[str]) -> None:
+def run(numbers: list[str], timed: bool = False) -> None:
     for entry in chosen(numbers):
         nb = read(FOLDER / entry.file)
         dress(nb, entry)
         seconds = execute(nb, entry)
+        if timed:
+            nb.metadata[SECONDS] = max(5, 5 * round(seconds / 5))
+            dress(nb, entry)
         tidy(nb, entry)
         write(nb, FOLDER / entry.file)
         print(f"{entry.file}: {seconds:.0f} s", flush=True)
@@ -424,11 +464,22 @@ def problems(nb, entry: Entry) -> list[str]:
             found.append(message)
 
     require(
-        bool(nb.cells) and nb.cells[0].source == header(entry),
+        bool(nb.cells) and nb.cells[0].source == header(entry, seconds=nb.metadata.get(SECONDS)),
         "cell 0 is not the generated header: run `build.py headers`",
     )
     starts = [cell.source for cell in tagged(nb, "setup")]
     require(starts == [setup()], "no set-up cell, or not today's: run `build.py headers`")
+    require(SECONDS in nb.metadata, "its header states no time: run `build.py run --time` on a quiet machine")
+    for cell in nb.cells[1:]:
+        if cell.cell_type == "markdown" and linked(cell.source) != cell.source:
+            require(False, f"an arXiv or notebook number is no link: run `build.py headers`: {cell.source[:60]!r}")
+    for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", "\n".join(prose)):
+        require((FOLDER / target).exists(), f"a link to {target}, which is not there")
+    require(
+        all(FOLDED.items() <= cell.metadata.items() for cell in tagged(nb, "setup")), "the set-up cell is not folded"
+    )
+    images = [text for text in prose if re.search(r"!\[\s*\]\(|<img(?![^>]*\balt=\"[^\"])", text)]
+    require(not images, "an image in the text has no alternative text")
     order = [tag for _, cell in code for tag in ("setup", "imports") if tag in tags(cell)]
     require(order == ["setup", "imports"], "the first code cells are not the set-up and one cell tagged `imports`")
     goals = next((text for text in prose if re.search(r"^#+ .*Goals", text, re.M)), "")
@@ -451,6 +502,8 @@ def problems(nb, entry: Entry) -> list[str]:
     for k, cell in code:
         lines = len(cell.source.splitlines())
         require(lines <= MAX_LINES, f"cell {k}: {lines} lines, {MAX_LINES} at most")
+        columns = max(map(len, cell.source.splitlines()), default=0)
+        require(columns <= MAX_COLUMNS, f"cell {k}: a line of {columns} columns, {MAX_COLUMNS} at most")
         require("nbval-skip" not in tags(cell) and "NBVAL_SKIP" not in cell.source, f"cell {k}: skipped by nbval")
     return found + unclean(nb)
 
@@ -464,6 +517,30 @@ def unclean(nb) -> list[str]:
     for k, cell in code:
         kinds = {output.get("name", output.output_type) for output in cell.outputs}
         found += [f"cell {k}: an output of kind {kind}" for kind in sorted(kinds & {"stderr", "error"})]
+        for output in cell.outputs:
+            found += [f"cell {k}: {problem}" for problem in unreadable(output)]
+    return found
+
+
+def unreadable(output) -> list[str]:
+    """What is hard to read in an output: tables that are too wide, dictionaries, figures without words.
+
+    A long sentence is wrapped where it is shown; a printed table falls apart, and a dictionary breaks in mid-word.
+    """
+    data = output.get("data", {})
+    shown = "text/html" in data or "image/png" in data
+    text = output.get("text", "") if output.output_type == "stream" else "" if shown else data.get("text/plain", "")
+    wide = [line for line in text.splitlines() if len(line) > MAX_TABLE and re.search(r"\S {2,}\S+ {2,}\S", line)]
+    found = [f"prints a table of {len(wide[0])} columns, {MAX_TABLE} at most"] if wide else []
+    found += ["prints a dictionary"] if re.search(r"\{(['\"][^'\"\n]*['\"]|\([^)\n]*\)|\d+): ", text) else []
+    for rows in re.findall(r"<table.*?</table>", data.get("text/html", ""), re.S):
+        cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in re.findall(r"<tr.*?</tr>", rows, re.S)]
+        words = [[max(map(len, cell.split()), default=0) for cell in row] for row in cells]  # words wrap
+        wide = max(sum(row) + 2 * len(row) for row in words)
+        found += [f"shows a table of {wide} columns, {MAX_TABLE} at most"] if wide > MAX_TABLE else []
+    found += ["a figure without alternative text"] * (
+        "image/png" in data and not output.metadata.get("image/png", {}).get("alt")
+    )
     return found
 
 
@@ -501,16 +578,19 @@ def main() -> None:
         (solutions, "make and run the solved copies"),
         (check, "list anatomy problems"),
     ):
-        commands.add_parser(action.__name__, help=text).add_argument(
-            "numbers", nargs="*", metavar="NN", help="which notebooks (default: all)"
-        )
+        parser_of = commands.add_parser(action.__name__, help=text)
+        parser_of.add_argument("numbers", nargs="*", metavar="NN", help="which notebooks (default: all)")
+        if action is run:
+            parser_of.add_argument("--time", action="store_true", help="let the headers say what it took")
     options = parser.parse_args()
     if options.command == "convert":
         print(convert(options.source, options.number).relative_to(ROOT))
     elif options.command == "headers":
         headers()
+    elif options.command == "run":
+        run(options.numbers, options.time)
     else:
-        {"run": run, "solutions": solutions, "check": check}[options.command](options.numbers)
+        {"solutions": solutions, "check": check}[options.command](options.numbers)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@ nothing answered is lost.
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -22,8 +24,9 @@ from speclib.errors import InvalidArgument
 from speclib.exactness import fingerprints
 from speclib.exactness.judge import FEATURES, LEVEL, Suite, all_cases, chosen, read_draws, suite_of
 from speclib.exactness.library import SUSPECTS, Suspect, law, verdict
+from speclib.law.distributions import seeded
 from speclib.law.exact import Loop
-from speclib.law.rules import Verdict, chain_stops
+from speclib.law.rules import RULES, Verdict, chain_stops
 from speclib.law.statistics import g_test
 from speclib.museum import EXHIBITS, accepts, residuals
 
@@ -131,36 +134,134 @@ def test_the_program_of_the_protocols_page(tmp_path, capsys):
     )
 
 
-# --- transformers, as the page connects it ---------------------------------------------------------------------------
+# --- engines ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def connected():
-    names = {"torch": torch, "speclib": speclib}
-    blocks = pages_code("ENGINES.md")
-    exec(blocks[0], names)
-    exec(blocks[1].replace("assert speclib.certify(transformers_draws, skip=SKIP)", ""), names)
-    for block in blocks[2:]:
-        compile(block, "ENGINES.md", "exec")  # the others need a GPU and their engine
-    return names
+def engines():
+    return SimpleNamespace(**runpy.run_path(str(VECTORS / "adapters" / "engines.py")))
 
 
-def test_transformers_own_verification_is_right(connected):
-    report = speclib.certify(connected["transformers_draws"], skip=connected["SKIP"], n=1000, quick=True)
+def rounds(rule, p, q, drafted, generator):
+    """What each row's round emits: (accepted [B], next [B])."""
+    chance = float(torch.rand((), generator=generator)) if generator else float(torch.rand(()))
+    stop, after = RULES[rule].verdict(p.double(), q.double(), drafted.long()).draw(seeded(int(chance * 1e9)))
+    return stop, after
+
+
+def padded(drafted, stop, after):
+    """Accepted guesses and the next token, -1 behind them. [B, n+1]"""
+    place = torch.arange(drafted.shape[1] + 1)
+    tokens = torch.cat([drafted, drafted[:, :1]], 1).where(place < stop[:, None], -1)
+    return tokens.where(place != stop[:, None], after[:, None].to(tokens.dtype)).int()
+
+
+def flashinfers(draft_probs, draft_token_ids, target_probs, maybe_output_accepted_token_num=None):
+    assert draft_token_ids.dtype == torch.int32 and target_probs.dtype == draft_probs.dtype == torch.float32
+    stop, after = rounds("token", target_probs, draft_probs, draft_token_ids, None)
+    return padded(draft_token_ids, stop, after), stop, stop
+
+
+def vllms(drafted, counts, longest, ends, draft_probs, target_logits, bonus, settings, synthetic_mode=False):
+    n, g = len(counts), longest
+    assert drafted.ndim == 1 and draft_probs.shape == target_logits.shape == (n * g, target_logits.shape[-1])
+    assert counts == [g] * n and ends.tolist() == [g * (k + 1) for k in range(n)] and bonus.shape == (n, 1)
+    assert all(part.is_contiguous() for part in (drafted, draft_probs, target_logits, bonus))
+    assert not settings.all_greedy and settings.all_random and (settings.temperature == 1).all()
+    last = torch.nn.functional.one_hot(bonus.long(), target_logits.shape[-1])
+    p = torch.cat([target_logits.softmax(-1).reshape(n, g, -1), last], 1)
+    return padded(
+        drafted.reshape(n, g), *rounds("token", p, draft_probs.reshape(n, g, -1), drafted.reshape(n, g), None)
+    )
+
+
+def vllms_of_2025(drafted, counts, longest, ends, draft_probs, target_probs, bonus, settings):
+    return vllms(drafted, counts, longest, ends, draft_probs, target_probs.log(), bonus, settings)
+
+
+def sglangs(predicts, path, accepted, candidates, index, child, sibling, coins, last, p, q, single, total, same,
+            *, block_verification=False):  # fmt: skip
+    assert (single, total) == (1.0, 1.0) and coins.shape == candidates.shape == index.shape == child.shape == p.shape[
+        :2
+    ]
+    assert last.shape == accepted.shape and predicts.shape == (index.numel(),) and (sibling == -1).all()
+    guesses = candidates[:, 1:]
+    if q.shape == p.shape:  # a tree with an empty q: siblings pass by the target's own chances
+        assert not q.any()
+        q = torch.nn.functional.one_hot(guesses, p.shape[-1])
+    stop, after = rounds("block" if block_verification else "token", p, q, guesses, None)
+    for row, k in enumerate(stop.tolist()):
+        assert [child[row, i] for i in range(k)] == list(range(1, k + 1))
+        accepted[row], path[row, : k + 1] = k, index[row, : k + 1].int()
+        predicts[index[row, : k + 1]] = torch.cat([guesses[row, :k], after[row, None]]).int()
+
+
+def rejections(draft_probs, target_probs, generator, draft_tokens):
+    at = torch.arange(len(draft_tokens))
+    ratio = target_probs.squeeze(0)[:-1][at, draft_tokens] / draft_probs[at, draft_tokens]
+    return (torch.rand(ratio.shape, generator=generator) > ratio.clamp(max=1)).nonzero()
+
+
+def recovered(draft_probs, target_probs, generator, num_accepted):
+    rest = (target_probs[num_accepted] - draft_probs[num_accepted]).clamp(min=0)
+    return torch.multinomial(rest, 1, generator=generator).item()
+
+
+IN_2026 = {"verify_sampling": SimpleNamespace(chain_speculative_sampling_triton=sglangs)}
+HOMES = {
+    "flashinfer": ("flashinfer.sampling", {"chain_speculative_sampling": flashinfers}),
+    "vllm": ("vllm.v1.sample.rejection_sampler", {"rejection_sample": vllms}),
+    "vllm of 2025": ("vllm.v1.sample.rejection_sampler", {"rejection_sample": vllms_of_2025}),
+    "sglang-tree": ("sgl_kernel", {"tree_speculative_sampling_target_only": sglangs}),
+    "sglang-chain": ("sglang.kernels.ops.speculative", IN_2026),
+    "sglang-block": ("sglang.kernels.ops.speculative", IN_2026),
+    "tensorrt-llm": (
+        "tensorrt_llm._torch.pyexecutor.sampling_utils",
+        {"get_rejected_indices": rejections, "sample_rejected": recovered},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOMES)
+def test_an_engine_is_asked_and_read_in_the_right_way(name, engines, monkeypatch):
+    """By a stand-in that has the arguments of the engine's function, demands their shapes, and follows the rule."""
+    home, functions = HOMES[name]
+    parts = home.split(".")
+    for k in range(1, len(parts) + 1):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:k]), SimpleNamespace(__path__=[], __spec__=None))
+    vars(sys.modules[home]).update(functions)
+    engine = name.removesuffix(" of 2025")
+    torch.manual_seed(0)
+    report = speclib.certify(
+        engines.connect(engine), rules=engines.ENGINES[engine][1], skip=engines.SKIP, n=400, quick=True
+    )
+    assert report and report.count("right") >= 3, report
+
+
+@pytest.mark.parametrize("name", ["vllm", "tensorrt-llm", "sglang-block"])
+def test_a_missing_engine_is_one_line(name, capsys):
+    adapter = VECTORS / "adapters" / "engines.py"
+    code = main(["certify", "--", sys.executable, str(adapter), name])
+    said = capsys.readouterr()
+    assert code == 2 and said.err.count("\n") == 1 and f"{name} cannot be imported here: No module named" in said.err
+
+
+def test_transformers_own_verification_is_right(engines):
+    report = speclib.certify(engines.connect("transformers"), skip=engines.SKIP, n=1000, quick=True)
     assert report and report.count("right") == 11, report
 
 
-def test_transformers_on_two_guesses_and_eight_thousand_draws(connected):
+def test_transformers_on_two_guesses_and_eight_thousand_draws(engines):
     """The case with most outcomes, held against its exact law."""
-    cases = [case for case in chosen(skip=connected["SKIP"]) if len(case["drafted"]) == 2]
+    cases = [case for case in chosen(skip=engines.SKIP) if len(case["drafted"]) == 2]
     most = max(cases, key=lambda case: len(law(case)))
-    counts = Suite([most]).counts({0: read_draws(connected["transformers_draws"](most, 8000, 0), most, 8000)})
+    counts = Suite([most]).counts({0: read_draws(engines.connect("transformers")(most, 8000, 0), most, 8000)})
     (p_value,) = Suite([most]).p_values(counts).values()
     assert p_value > 1e-6
 
 
-def test_transformers_ensemble_weight_is_the_ensemble_rule_and_no_other(connected):
-    draws, skip = connected["transformers_draws"], connected["SKIP"]
+def test_transformers_ensemble_weight_is_the_ensemble_rule_and_no_other(engines):
+    draws, skip = engines.connect("transformers"), engines.SKIP
     assert speclib.certify(draws, rules="ensemble", skip=skip, n=2000)
 
     def weighted(case, n, seed):

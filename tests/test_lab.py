@@ -508,9 +508,13 @@ def test_a_telephone_and_both_themes(page, dark):
         "#rule=argmax+draft&g=3&n=4&draws=1000&step=3",
         "#rule=raw+bonus&p=1-1-1-97&q=97-1-1-1&n=2&real=3",
     ):
-        page.open(PAGE.as_uri() + state, 360, 740, dark)
-        agree(page)
-        assert page.evaluate("document.documentElement.scrollWidth") == 360
+        for width in (360, 390):
+            page.open(PAGE.as_uri() + state, width, 740, dark)
+            agree(page)
+            assert page.evaluate("document.documentElement.scrollWidth") == width
+        small = page.evaluate("""[...document.querySelectorAll("button, .choice span")]
+          .filter((e) => e.offsetHeight && e.offsetHeight < 32).map((e) => e.textContent)""")
+        assert small == []  # a finger finds them
     contrast = """(() => {
       const probe = document.body.appendChild(document.createElement("i"));
       const light = (colour) => {
@@ -578,6 +582,10 @@ def test_in_a_notebook(page, tmp_path):
     assert near(page.evaluate(f"{inside}.getElementById('accepted').textContent"), truth.accepted)
     assert page.evaluate(f"{inside}.getElementById('copy').hidden")  # there is no address to copy
     assert not page.errors and set(page.requests) <= {"about:blank", "about:srcdoc", "data:,", notebook.as_uri()}
+
+
+def test_a_notebook_keeps_the_page_once():
+    assert len(repr(lab.laboratory())) < 100 < len(lab.laboratory().data)
 
 
 def test_a_state_cannot_leave_its_attribute_and_a_missing_page_is_said(tmp_path, monkeypatch):

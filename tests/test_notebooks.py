@@ -65,14 +65,19 @@ n03.twice(twice)
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     """A sound notebook 03 in a folder of its own, numbered as if it had been run."""
-    (tmp_path / "pyproject.toml").write_text((build.ROOT / "pyproject.toml").read_text())
-    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    for name in ("pyproject.toml", "README.md"):
+        (tmp_path / name).write_text((build.ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.setattr(build, "FOLDER", folder)
     monkeypatch.setattr(build, "ROOT", tmp_path)
     source = tmp_path / "source.py"
     source.write_text(SOURCE.format(exercises=3 * EXERCISE))
     build.convert(source, "03")
     entry = build.present()[0]
-    nb = build.read(tmp_path / entry.file)
+    nb = build.read(folder / entry.file)
+    nb.metadata[build.SECONDS] = 40
+    build.dress(nb, entry)
     for count, cell in enumerate((cell for cell in nb.cells if cell.cell_type == "code"), 1):
         cell.execution_count = count
     return nb, entry
@@ -88,9 +93,36 @@ def test_a_sound_notebook_has_no_problems_and_its_exercises_are_found(made):
 
 def test_converting_again_changes_nothing(made, tmp_path):
     _, entry = made
-    before = (tmp_path / entry.file).read_bytes()
+    before = (build.FOLDER / entry.file).read_bytes()
     build.convert(tmp_path / "source.py", "03")
-    assert (tmp_path / entry.file).read_bytes() == before
+    assert (build.FOLDER / entry.file).read_bytes() == before
+
+
+def test_the_set_up_is_folded_and_the_header_says_the_notebooks_own_time(made):
+    nb, entry = made
+    build.tidy(nb, entry)
+    (setup,) = build.tagged(nb, "setup")
+    assert setup.source.startswith("# @title") and setup.metadata["jupyter"] == {"source_hidden": True}
+    assert setup.metadata["cellView"] == "form" and nb.metadata[build.SECONDS] == 40
+    assert "runs in 40 s" in nb.cells[0].source and "runs in" not in build.header(entry)
+    assert f"(../README.md#the-notebooks) ([on GitHub]({build.address()}#the-notebooks))" in nb.cells[0].source
+
+
+def test_numbers_of_papers_and_notebooks_become_links_once():
+    paper, notebook = "[2211.17192](https://arxiv.org/abs/2211.17192)", "[notebook 04](04_lossless.ipynb)"
+    text = "Leviathan (2211.17192), arXiv 2211.17192; notebook 04, 0.22111, 77.2211171921, notebook 77."
+    made = build.linked(text)
+    assert made.count(paper) == 2 and made.count(notebook) == 1 and "notebook 77." in made and "0.22111," in made
+    assert build.linked(made) == made
+    assert build.linked("[notebook 04](04_old_name.ipynb)") == notebook
+    for kept in (
+        "# What notebook 04 says",
+        "`2211.17192`, $2211.17192$",
+        "```\nnotebook 04\n```",
+        "[see notebook 04](x.md)",
+        "<details><summary>Answer</summary>\nnotebook 04</details>",
+    ):
+        assert build.linked(kept) == kept
 
 
 def test_widgets_and_timing_are_tidied_away(made):
@@ -103,6 +135,23 @@ def test_widgets_and_timing_are_tidied_away(made):
     assert (
         "1234" not in nbformat.writes(nb) and "execution" not in nb.cells[-2].metadata and "widgets" not in nb.metadata
     )
+
+
+def shows(nb, data):
+    nb.cells[5].outputs = [nbformat.v4.new_output("display_data", data)]
+
+
+def test_sentences_tables_and_figures_that_can_be_read_are_let_through(made):
+    nb, entry = made
+    for data in (
+        {"text/plain": 30 * "a long sentence "},
+        {"text/html": f"<table><tr>{5 * '<td>many words that can be wrapped where they stand</td>'}</tr></table>"},
+    ):
+        shows(nb, data)
+        assert build.problems(nb, entry) == []
+    shows(nb, {"image/png": "iVBOR"})
+    nb.cells[5].outputs[0].metadata = {"image/png": {"alt": "Figure: a curve"}}
+    assert build.problems(nb, entry) == []
 
 
 @pytest.mark.parametrize(
@@ -127,6 +176,16 @@ def test_widgets_and_timing_are_tidied_away(made):
             "error",
         ),
         (lambda nb: nb.metadata.update(widgets={}), "widget state"),
+        (lambda nb: nb.metadata.pop(build.SECONDS), "no time"),
+        (lambda nb: nb.cells[2].metadata.pop("jupyter"), "not folded"),
+        (lambda nb: nb.cells[5].update(source=f"n03.twice(twice)  # {80 * 'x'}"), "a line of 100 columns"),
+        (lambda nb: nb.cells[1].update(source=nb.cells[1].source + "\nSee 2211.17192."), "is no link"),
+        (lambda nb: nb.cells[1].update(source=nb.cells[1].source + "\n[x](99_none.ipynb)"), "is not there"),
+        (lambda nb: nb.cells[1].update(source=nb.cells[1].source + "\n![](https://x.org/a.png)"), "alternative text"),
+        (lambda nb: shows(nb, {"text/plain": "{'alpha': 0.5}"}), "dictionary"),
+        (lambda nb: shows(nb, {"text/plain": 12 * "0.25     "}), "a table of"),
+        (lambda nb: shows(nb, {"text/html": f"<table><tr>{12 * '<td>0.250000</td>'}</tr></table>"}), "a table of 120"),
+        (lambda nb: shows(nb, {"image/png": "iVBOR"}), "figure without"),
     ],
 )
 def test_each_breakage_is_named(made, breakage, complaint):

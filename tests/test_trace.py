@@ -66,7 +66,7 @@ def parsed(page):
 def test_nothing_that_a_model_writes_becomes_markup():
     page = trace().to_html()
     parts = parsed(page)
-    assert parts.tags == {"div", "span"} and parts.attributes == {"style", "title"} and parts.depth == 0
+    assert parts.tags == {"div", "pre", "span"} and parts.attributes == {"style", "title"} and parts.depth == 0
     assert parts.tags == parsed(Trace(None, []).to_html()).tags  # hostile text adds no tag to those of an empty page
     shown = "".join(parts.text)
     for text in HOSTILE:

@@ -1,9 +1,11 @@
 """The workbook's own room: who may enter it, and what it keeps alive."""
 
 import ast
+import base64
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 import speclib
 from speclib import experiments
@@ -41,6 +43,30 @@ def test_a_notebook_has_a_room_of_its_own():
     for notebook in sorted((HOME.parent / "notebooks").glob("*.ipynb")):
         text = notebook.read_text(encoding="utf-8")
         assert f"from speclib.workbook import common, n{notebook.name.split('_')[0]}\\n" in text, notebook.name
+
+
+def test_a_figure_says_in_words_what_it_shows():
+    figure, (left, right) = common.plt.subplots(1, 2)
+    left.plot([1, 2], label="draft")
+    left.set(title="Speed\nand price", xlabel="gamma", ylabel="times plain")
+    right.plot([1, 2], label="target")
+    picture, metadata = common.described(figure)
+    common.plt.close(figure)
+    assert base64.b64decode(picture).startswith(b"\x89PNG")
+    assert metadata["alt"] == "Figure: Speed and price (times plain against gamma); target (values against kinds)"
+
+
+def test_a_table_has_headers_that_wrap_and_blanks_for_what_is_missing():
+    frame = pd.DataFrame({"tokens_per_round": [1.2345, float("nan")], 5: [1, 2]}, index=["a", "b_c"])
+    page = common.table(frame, 1).data
+    assert "<th>tokens per round</th>" in page and "<td>1.2</td>" in page and "<td></td>" in page
+    assert "<th>b_c</th>" in page and "<th>5</th>" in page and "b_c" not in common.table(frame, index=False).data
+
+
+def test_this_machine_in_two_lines():
+    first, second = common.here().split("\n")
+    assert first.endswith((" thread", " threads")) and torch.__version__ in second and "transformers" in second
+    assert common.place({"gpu": "H100", "cpu": "EPYC", "threads": 1}) == "H100, 1 thread"
 
 
 def test_a_lead_inside_the_intervals_is_called_a_tie():

@@ -116,7 +116,9 @@ class Trace:
             "font-family:monospace;font-size:13px;line-height:1.55;background:#fff;color:#222;padding:8px;"
             f"max-width:{width}ch"
         )
-        return f'<div style="{body}">{"".join(pieces)}<div style="margin-top:8px;font-size:12px">{legend}</div></div>'
+        # <pre>: a page that was exported and cleaned of styles still has its indentation
+        text = f'<pre style="margin:0;padding:0;font:inherit;color:inherit;background:none">{"".join(pieces)}</pre>'
+        return f'<div style="{body}">{text}<div style="margin-top:8px;font-size:12px">{legend}</div></div>'
 
     def to_ansi(self, row: int = 0) -> str:
         """`to_html` for a terminal: accepted green, rejected red and struck out, the target's own plain."""

@@ -5,8 +5,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import ipywidgets as widgets
+import pandas as pd
 import seaborn as sns
+from IPython import get_ipython
+from IPython.core.pylabtools import print_figure
+from IPython.display import HTML
 from matplotlib import pyplot as plt
+
+from ..measure.experiments import machine
 
 TARGET, DRAFT, ACCEPTED, REJECTED, PREDICTED = sns.color_palette("colorblind", 10).as_hex()[0:5]
 MARKERS = "osD^vPX*"
@@ -25,6 +31,37 @@ def style() -> None:
             "legend.frameon": True,
         }
     )
+    if shell := get_ipython():
+        plt.switch_backend(plt.get_backend())  # it registers its own way to show a figure, and ours comes after it
+        shell.display_formatter.formatters["image/png"].for_type(plt.Figure, described)
+
+
+def described(figure: plt.Figure) -> tuple[str, dict]:
+    """A figure as PNG in base64, and its metadata: an alternative text, which nbconvert's classic template shows."""
+    said = []
+    for axis in figure.axes:
+        what = axis.get_title() or ", ".join(axis.get_legend_handles_labels()[1]) or "values"
+        said.append(f"{what} ({axis.get_ylabel() or 'values'} against {axis.get_xlabel() or 'kinds'})")
+    text = "; ".join(filter(None, [figure.get_suptitle(), *said])).replace("\n", " ")
+    return print_figure(figure, fmt="png", base64=True, bbox_inches="tight"), {"alt": f"Figure: {text}"}
+
+
+def here() -> str:
+    """This machine and the versions that run on it, in two lines."""
+    facts = machine()
+    versions = ", ".join(f"{name} {facts[name]}" for name in ("torch", "transformers"))
+    return f"{place(facts)}\nPython {facts['python']}, {versions}"
+
+
+def place(facts: dict) -> str:
+    """The processor or GPU of `experiments.machine()`, and its threads."""
+    return f"{facts['gpu'] or facts['cpu']}, {facts['threads']} thread{'s' * (facts['threads'] > 1)}"
+
+
+def table(frame: pd.DataFrame, digits: int = 2, index: bool = True) -> HTML:
+    """A frame, rounded, as a table whose headers wrap; missing values are left blank."""
+    named = frame.rename(columns=lambda name: name.replace("_", " ") if isinstance(name, str) else name)
+    return HTML(named.round(digits).to_html(index=index, border=0, na_rep=""))
 
 
 def tight(figure: plt.Figure) -> plt.Figure:

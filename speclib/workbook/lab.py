@@ -1,7 +1,7 @@
 """The laboratory, notebooks/lab/index.html, inside a notebook: a page that needs no kernel, in a frame of its own."""
 
 import html
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InvalidArgument
@@ -13,7 +13,7 @@ PAGE = Path(__file__).resolve().parents[2] / "notebooks" / "lab" / "index.html"
 class Shown:
     """What a notebook displays as HTML."""
 
-    data: str
+    data: str = field(repr=False)  # 60 kB: a notebook keeps them once, as HTML
 
     def _repr_html_(self) -> str:
         return self.data
@@ -29,5 +29,6 @@ def laboratory(state: str = "", height: int = 760) -> Shown:
         raise InvalidArgument(f"the laboratory lies among the notebooks, and {PAGE} is missing: clone the repository")
     begin = f'<html data-state="{html.escape(state.lstrip("#"), quote=True)}" '
     page = html.escape(PAGE.read_text(encoding="utf-8").replace("<html ", begin, 1), quote=True)
+    page = page.replace("\n", "&#10;")  # a notebook's file keeps it on one line, which a change of it replaces
     style = f"border:0;width:100%;height:{int(height)}px"
     return Shown(f'<div><iframe title="The laboratory" style="{style}" srcdoc="{page}"></iframe></div>')

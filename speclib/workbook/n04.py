@@ -2,12 +2,8 @@
 
 from collections.abc import Callable
 
-import ipywidgets as widgets
-import torch
-
 from ..law import statistics
-from ..law.distributions import overlap
-from .common import ACCEPTED, REJECTED, _law, _number, _verdict, picture, plt, tight, two_distributions
+from .common import ACCEPTED, REJECTED, _law, _number, _verdict, plt, tight
 
 
 def joint_histograms(counted: dict, law: dict) -> plt.Figure:
@@ -72,34 +68,6 @@ def museum(table) -> plt.Figure:
     axis.set_xlim(10, 30 * ordered["samples"].max())
     axis.set(xlabel="texts of three tokens that catch it (log scale)", title="The museum: what it takes to notice")
     return tight(figure)
-
-
-def shifted_pair(shift: float, sharpness: float, tokens: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two bell-shaped distributions [tokens]: the target in the middle, the draft `shift` tokens aside and `sharpness`
-    times as sharp.
-    """
-    places = torch.arange(tokens) - (tokens - 1) / 2
-    return (-(places**2) / 4).softmax(0), (-sharpness * (places - shift) ** 2 / 4).softmax(0)
-
-
-def overlap_explorer() -> widgets.VBox:
-    """Sliders for the draft's place and sharpness; overlap, residual, alpha and total variation."""
-    shift = widgets.FloatSlider(1.5, min=-4, max=4, step=0.25, continuous_update=False, description="shift")
-    sharpness = widgets.FloatSlider(1.4, min=0.2, max=5, step=0.2, continuous_update=False, description="sharpness")
-    image, words = widgets.Image(format="png"), widgets.HTML()
-
-    def show(_change=None):
-        p, q = shifted_pair(shift.value, sharpness.value)
-        image.value = picture(two_distributions(p, q).figure).value
-        alpha = float(overlap(p, q))
-        words.value = (
-            f"alpha = sum of min(p, q) = <b>{alpha:.3f}</b>, total variation = 1 - alpha = <b>{1 - alpha:.3f}</b>"
-        )
-
-    shift.observe(show, "value")
-    sharpness.observe(show, "value")
-    show()
-    return widgets.VBox([shift, sharpness, image, words])
 
 
 def my_alpha(function: Callable) -> None:

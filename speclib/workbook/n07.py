@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import ipywidgets as widgets
 import numpy as np
+import torch
 from matplotlib.transforms import Bbox
+from torch.utils.benchmark import Timer
 
 from ..law import theory
 from .common import ACCEPTED, DRAFT, MARKERS, TARGET, _law, _number, _verdict, picture, plt, tight
@@ -23,6 +25,14 @@ def exits(table, chosen: int | None = None) -> plt.Figure:
     axis.set(xlabel="layers that the guess takes", ylabel="overlap with the target, 1 - TV", ylim=(0, 1.02))
     axis.legend()
     return tight(figure)
+
+
+@torch.inference_mode()
+def heads_price(heads, head, state, embedding) -> float:
+    """Milliseconds in which all parallel heads make their guesses behind one position (state and embedding: [d])."""
+    given = {"heads": heads, "head": head, "h": state, "e": embedding}
+    timer = Timer("head(heads(h, e)).softmax(-1)", globals=given, num_threads=torch.get_num_threads())
+    return 1e3 * timer.blocked_autorange(min_run_time=0.2).median
 
 
 def fan(laws: list[dict[str, float]], truth: list[str]) -> plt.Figure:
