@@ -206,6 +206,9 @@ def test_the_tested_set_can_be_had_for_every_python_and_system_that_the_readme_n
     with ThreadPoolExecutor(8) as pool:
         results = [first, *pool.map(resolve, cases[1:])]
     assert {case: said for case, code, said in results if code} == {}
+    names = {name for path in tmp_path.glob("*.txt") for name in re.findall(r"^([\w.-]+)==", path.read_text(), re.M)}
+    with_cuda = ("nvidia-", "cuda-", "triton")  # what PyPI's torch for Linux names exactly by itself
+    assert {name for name in names if not name.startswith(with_cuda)} <= set(pins())
 
 
 def test_what_is_promised_about_python_is_what_is_tried():
