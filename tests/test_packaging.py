@@ -155,7 +155,7 @@ def test_no_checkout_changes_the_bytes_of_a_registered_file(tmp_path):
     assert safe == set(kept)
 
 
-PLATFORMS = ("x86_64-manylinux_2_31", "aarch64-manylinux_2_31", "aarch64-apple-darwin", "x86_64-pc-windows-msvc")
+PLATFORMS = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28", "aarch64-apple-darwin", "x86_64-pc-windows-msvc")
 VERSIONS = ("3.11.0", "3.12.0", "3.13.0", "3.14.0")
 
 
@@ -254,6 +254,23 @@ def test_every_import_is_declared():
     for path in (*(ROOT / "tests").glob("*.py"), ROOT / "notebooks/build.py"):
         own = {other.stem for other in path.parent.glob("*.py")}
         assert imported(path.read_text(encoding="utf-8")) <= tests | own, path.name
+
+
+def test_a_module_is_found_without_its_room():
+    """In a Python of its own: what another test imported must not help."""
+    code = """
+import speclib
+from speclib.trace import Trace
+from speclib.decoding import generate
+from speclib.loop import trace
+assert Trace is trace.Trace and generate is speclib.generate
+for room, names in speclib.ROOMS.items():
+    for name in names:
+        scope = {}
+        exec(f"from speclib import {name} as short; from speclib.{room} import {name} as long", scope)
+        assert scope["short"] is scope["long"] and scope["long"].__name__ == f"speclib.{room}.{name}", name
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_the_version_is_the_same_everywhere():
