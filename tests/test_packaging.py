@@ -216,9 +216,7 @@ def test_what_is_promised_about_python_is_what_is_tried():
         PROJECT["requires-python"] == f">={VERSIONS[0].removesuffix('.0')}" == ">=" + ".".join(map(str, install.OLDEST))
     )
     assert VERSIONS[-1] == f"{install.NEWEST[0]}.{install.NEWEST[1]}.0"
-    named = re.search(
-        r"Python (3\.\d+), (3\.\d+) or (3\.\d+) with venv", (ROOT / "README.md").read_text(encoding="utf-8")
-    ).groups()
+    named = readme_pythons()
     workflow = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
     assert re.search(r"python: \[(.*)\]", workflow).group(1) == ", ".join(f'"{version}"' for version in named)
     for column in matrix.RESOLUTION:
@@ -226,14 +224,30 @@ def test_what_is_promised_about_python_is_what_is_tried():
     assert set(named) <= {version.rsplit(".", 1)[0] for version in VERSIONS}
 
 
-def test_the_record_of_the_matrix_has_no_failure():
+def readme_pythons() -> tuple[str, ...]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.search(r"Python (3\.\d+), (3\.\d+) or (3\.\d+) with venv", text).groups()
+
+
+def test_the_record_of_the_matrix_holds_every_column_without_a_failure():
+    """As the matrix is declared: the ends of the ranges and the tested set, on the Pythons that the README names."""
     entries = json.loads(matrix.RECORD.read_text(encoding="utf-8"))
-    assert entries and {entry["column"] for entry in entries} <= set(matrix.RESOLUTION)
-    assert [
-        (entry["column"], entry["python"], entry["parts"]) for entry in entries if "failed" in str(entry["parts"])
-    ] == []
+    named = readme_pythons()
+    held = [(entry["column"], entry["python"].rsplit(".", 1)[0]) for entry in entries]
+    assert held == [("lowest", named[0]), *(("tested", version) for version in named), ("newest", named[-1])]
     for entry in entries:
-        assert set(entry["parts"]) == set(matrix.parts(entry["column"], "")), entry["column"]
+        column, parts = entry["column"], entry["parts"]
+        assert set(parts) == set(matrix.parts(column, "")), column
+        assert {name: said for name, said in parts.items() if said != "passed"} == NOT_RUN.get(column, {}), column
+        assert entry["overridden"] == [], column
+        for requirement in REQUIRED:
+            version = Version(entry["versions"][requirement.name])
+            if column == "tested":
+                assert version.public == pins()[requirement.name], (column, requirement.name)
+            assert requirement.specifier.contains(version), (column, requirement.name)
+            floor = min(Version(part.version) for part in requirement.specifier)
+            at_floor = version.release[: len(floor.release)] == floor.release
+            assert at_floor or column != "lowest", (column, requirement.name)
 
 
 def test_ci_runs_what_a_reader_runs():
