@@ -29,6 +29,7 @@ test: install  ## everything that CI checks; each part runs, whatever the others
 	@failed=; for part in lint unit nb; do $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; done; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
+lint: install  ## style
 	$(RUN) -m ruff check install.py speclib tests notebooks/*.py notebooks/lab
 
 unit: install  ## unit tests, one thread each

@@ -155,7 +155,7 @@ def test_no_checkout_changes_the_bytes_of_a_registered_file(tmp_path):
     assert safe == set(kept)
 
 
-PLATFORMS = ("x86_64-manylinux_2_31", "aarch64-manylinux_2_31", "aarch64-apple-darwin", "x86_64-pc-windows-msvc")
+PLATFORMS = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28", "aarch64-apple-darwin", "x86_64-pc-windows-msvc")
 VERSIONS = ("3.11.0", "3.12.0", "3.13.0", "3.14.0")
 
 
@@ -206,6 +206,9 @@ def test_the_tested_set_can_be_had_for_every_python_and_system_that_the_readme_n
     with ThreadPoolExecutor(8) as pool:
         results = [first, *pool.map(resolve, cases[1:])]
     assert {case: said for case, code, said in results if code} == {}
+    names = {name for path in tmp_path.glob("*.txt") for name in re.findall(r"^([\w.-]+)==", path.read_text(), re.M)}
+    with_cuda = ("nvidia-", "cuda-", "triton")  # what PyPI's torch for Linux names exactly by itself
+    assert {name for name in names if not name.startswith(with_cuda)} <= set(pins())
 
 
 def test_what_is_promised_about_python_is_what_is_tried():
@@ -213,9 +216,7 @@ def test_what_is_promised_about_python_is_what_is_tried():
         PROJECT["requires-python"] == f">={VERSIONS[0].removesuffix('.0')}" == ">=" + ".".join(map(str, install.OLDEST))
     )
     assert VERSIONS[-1] == f"{install.NEWEST[0]}.{install.NEWEST[1]}.0"
-    named = re.search(
-        r"Python (3\.\d+), (3\.\d+) or (3\.\d+) with venv", (ROOT / "README.md").read_text(encoding="utf-8")
-    ).groups()
+    named = readme_pythons()
     workflow = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
     assert re.search(r"python: \[(.*)\]", workflow).group(1) == ", ".join(f'"{version}"' for version in named)
     for column in matrix.RESOLUTION:
@@ -223,14 +224,30 @@ def test_what_is_promised_about_python_is_what_is_tried():
     assert set(named) <= {version.rsplit(".", 1)[0] for version in VERSIONS}
 
 
-def test_the_record_of_the_matrix_has_no_failure():
+def readme_pythons() -> tuple[str, ...]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.search(r"Python (3\.\d+), (3\.\d+) or (3\.\d+) with venv", text).groups()
+
+
+def test_the_record_of_the_matrix_holds_every_column_without_a_failure():
+    """As the matrix is declared: the ends of the ranges and the tested set, on the Pythons that the README names."""
     entries = json.loads(matrix.RECORD.read_text(encoding="utf-8"))
-    assert entries and {entry["column"] for entry in entries} <= set(matrix.RESOLUTION)
-    assert [
-        (entry["column"], entry["python"], entry["parts"]) for entry in entries if "failed" in str(entry["parts"])
-    ] == []
+    named = readme_pythons()
+    held = [(entry["column"], entry["python"].rsplit(".", 1)[0]) for entry in entries]
+    assert held == [("lowest", named[0]), *(("tested", version) for version in named), ("newest", named[-1])]
     for entry in entries:
-        assert set(entry["parts"]) == set(matrix.parts(entry["column"], "")), entry["column"]
+        column, parts = entry["column"], entry["parts"]
+        assert set(parts) == set(matrix.parts(column, "")), column
+        assert {name: said for name, said in parts.items() if said != "passed"} == NOT_RUN.get(column, {}), column
+        assert entry["overridden"] == [], column
+        for requirement in REQUIRED:
+            version = Version(entry["versions"][requirement.name])
+            if column == "tested":
+                assert version.public == pins()[requirement.name], (column, requirement.name)
+            assert requirement.specifier.contains(version), (column, requirement.name)
+            floor = min(Version(part.version) for part in requirement.specifier)
+            at_floor = version.release[: len(floor.release)] == floor.release
+            assert at_floor or column != "lowest", (column, requirement.name)
 
 
 def test_ci_runs_what_a_reader_runs():
@@ -251,6 +268,23 @@ def test_every_import_is_declared():
     for path in (*(ROOT / "tests").glob("*.py"), ROOT / "notebooks/build.py"):
         own = {other.stem for other in path.parent.glob("*.py")}
         assert imported(path.read_text(encoding="utf-8")) <= tests | own, path.name
+
+
+def test_a_module_is_found_without_its_room():
+    """In a Python of its own: what another test imported must not help."""
+    code = """
+import speclib
+from speclib.trace import Trace
+from speclib.decoding import generate
+from speclib.loop import trace
+assert Trace is trace.Trace and generate is speclib.generate
+for room, names in speclib.ROOMS.items():
+    for name in names:
+        scope = {}
+        exec(f"from speclib import {name} as short; from speclib.{room} import {name} as long", scope)
+        assert scope["short"] is scope["long"] and scope["long"].__name__ == f"speclib.{room}.{name}", name
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_the_version_is_the_same_everywhere():
