@@ -51,6 +51,7 @@ def generate(
     seed: int = 0,
     progress: bool = False,
     draw: Draw | None = None,
+    watch: Callable[[Round], None] | None = None,
 ) -> Output:
     """Continues each prompt, with the law of the target alone whatever drafts (if the rule is lossless).
 
@@ -58,7 +59,7 @@ def generate(
     guesses per round (of a tree: its depth), or a plan from `lengths`. stop: None stops after the model's end-of-text,
     [] never, else after any of these token ids and strings; the text is cut exactly where plain decoding would have
     stopped. seed: same seed, same text; row i of a list does not depend on its neighbours. draw: replaces chance (see
-    `exact`).
+    `exact`). watch: hears each round as soon as it is over, to stream the text; its time counts.
 
     A list of prompts is decoded row by row. Sources: Leviathan et al. 2211.17192; Chen et al. 2302.01318.
     Raises InvalidArgument, ContextOverflow, IncompatibleModels before any work; NonFiniteLogits during it.
@@ -94,6 +95,7 @@ def generate(
                     row,
                     trace,
                     bar,
+                    watch,
                 )
             )
             bar.update((row + 1) * max_new_tokens - bar.n)
@@ -116,6 +118,7 @@ def _decode_row(
     row: int,
     trace: Trace,
     bar: tqdm,
+    watch: Callable[[Round], None] | None = None,
 ) -> list[int]:
     """Decodes one prompt and appends its rounds to `trace`; returns the new tokens."""
     device = target.device
@@ -186,6 +189,8 @@ def _decode_row(
         trace.rounds.append(done)
         plan.observe(done)
         bar.update(len(emitted))
+        if watch:
+            watch(done)
         if ended:
             break
         if places:
