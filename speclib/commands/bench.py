@@ -144,8 +144,8 @@ def add_parser(subparsers) -> None:
         nargs="?",
         const="",
         metavar="FILE",
-        help='a chat model (--target, default smollm2) on JSON lines with "category" and "prompt" instead, its speed by '
-        "category (default: the workbook's own)",
+        help="a chat model (--target, default smollm2) on JSON lines with category and prompt instead, its speed by "
+        "category (default: the workbook's own prompts)",
     )
     parser.add_argument(
         "--growth",
@@ -172,11 +172,9 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     if args.quick:
         args.prompts, args.tokens = min(args.prompts, 2), min(args.tokens, 24)
-    names = ("headline", "layouts", "ladder", "published", "growth", "chat")
-    chosen = next(
-        (name for name in names if getattr(args, name) not in (None, False)),
-        "leaderboard" if args.drafters else "bench",
-    )
+    names = ("headline", "layouts", "ladder", "published", "growth")
+    chosen = next((name for name in names if getattr(args, name)), "leaderboard" if args.drafters else "bench")
+    chosen = chosen if args.chat is None else "chat"
     out = args.out or embedded.RESULTS / f"{chosen}.json"
     image = out.with_suffix(".png") if args.out else out.with_name("headline.png")
     if args.out:

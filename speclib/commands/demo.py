@@ -25,11 +25,7 @@ LOSSLESS_TEXTS = 3000
 FIGURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")  # what the figure can be
 TRIED = 32  # tokens of the trial
 FEW = 12  # the same of the real model's
-QUESTION = (
-    "Rename the variable n to count in this function and write all of it again:\n\ndef mean(numbers):\n    n = 0\n"
-    "    total = 0\n    for number in numbers:\n        n += 1\n        total += number\n    if n == 0:\n"
-    "        return None\n    return total / n"
-)
+QUESTION = 27  # of the chat prompts: a text to correct
 
 
 def add_parser(subparsers) -> None:
@@ -85,8 +81,9 @@ def run(args: argparse.Namespace) -> int:
     sampling = Sampling(temperature=args.temperature)
     gamma, prompt = args.draft_length, args.prompt if args.prompt is not None else embedded.prompts("code")[16]
     load, eagles = trials.loader(draft=args.draft), {}
-    if gguf.packaged() and args.question:
-        twice(args.question, args.tokens, args.backend, args.dtype, args.seed)
+    question = embedded.chat_prompts()[QUESTION]["prompt"] if args.question is None else args.question
+    if gguf.packaged() and question:
+        twice(question, args.tokens, args.backend, args.dtype, args.seed)
     print(
         machine.busy() or "two short trials choose what runs plain and speculative decoding fastest here ...",
         flush=True,
