@@ -43,7 +43,6 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument(
         "--question",
-        default=QUESTION,
         help="for the real model; '' leaves it out (default: a text to correct)",
     )
     parser.add_argument("--prompt", help="your own text for the pair (default: a held-out function head)")
