@@ -128,6 +128,14 @@ CONTENTS = [
         40,
         "03",
     ),
+    Entry(
+        "13",
+        "a_real_model",
+        "A real model",
+        "What does speculation bring to a real chat model, and on which questions?",
+        45,
+        "05, 08",
+    ),
     Entry("99", "glossary", "Glossary and references", "What does that word mean, and where does it come from?", 10),
 ]
 

@@ -18,9 +18,9 @@ from ..law.distributions import Sampling
 from ..loop.decoding import Output, generate
 from ..loop.trace import Round, harmless
 from ..measure.categories import GUESSES
+from ..measure.machine import usual_dtype
 from ..model import language_model
 from ..model.language_model import LanguageModel
-from ..model.products import processor
 
 BAR = " │ "
 
@@ -67,11 +67,6 @@ def run(args: argparse.Namespace) -> int:
     except (EOFError, KeyboardInterrupt):
         print()
         return 0
-
-
-def usual_dtype() -> str | None:
-    """What is usually fastest here: bfloat16 where the processor has instructions for it. None: the device's own."""
-    return "bfloat16" if "bfloat16" in processor()[1] else None
 
 
 def answered(

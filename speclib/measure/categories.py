@@ -36,14 +36,14 @@ def drafters() -> dict[str, tuple[Drafter, int]]:
     }
 
 
-def widths(trace: Trace) -> dict:
-    """How many tokens each forward of an answer read, kept with a trial: what `predicted` needs."""
-    return {"widths": [1 + len(r.drafted) for r in trace.rounds]}
+def by_round(trace: Trace) -> dict:
+    """How many tokens each forward of an answer read, what `predicted` needs, and how many guesses it kept."""
+    return {"widths": [1 + len(r.drafted) for r in trace.rounds], "accepted": [r.accepted for r in trace.rounds]}
 
 
 def method(target: LanguageModel, drafter: Drafter | None, sampling: Sampling, n: int, tokens: int):
     """`experiments.ours` for chat: answers end where the model ends them, after at most `tokens` tokens."""
-    return experiments.ours(target, drafter, sampling, n, tokens, stop=None, keep=widths)
+    return experiments.ours(target, drafter, sampling, n, tokens, stop=None, keep=by_round)
 
 
 def table(frame: pd.DataFrame, curve: pd.DataFrame, one: float | None = None) -> pd.DataFrame:
@@ -126,7 +126,7 @@ def measure(
             where = {"temperature": temperature, "category": category, "prompts": part["prompt"].nunique()}
             where |= {"plain": str(alone), "guesses": str(guided)}
             tables.append({**where, "methods": _rows(table(part, curve, one).reset_index())})
-        kept += _rows(frame.drop(columns=["text", "widths"]))
+        kept += _rows(frame.drop(columns="text"))
     settings = {"model": first.name, "weights": getattr(first.model.config, "gguf_sha256", None), "tokens": tokens}
     settings |= {"repeats": repeats, "prompts": digest(*(entry["prompt"] for entry in entries))}
     return {"machine": experiments.machine(), "settings": settings, "tables": tables, "trials": kept}
