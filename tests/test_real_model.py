@@ -3,17 +3,21 @@
 import json
 import re
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from notebooks import build
 from speclib import categories, chat, demo, embedded, generate, gguf, load_model
 from speclib.__main__ import main
 from speclib.drafters import LookupDrafter
 from speclib.errors import ContextOverflow, InvalidArgument
 from speclib.law.distributions import Sampling
+from speclib.workbook import n13
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 
@@ -29,7 +33,7 @@ def folder(tmp_path_factory):
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         num_key_value_heads=1,
-        max_position_embeddings=192,
+        max_position_embeddings=512,
         initializer_range=0.2,
         tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id,
@@ -145,7 +149,7 @@ def test_a_conversation_that_outgrows_the_context_forgets_its_beginning(model):
         roles = ("user", "assistant") * len(contents)
         return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
 
-    long = "word " * 60
+    long = "word " * 160
     messages = talk(long, long, long, "yes", "Why?")
     chat.answered(model, messages, LookupDrafter(), Sampling(0), 8, lambda stream: None)
     assert messages == talk(long, "yes", "Why?")
@@ -186,3 +190,33 @@ def test_the_prediction_counts_each_round_at_the_cost_of_its_width():
     assert categories.predicted(pd.DataFrame(rounds), curve, 8.0) == pytest.approx((20 + 72) / (20 + 10 + 14 + 12 + 1))
     alone = pd.DataFrame({**rounds, "widths": [[1] * 9], "draft_seconds": [0.0]})
     assert np.isclose(categories.predicted(alone, curve), 1)
+
+
+CELLS = [c for c in build.read(build.FOLDER / "13_a_real_model.ipynb").cells if c.cell_type == "code"]
+
+
+def test_notebook_13_runs_with_a_model_and_then_without_on_what_was_recorded(folder, monkeypatch, tmp_path, capsys):
+    matplotlib.use("agg")
+    monkeypatch.setattr(embedded, "RESULTS", tmp_path)
+    prompts = embedded.chat_prompts()[::9]
+    record = categories.measure(folder, prompts, (0.0, 1.0), 6, backends=["fast"], dtypes=["float32"])
+    (tmp_path / "chat.json").write_text(json.dumps(record))
+    monkeypatch.setenv("SPECLIB_RECORD", "1")
+    monkeypatch.setattr(n13, "usual_dtype", lambda: "float32")
+    said = []
+    for found in (folder, None):
+        monkeypatch.setattr(gguf, "packaged", lambda found=found: found)
+        names = {}
+        for cell in CELLS:
+            exec(cell.source, names)
+            plt.close("all")
+        said.append(capsys.readouterr().out)
+        assert names["room"].target is None or found
+        assert names["apart"] < 1e-4 and {"answer", "memory", "race", "temperature", "laws", "ties"} <= set(
+            json.loads((tmp_path / "real_model.json").read_text())
+        )
+    assert "LanguageModel(small-chat" in said[0] and "recorded outputs are shown. It comes with: pip install" in said[1]
+    assert said[0].splitlines()[1:] == said[1].splitlines()[1:]  # but for the first line, all is as it was recorded
+    with pytest.raises(InvalidArgument, match="real_model.json is missing"):
+        (tmp_path / "real_model.json").unlink()
+        n13.Room().either("answer", lambda target: None)

@@ -16,7 +16,7 @@ from ..files import digest
 from ..law.distributions import Sampling
 from ..loop.trace import Trace
 from ..model.language_model import BACKENDS, LanguageModel, load_model
-from . import experiments, latency, trials
+from . import experiments, latency, machine, trials
 
 PLAIN, LOOKUP, GUESSES = "plain", "lookup", 10  # a copy is free, and often long
 WIDTHS = (1, 2, 3, 5, 8, 11)  # where the width curve is timed
@@ -102,7 +102,7 @@ def measure(
     """
     if tokens < 1 or repeats < 1 or not entries:
         raise InvalidArgument("categories need at least one prompt, one token and one repeat")
-    load = loader(name)
+    load, busy = loader(name), machine.busy()
     first = load("eager", dtypes[0])
     prompts = [[first.chat(entry["prompt"])] for entry in entries]
     categories = pd.Series([entry["category"] for entry in entries])
@@ -129,7 +129,7 @@ def measure(
         kept += _rows(frame.drop(columns="text"))
     settings = {"model": first.name, "weights": getattr(first.model.config, "gguf_sha256", None), "tokens": tokens}
     settings |= {"repeats": repeats, "prompts": digest(*(entry["prompt"] for entry in entries))}
-    return {"machine": experiments.machine(), "settings": settings, "tables": tables, "trials": kept}
+    return {"machine": {**experiments.machine(), "busy": busy}, "settings": settings, "tables": tables, "trials": kept}
 
 
 def _rows(frame: pd.DataFrame) -> list[dict]:

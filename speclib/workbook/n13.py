@@ -157,7 +157,7 @@ def side_by_side(table: pd.DataFrame) -> plt.Figure:
 
 
 def joint(plain: list[list], speculative: list[list], names: list[str]) -> plt.Figure:
-    """Two laws of the same texts side by side; each a list of (text, probability), names: what stands below the bars."""
+    """Two laws of the same texts side by side, each a list of (text, probability). names: what stands below."""
     figure, axis = plt.subplots(figsize=(9, 4))
     places, other = np.arange(len(plain)), dict(speculative)
     axis.bar(
@@ -189,9 +189,8 @@ def partings(target: LanguageModel, frame: pd.DataFrame, prompts: list[list[int]
         for k, text, other in zip(texts.index, texts[name], texts["plain"], strict=True):
             if (place := first_difference(text, other)) is not None:
                 gaps.append(gap(target, prompts[k] + text[:place]))
-        rows.append(
-            {"method": name, "same text": len(texts) - len(gaps), "of": len(texts), "gap": max(gaps, default=0)}
-        )
+        same = {"same text": len(texts) - len(gaps), "of": len(texts)}
+        rows.append({"method": name, **same, "largest gap": max(gaps, default=0.0)})
     return rows
 
 
