@@ -304,7 +304,7 @@ def generated() -> dict[str, dict[str, str]]:
     top = f"[![Tests]({workflow}/badge.svg)]({workflow}) {badges(CONTENTS[0].file)}"
     clone = (
         f"```bash\ngit clone {address()}\ncd {address().rsplit('/', 1)[1]}\nmake demo    # the headline on your "
-        f"machine\nmake lab     # the workbook\n```"
+        f"machine\nmake chat    # your own questions to a real model\nmake lab     # the workbook\n```"
     )
     return {
         "README.md": {"<!-- badges -->": top, "<!-- commands -->": clone, "<!-- notebooks -->": "\n".join(table)},
