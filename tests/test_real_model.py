@@ -11,7 +11,6 @@ import torch
 from matplotlib import pyplot as plt
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from notebooks import build
 from speclib import categories, chat, demo, embedded, generate, gguf, load_model
 from speclib.__main__ import main
 from speclib.drafters import LookupDrafter
@@ -192,10 +191,10 @@ def test_the_prediction_counts_each_round_at_the_cost_of_its_width():
     assert np.isclose(categories.predicted(alone, curve), 1)
 
 
-CELLS = [c for c in build.read(build.FOLDER / "13_a_real_model.ipynb").cells if c.cell_type == "code"]
-
-
 def test_notebook_13_runs_with_a_model_and_then_without_on_what_was_recorded(folder, monkeypatch, tmp_path, capsys):
+    from notebooks import build  # the mutants' copy has no notebooks
+
+    cells = [c for c in build.read(build.FOLDER / "13_a_real_model.ipynb").cells if c.cell_type == "code"]
     matplotlib.use("agg")
     monkeypatch.setattr(embedded, "RESULTS", tmp_path)
     prompts = embedded.chat_prompts()[::9]
@@ -207,7 +206,7 @@ def test_notebook_13_runs_with_a_model_and_then_without_on_what_was_recorded(fol
     for found in (folder, None):
         monkeypatch.setattr(gguf, "packaged", lambda found=found: found)
         names = {}
-        for cell in CELLS:
+        for cell in cells:
             exec(cell.source, names)
             plt.close("all")
         said.append(capsys.readouterr().out)
