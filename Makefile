@@ -1,13 +1,13 @@
 # `make demo` and `make lab` are all a reader needs. Everything runs in .venv, which install.py makes from the tested set in constraints.txt.
 #   make PYTHON=python3.12 ...   another Python (3.11 to 3.14)
 #   make TORCH=cpu ...           PyTorch's CPU build; pypi: what pip takes by itself; auto: cpu where no GPU is, if its index can be reached
-#   make demo ARGS='--tokens 64'  options of the command behind demo, lab, unit, bench, matrix or mutants
+#   make demo ARGS='--tokens 64'  options of the command behind demo, chat, lab, unit, bench, matrix or mutants
 PYTHON ?=
 TORCH ?= auto
 ARGS :=
 RUN := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help install demo lab test lint unit nb bench matrix mutants notebooks clean
+.PHONY: help install demo chat lab test lint unit nb bench matrix mutants notebooks clean
 # A folder that was moved or copied never runs the code of the old one: the path is relative, and stands before what pip wrote.
 $(shell for site in .venv/lib/python*/site-packages; do test -d "$$site" && echo ../../../.. > "$$site/0-workbook.pth"; done)
 
@@ -18,9 +18,12 @@ install:  ## the environment; the others do it first
 	@command -v $(or $(PYTHON),python3) >/dev/null || { echo "There is no $(or $(PYTHON),python3) here; another one: make PYTHON=python3.12 ..."; exit 1; }
 	@$(or $(PYTHON),python3) install.py --torch $(TORCH) $(if $(PYTHON),,--keep)
 
-demo: install  ## the headline on the embedded models, in a minute
+demo: install  ## a real model answers twice, then the headline on the embedded models, in two minutes
 	@echo "Loading torch and the models, some seconds ..."
 	@$(RUN) -m speclib demo $(ARGS)
+
+chat: install  ## ask a real model your own questions
+	@$(RUN) -m speclib chat $(ARGS)
 
 lab: install  ## JupyterLab at the first notebook
 	$(RUN) -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)

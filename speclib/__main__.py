@@ -15,7 +15,7 @@ from . import __version__, console  # noqa: E402
 from .errors import SpeclibError  # noqa: E402
 
 with console.loading():
-    from .commands import bench, demo
+    from .commands import bench, chat, demo
     from .commands import certify as exactness
     from .commands import index as indexing
     from .commands import train as train
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"speclib {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (demo, bench, indexing, train, exactness):
+    for command in (demo, chat, bench, indexing, train, exactness):
         command.add_parser(subparsers)
     try:
         try:

@@ -94,6 +94,19 @@ def prompts(domain: str = "code") -> list[str]:
     return [entry["text"] for entry in held_out(domain)]
 
 
+def chat_prompts(file: str | Path | None = None) -> list[dict[str, str]]:
+    """Questions for a chat model, each with its "category" and "prompt": nine each of explanation, code, sums,
+    rewriting, lists, written for this project; or those of a file of such JSON lines. Raises FileError for another.
+    """
+    file = Path(file) if file else fetch("prompts/chat.jsonl")
+    with reading(file, 'give JSON lines with "category" and "prompt", a text each'):
+        lines = [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
+        found = [{key: line[key] for key in ("category", "prompt")} for line in lines]
+        if not found or not all(isinstance(text, str) and text.strip() for entry in found for text in entry.values()):
+            raise ValueError("no prompts, or an empty one")
+    return found
+
+
 def _remote(known: dict[str, str]) -> pooch.Pooch:
     """Where the files are fetched from: the repository that the installed distribution names."""
     try:

@@ -38,6 +38,7 @@ TRAINING = ["test_training.py"]
 FILES = ["test_files.py"]
 EMBEDDED = ["test_embedded.py", "-k", "known or called"]
 CONSOLE = ["test_console.py", "-k", "any_text"]
+CHAT = ["test_real_model.py", "-k", "columns or category or prediction or outgrows"]
 EAGLE = ["test_eagle.py"]
 PROCESSORS = ["test_processors.py"]
 VECTORS = ["test_vectors.py", "-k", "agrees"]
@@ -155,6 +156,11 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("a neighbour called data makes a checkout", "embedded.py", "if not project.is_file() or not", "return True\n    if not project.is_file() or not", EMBEDDED),
     ("a folder takes the place of a model", "model/language_model.py", "own = isinstance(name, str) and", "own = not Path(name).is_dir() and", EMBEDDED),
     ("a narrow console stops the demo", "console.py", 'reconfigure(errors="replace")', 'reconfigure(errors="strict")', CONSOLE),
+    ("columns are drawn beyond the screen", "commands/chat.py", "first = max(0, rows - (lines - 2)) if lines else 0", "first = 0", CHAT),
+    ("the column beside grows into the other", "commands/chat.py", "textwrap.wrap(line, width)", "textwrap.wrap(line, 2 * width)", CHAT),
+    ("a conversation forgets a question and keeps its answer", "commands/chat.py", "del messages[:2]", "del messages[:1]", CHAT),
+    ("a record of chat keeps the text", "measure/categories.py", '_rows(frame.drop(columns="text"))', "_rows(frame)", CHAT),
+    ("a prediction takes all widths for one", "measure/categories.py", "rest + ms.sum()", "rest + one * len(ms)", CHAT),
     ("a busy machine is not noticed", "measure/machine.py", "if slower <= SLOWER and share >= SHARE:", "if slower <= SLOWER or share >= SHARE:", ["test_machine.py"]),
     # vectors and certify
     ("a guess not made is accepted", "law/rules.py", "torch.where(given > 0, drafted_probs(p[:, : drafted.shape[1]], drafted) / given, 0.0)",

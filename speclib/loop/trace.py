@@ -143,7 +143,7 @@ class Trace:
             fates += [(_added(decode(before), decode([*before, token])), "rejected") for token in r.rejected()]
             fates += [(text, "own") for text in texts[place + kept : place + len(r.emitted)]]
             place += len(r.emitted)
-        return [(_harmless(text), fate) for text, fate in fates]
+        return [(harmless(text), fate) for text, fate in fates]
 
 
 def pieces(decode: Callable[[list[int]], str], tokens: list[int]) -> list[str]:
@@ -174,6 +174,6 @@ def _added(before: str, after: str) -> str:
     return after[len(commonprefix([before, after])) :]
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """Control and bidirectional characters could reorder or hide the text around them."""
     return "".join(c if c.isprintable() or c in HARMLESS else "\N{REPLACEMENT CHARACTER}" for c in text)

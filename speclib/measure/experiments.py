@@ -28,6 +28,7 @@ from ..law import rules, theory
 from ..law.distributions import Sampling, overlap, seeded
 from ..law.statistics import jackknife_interval
 from ..loop.decoding import generate
+from ..loop.trace import Trace
 from ..model import compiled, products
 from ..model.context import ancestry
 from ..model.language_model import DEFAULT_DRAFT, LanguageModel, Pair, load_model
@@ -75,20 +76,23 @@ def ours(
     draft_length: int,
     tokens: int,
     rule: str = "token",
+    stop: Sequence[int | str] | None = (),
+    keep: Callable[[Trace], dict] | None = None,
 ) -> Method:
-    """`generate` as a method: exactly `tokens` new tokens, whatever comes. A trial in which a program was made is made
-    again: that is no part of decoding."""
+    """`generate` as a method: exactly `tokens` new tokens, whatever comes, unless `stop` says otherwise. A trial in
+    which a program was made is made again: that is no part of decoding. keep: what else of a trace is recorded."""
 
     def trial(prompt: str, seed: int) -> dict:
         made = None
         while made != compiled.Programs.made:
             made = compiled.Programs.made
-            out = generate(target, prompt, drafter, sampling, draft_length, rule, tokens, stop=[], seed=seed)
+            out = generate(target, prompt, drafter, sampling, draft_length, rule, tokens, stop=stop, seed=seed)
         summary = out.summary()
         seconds = summary.pop("seconds")
         summary["reached"] = sum(min(r.accepted + 1, len(r.drafted)) for r in out.trace.rounds)
         return {
             **summary,
+            **(keep(out.trace) if keep else {}),
             **{f"{k}_seconds": v for k, v in seconds.items()},
             "seconds": seconds["total"],
             "text": out.tokens[0].tolist(),

@@ -5,6 +5,8 @@ from statistics import mean
 
 import torch
 
+from ..model.products import processor
+
 TURNS, SECONDS = 3, 0.05  # one thread and all threads take turns, each so long
 SLOWER, SHARE = 1.3, 0.8  # threads together may be so many times slower than one; one should have so much of a core
 
@@ -43,3 +45,8 @@ def busy() -> str | None:
         seen = f"{threads} threads are {slower:.1f} times slower than one"
     helps = "or set OMP_NUM_THREADS=1" if threads > 1 else "or wait"
     return f"busy machine: {seen}, so other programs are running; speeds will be low and scattered. Close them, {helps}"
+
+
+def usual_dtype() -> str | None:
+    """What is usually fastest here: bfloat16 where the processor has instructions for it. None: the device's own."""
+    return "bfloat16" if "bfloat16" in processor()[1] else None

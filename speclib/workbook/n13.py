@@ -1,0 +1,237 @@
+"""Notebook 13, a real model: the model or, where its package is not installed, what was recorded with it; figures and
+exercises.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from torch.utils.benchmark import Timer
+
+from .. import embedded
+from ..errors import ModelLoadError
+from ..files import write_text
+from ..measure import experiments
+from ..measure.machine import usual_dtype
+from ..model import gguf
+from ..model.language_model import LanguageModel, load_model
+from .common import ACCEPTED, MARKERS, PREDICTED, TARGET, _number, _same, _verdict, plt, tight
+
+RECORD = "real_model"  # data/results/real_model.json
+CHOSEN = {"explanation": 0, "code": 9, "sums": 20, "rewriting": 27, "lists": 41}  # of the chat prompts
+
+
+class Room:
+    """The real model as `target`, or None and what was recorded with it.
+
+    SPECLIB_RECORD=1 in the environment records anew: `SPECLIB_RECORD=1 python notebooks/build.py run 13`.
+    """
+
+    def __init__(self):
+        self.target, self.why, self.made = None, f"{gguf.PACKAGE} is not installed", {}
+        if gguf.packaged():
+            try:
+                self.target = load_model("smollm2", dtype=usual_dtype(), backend="fast")
+            except ModelLoadError as error:
+                self.why = str(error)
+
+    def __str__(self) -> str:
+        if self.target:
+            return str(self.target)
+        return f"{self.why}: recorded outputs are shown. It comes with: {gguf.COMMAND}"
+
+    def either(self, name: str, make: Callable[[LanguageModel], Any]) -> Any:
+        """`make(target)`, as JSON keeps it; without the model what it gave when it was recorded."""
+        if self.target is None:
+            return experiments.recorded(RECORD)[name]
+        self.made[name] = json.loads(json.dumps(make(self.target), default=float))
+        if os.environ.get("SPECLIB_RECORD"):
+            write_text(
+                embedded.RESULTS / f"{RECORD}.json", json.dumps({"machine": experiments.machine(), **self.made}) + "\n"
+            )
+        return self.made[name]
+
+    def use(self, **options) -> None:
+        """Loads the model in another dtype or for another backend, in place of the one that is here."""
+        if self.target:
+            self.target = None  # first: two do not fit into the notebook's memory
+            self.target = load_model("smollm2", **options)
+
+
+def entries() -> list[dict[str, str]]:
+    """One of the chat prompts of each category."""
+    prompts = embedded.chat_prompts()
+    return [prompts[k] for k in CHOSEN.values()]
+
+
+def copy_speed(megabytes: int = 64) -> float:
+    """Bytes a second that a loop copying an array larger than any cache moves: read and written ones count."""
+    source = torch.ones(megabytes * 2**20 // 4)
+    kinds = {"into": torch.empty_like(source), "source": source}
+    timer = Timer("into.copy_(source)", globals=kinds, num_threads=torch.get_num_threads())
+    seconds = timer.blocked_autorange(min_run_time=0.3).median
+    return 2 * source.numel() * 4 / seconds
+
+
+def waits(rows: list[dict], weights: float, speed: float) -> plt.Figure:
+    """The width curve over the time that reading the weights takes at a copy loop's speed."""
+    frame, (figure, axis) = pd.DataFrame(rows), plt.subplots()
+    axis.errorbar(
+        frame["width"],
+        frame["ms"],
+        yerr=[(frame["ms"] - frame["low"]).clip(lower=0), (frame["high"] - frame["ms"]).clip(lower=0)],
+        fmt="o-",
+        color=TARGET,
+        capsize=3,
+        label="one forward, measured",
+    )
+    axis.axhline(1e3 * weights / speed, color="black", linestyle="--", label="its weights at the copy loop's speed")
+    axis.plot(
+        frame["width"],
+        frame["width"] * frame["ms"].iloc[0],
+        ":",
+        color=PREDICTED,
+        label="as many forwards of one token",
+    )
+    axis.set(
+        xscale="log",
+        xlabel="tokens that one forward reads",
+        ylabel="milliseconds",
+        ylim=(0, 1.15 * frame["high"].max()),
+    )
+    axis.set_xticks(frame["width"], frame["width"])
+    axis.minorticks_off()
+    axis.legend()
+    return tight(figure)
+
+
+def by_category(table: pd.DataFrame, name: str) -> plt.Figure:
+    """Bars of a figure by category (rows), a colour and hatch a method (columns)."""
+    figure, axis = plt.subplots(figsize=(9, 4))
+    bars = table.plot.bar(ax=axis, rot=0, width=0.8, color=sns.color_palette("colorblind", table.shape[1]))
+    for container, hatch in zip(bars.containers, ("", "//", "..", "xx", "\\\\", "++"), strict=False):
+        for bar in container:
+            bar.set(hatch=hatch, edgecolor="black", linewidth=0.5)
+    axis.axhline(1, color="black", linestyle="--", linewidth=1)
+    axis.set(xlabel="kind of question", ylabel=name)
+    axis.legend(fontsize=9)
+    return tight(figure)
+
+
+def positions(trials: list[dict], method: str, edges: tuple[int, ...] = (0, 16, 32, 64, 128)) -> pd.DataFrame:
+    """Tokens per round by the place in the answer at which a round began: a row a stretch, a column a temperature.
+
+    trials: rows with "temperature", and by round "accepted", as `bench --chat` records them.
+    """
+    rows = []
+    for trial in trials:
+        if trial["method"] == method:
+            places = np.cumsum([0, *(accepted + 1 for accepted in trial["accepted"])])[:-1]
+            kept = zip(places, trial["accepted"], strict=True)
+            rows += [{"T": trial["temperature"], "place": p, "tokens per round": a + 1} for p, a in kept]
+    frame = pd.DataFrame(rows)
+    names = [f"{low} to {high - 1}" for low, high in zip(edges, edges[1:], strict=False)]
+    frame["tokens of the answer before"] = pd.cut(frame["place"], edges, right=False, labels=names)
+    means = frame.groupby(["tokens of the answer before", "T"], observed=True)["tokens per round"].mean()
+    return means.unstack().rename(columns="T = {:g}".format)
+
+
+def side_by_side(table: pd.DataFrame) -> plt.Figure:
+    """Predicted against measured speed-ups, with intervals, a marker a guesser."""
+    figure, axis = plt.subplots(figsize=(5.4, 4.6))
+    for (name, row), marker, colour in zip(
+        table.iterrows(), MARKERS, sns.color_palette("colorblind", len(table)), strict=False
+    ):
+        ends = [[max(0, row["speedup"] - row["low"])], [max(0, row["high"] - row["speedup"])]]
+        axis.errorbar(row["predicted"], row["speedup"], yerr=ends, fmt=marker, color=colour, capsize=3, label=name)
+    low, high = (f([*table["predicted"], *table["speedup"], 1]) for f in (min, max))
+    axis.plot([low, high], [low, high], "--", color="black", linewidth=1)
+    axis.set(xlabel="predicted from the width curve", ylabel="measured", title="Times plain decoding")
+    axis.legend(fontsize=9)
+    return tight(figure)
+
+
+def joint(plain: list[list], speculative: list[list], names: list[str]) -> plt.Figure:
+    """Two laws of the same texts side by side, each a list of (text, probability). names: what stands below."""
+    figure, axis = plt.subplots(figsize=(9, 4))
+    places, other = np.arange(len(plain)), dict(speculative)
+    axis.bar(
+        places - 0.2, [chance for _, chance in plain], 0.4, color=TARGET, label="plain decoding", edgecolor="black"
+    )
+    chances = [other.get(text, 0) for text, _ in plain]
+    axis.bar(places + 0.2, chances, 0.4, color=ACCEPTED, label="speculative", hatch="//", edgecolor="black")
+    axis.set_xticks(places, names, rotation=60, ha="right", fontsize=8)
+    axis.set(ylabel="probability")
+    axis.legend()
+    return tight(figure)
+
+
+@torch.inference_mode()
+def gap(target: LanguageModel, text: list[int]) -> float:
+    """How far apart, in logits, the target's two favourites to follow a text are."""
+    logits = target.context().extend(torch.tensor([text], device=target.device), keep=1)[0, -1].float()
+    first, second = logits.topk(2).values.tolist()
+    return first - second
+
+
+def partings(target: LanguageModel, frame: pd.DataFrame, prompts: list[list[int]]) -> list[dict]:
+    """Of each method how many greedy texts are plain decoding's, and the largest gap between the two favourites where
+    one parts from it: rounding explains small ones only."""
+    texts = frame.pivot(index="prompt", columns="method", values="text")
+    rows = []
+    for name in texts.columns.drop("plain"):
+        gaps = []
+        for k, text, other in zip(texts.index, texts[name], texts["plain"], strict=True):
+            if (place := first_difference(text, other)) is not None:
+                gaps.append(gap(target, prompts[k] + text[:place]))
+        same = {"same text": len(texts) - len(gaps), "of": len(texts)}
+        rows.append({"method": name, **same, "largest gap": max(gaps, default=0.0)})
+    return rows
+
+
+def first_difference(one: list[int], other: list[int]) -> int | None:
+    """Where two texts part, or None; a text that goes on behind the other's end parts there."""
+    if one == other:
+        return None
+    return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def fastest(function: Callable) -> None:
+    """Bytes per second over the bytes of the weights."""
+    cases = [
+        ((135e6, 2, 27e9), _number(100.0, "0.27 GB of weights, a hundred times a second")),
+        ((135e6, 4, 27e9), _number(50.0, "float32 is twice as much to read")),
+        ((1.7e9, 2, 320e9), _number(320 / 3.4, "1.7 billion parameters on a Colab T4: 3.4 GB at 320 GB/s")),
+    ]
+    _verdict(
+        function, cases, "no plain decoding is faster, whatever the engine; a check of several tokens reads no more"
+    )
+
+
+def speedup(function: Callable) -> None:
+    """Tokens times the price of one, over the prices of the rounds."""
+    price = {1: 10.0, 3: 12.0, 11: 20.0}
+    cases = [
+        (([(1, 1)] * 4, price), _number(1.0, "rounds of one token are plain decoding")),
+        (([(11, 11)], price), _number(5.5, "eleven tokens for twice the price of one")),
+        (([(11, 1)], price), _number(0.5, "ten wrong guesses: one token for twice the price")),
+        (([(11, 4), (3, 1), (1, 1)], price), _number(60 / 42, "6 tokens of 10 ms against 20 + 12 + 10 ms")),
+    ]
+    _verdict(function, cases, "speed-up = tokens x plain price / what the rounds cost")
+
+
+def parting(function: Callable) -> None:
+    """`first_difference`."""
+    cases = [
+        (([1, 2, 3], [1, 2, 3]), _same(None, "the same text")),
+        (([1, 2, 3], [1, 5, 3]), _same(1, "counted from 0")),
+        (([1, 2], [1, 2, 3]), _same(2, "one ended where the other went on")),
+        (([], [4]), _same(0, "an empty text parts at once")),
+        (([9, 1, 1], [8, 2, 1]), _same(0, "the first difference, not the last")),
+    ]
+    _verdict(function, cases, "behind it the texts are about different things: compare no further")

@@ -1,0 +1,221 @@
+"""What a real chat model is shown with: the demo's two columns, chat, speeds by category; on a small one made here."""
+
+import json
+import re
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from speclib import categories, chat, demo, embedded, generate, gguf, load_model
+from speclib.__main__ import main
+from speclib.drafters import LookupDrafter
+from speclib.errors import ContextOverflow, InvalidArgument
+from speclib.law.distributions import Sampling
+from speclib.workbook import n13
+
+TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small Llama with random weights, the embedded tokenizer and a chat template."""
+    folder = tmp_path_factory.mktemp("models") / "small-chat"
+    tokenizer = AutoTokenizer.from_pretrained(embedded.fetch("models/target"))
+    tokenizer.chat_template = TEMPLATE
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 2}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        **shape,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model(folder):
+    return load_model(folder, backend="fast")
+
+
+def test_with_its_package_the_demo_answers_twice_and_without_it_goes_on(folder, monkeypatch, capsys, tmp_path):
+    asked = []
+    monkeypatch.setattr(demo, "twice", lambda *given: asked.append(given))
+    monkeypatch.setattr(demo.machine, "busy", lambda: (_ for _ in ()).throw(InvalidArgument("the pair's turn")))
+    for found, options in ((None, []), (folder, []), (folder, ["--question", "Why?"]), (folder, ["--question", ""])):
+        monkeypatch.setattr(gguf, "packaged", lambda found=found: found)
+        assert main(["demo", "--out", str(tmp_path / "x.png"), *options]) == 2
+        assert "the pair's turn" in capsys.readouterr().err
+    assert [given[0] for given in asked] == [embedded.chat_prompts()[27]["prompt"], "Why?"]
+
+
+def test_the_demo_in_a_pipe_prints_both_answers_and_what_it_measured(folder, monkeypatch, capsys):
+    monkeypatch.setattr(gguf, "packaged", lambda: folder)
+    demo.twice("Why is the sky blue?", 24, ["fast"], ["float32"], 0)
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and "> Why is the sky blue?" in said
+    plain, spec = re.findall(r"^(?:plain|lookup) \(fast, float32\): *[\d.]+ tokens/s.*\n((?: {4}.*\n|\n)+)", said, re.M)
+    target = load_model(folder, backend="fast")
+    wanted = generate(target, [target.chat("Why is the sky blue?")], None, Sampling(0), max_new_tokens=24).texts[0]
+    assert plain.strip() == spec.strip() and plain.split() == chat.harmless(wanted).split()
+    assert "greedy, the two texts are the same" in said
+    assert len(re.findall(r"tokens/s plainly, +[\d.]+ by lookup, [\d.]+ tokens per round: [\d.]+x", said)) == 2
+
+
+def screen(said):
+    """The lines that a terminal shows in the end, of text that only moves up, to the left, and erases a line."""
+    lines, place = [""], 0
+    for part in re.findall(r"\x1b\[\d+A|\x1b\[K|\r|\n|[^\x1b\r\n]+", said):
+        if part.endswith("A"):
+            place -= int(part[2:-1])
+            assert place >= 0
+        elif part == "\x1b[K":
+            lines[place] = ""
+        elif part == "\n":
+            place += 1
+            lines += [""] * (place + 1 - len(lines))
+        elif part != "\r":
+            lines[place] += part
+    return lines
+
+
+@pytest.mark.parametrize("rows", [8, 60])
+def test_two_columns_grow_in_place_and_end_whole(rows, monkeypatch, capsys):
+    monkeypatch.setattr(chat, "on_terminal", lambda: True)
+    monkeypatch.setattr(chat.shutil, "get_terminal_size", lambda: chat.os.terminal_size((63, rows)))
+    page = chat.Columns(("plain", "lookup"))
+    texts = ["one two three\n\n    indented 日\x1b[2J\n" + " ".join(f"word{k}" for k in range(60)), "short\ttext"]
+    for k, text in enumerate(texts):
+        letters = {i: c for i, c in enumerate(text)}
+        stream = chat.Stream(lambda ids, letters=letters: "".join(letters[i] for i in ids), page.column(k))
+        for i in letters:
+            stream(chat.Round(0, i, [], [], [1.0], 0, [i], 0.0, 0.0, 0.0))
+            assert page.drawn <= rows - 2
+    page.close()
+    lines = screen(capsys.readouterr().out)
+    left, right = zip(*(line.split(chat.BAR) for line in lines if line), strict=True)
+    assert all(len(line) == 29 for line in left) and left[0].strip() == "plain" and right[0] == "lookup"
+    assert "tokens/s" in left[1] and "    indented ?\N{REPLACEMENT CHARACTER}[2J" in left[4]
+    assert " ".join(line.strip() for line in left[5:]).split() == [f"word{k}" for k in range(60)]
+    assert [line for line in right[2:] if line.strip()] == ["short   text"]
+
+
+@pytest.mark.parametrize("ending", [EOFError, KeyboardInterrupt])
+@pytest.mark.parametrize("options", [[], ["--plain"], ["--temperature", "1"]])
+def test_chat_streams_answers_remembers_and_ends_quietly(folder, model, options, ending, monkeypatch, capsys):
+    questions = ["", "Why?", "And then?"]
+
+    def ask(_):
+        if not questions:
+            raise ending
+        return questions.pop(0)
+
+    monkeypatch.setattr("builtins.input", ask)
+    monkeypatch.setattr(chat, "usual_dtype", lambda: "float32")
+    assert main(["chat", "--model", str(folder), "--max-new-tokens", "8", *options]) == 0
+    said, err = capsys.readouterr()
+    assert err == "" and len(re.findall(r"^\[\d+ tokens, [\d.]+ per round, [\d.]+ tokens/s\]$", said, re.M)) == 2
+    assert "--plain" not in options or said.count("1.00 per round") == 2
+    if options != ["--temperature", "1"]:
+        messages = []
+        for question in ("Why?", "And then?"):
+            messages.append({"role": "user", "content": question})
+            text = generate(model, [model.chat(messages)], None, Sampling(0), max_new_tokens=8).texts[0]
+            messages.append({"role": "assistant", "content": text})
+            assert chat.harmless(text.rstrip("\N{REPLACEMENT CHARACTER}")) in said
+
+
+def test_a_mistake_and_an_interrupt_in_an_answer(folder, monkeypatch, capsys):
+    assert main(["chat", "--model", str(folder), "--max-new-tokens", "0"]) == 2
+    assert main(["chat", "--model", "target"]) == 2 and "no chat template" in capsys.readouterr().err
+    monkeypatch.setattr("builtins.input", lambda _: "Why?")
+    monkeypatch.setattr(chat, "generate", lambda *given, **more: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(["chat", "--model", str(folder)]) == 0 and capsys.readouterr().err == ""
+
+
+def test_a_conversation_that_outgrows_the_context_forgets_its_beginning(model):
+    def talk(*contents):
+        roles = ("user", "assistant") * len(contents)
+        return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
+
+    long = "word " * 160
+    messages = talk(long, long, long, "yes", "Why?")
+    chat.answered(model, messages, LookupDrafter(), Sampling(0), 8, lambda stream: None)
+    assert messages == talk(long, "yes", "Why?")
+    with pytest.raises(ContextOverflow):
+        chat.answered(model, talk(long * 4), None, Sampling(0), 8, lambda stream: None)
+
+
+def test_speeds_by_category_are_recorded_without_a_word_of_text(folder, capsys, tmp_path):
+    file, out = tmp_path / "questions.jsonl", tmp_path / "out.json"
+    entries = [
+        {"category": c, "prompt": f"{word} {word} {word}?"}
+        for c, word in zip("aab", "xylo wren kelp".split(), strict=True)
+    ]
+    file.write_text("".join(json.dumps({"id": 7, **entry}) + "\n" for entry in entries))
+    options = ["--target", str(folder), "--backend", "fast", "--dtype", "float32", "--tokens", "10", "--out", str(out)]
+    assert main(["bench", "--chat", str(file), *options]) == 0
+    assert "b, temperature 1; plain (fast, float32), guesses lookup (fast, float32)" in capsys.readouterr().out
+    text = out.read_text()
+    assert not any(word in text for word in ("xylo", "wren", "kelp", '"text"'))
+    record = json.loads(text)
+    assert [(t["temperature"], t["category"], t["prompts"]) for t in record["tables"]] == [
+        (T, c, n) for T in (0.0, 1.0) for c, n in (("all", 3), ("a", 2), ("b", 1))
+    ]
+    shown = categories.by_category(record)
+    assert set(shown.columns) == {categories.PLAIN, *categories.drafters()} and (shown["plain"] == 1).all()
+    whole = {r["method"]: r for r in record["tables"][0]["methods"]}
+    trials = pd.DataFrame(record["trials"])
+    own = trials[(trials["method"] == "lookup") & (trials["temperature"] == 0)]
+    assert whole["lookup"]["tokens_per_round"] == pytest.approx(
+        own["tokens"].sum() / own["target_forwards"].sum(), 1e-4
+    )
+
+
+def test_the_prediction_counts_each_round_at_the_cost_of_its_width():
+    curve = pd.DataFrame({"width": [1, 5], "ms": [10.0, 14.0]})
+    rounds = {"widths": [[1, 5, 3]], "tokens": [9], "prefill_seconds": [0.02], "draft_seconds": [0.001]}
+    assert categories.predicted(pd.DataFrame(rounds), curve) == pytest.approx((20 + 90) / (20 + 10 + 14 + 12 + 1))
+    assert categories.predicted(pd.DataFrame(rounds), curve, 8.0) == pytest.approx((20 + 72) / (20 + 10 + 14 + 12 + 1))
+    alone = pd.DataFrame({**rounds, "widths": [[1] * 9], "draft_seconds": [0.0]})
+    assert np.isclose(categories.predicted(alone, curve), 1)
+
+
+def test_notebook_13_runs_with_a_model_and_then_without_on_what_was_recorded(folder, monkeypatch, tmp_path, capsys):
+    from notebooks import build  # the mutants' copy has no notebooks
+
+    cells = [c for c in build.read(build.FOLDER / "13_a_real_model.ipynb").cells if c.cell_type == "code"]
+    matplotlib.use("agg")
+    monkeypatch.setattr(embedded, "RESULTS", tmp_path)
+    prompts = embedded.chat_prompts()[::9]
+    record = categories.measure(folder, prompts, (0.0, 1.0), 6, backends=["fast"], dtypes=["float32"])
+    (tmp_path / "chat.json").write_text(json.dumps(record))
+    monkeypatch.setenv("SPECLIB_RECORD", "1")
+    monkeypatch.setattr(n13, "usual_dtype", lambda: "float32")
+    said = []
+    for found in (folder, None):
+        monkeypatch.setattr(gguf, "packaged", lambda found=found: found)
+        names = {}
+        for cell in cells:
+            exec(cell.source, names)
+            plt.close("all")
+        said.append(capsys.readouterr().out)
+        assert names["room"].target is None or found
+        assert names["apart"] < 1e-4 and {"answer", "memory", "race", "temperature", "laws", "ties"} <= set(
+            json.loads((tmp_path / "real_model.json").read_text())
+        )
+    assert "LanguageModel(small-chat" in said[0] and "recorded outputs are shown. It comes with: pip install" in said[1]
+    assert said[0].splitlines()[1:] == said[1].splitlines()[1:]  # but for the first line, all is as it was recorded
+    with pytest.raises(InvalidArgument, match="real_model.json is missing"):
+        (tmp_path / "real_model.json").unlink()
+        n13.Room().either("answer", lambda target: None)
