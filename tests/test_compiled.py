@@ -90,6 +90,7 @@ def test_the_text_is_that_of_the_fast_backend():
                     3,
                     max_new_tokens=40,
                     stop=[],
+                    batch_size=1,
                 )
                 for fast in (True, False)
             ]
@@ -98,6 +99,27 @@ def test_the_text_is_that_of_the_fast_backend():
     # three guesses, whether one token is new or two
     assert {key[:2] for key in draft.programs._made if len(key) > 2} == {(2, 3)}
     assert len(target.programs.stores[640]) == 1  # one cache at a time was in use
+
+
+@needs_compiler
+def test_a_batch_is_read_by_one_program_for_its_rows():
+    target, draft = model(), model(seed=1, layers=1)
+    prompts = [row.tolist()[: 10 - 3 * i] for i, row in enumerate(text(30).reshape(3, 10))]
+    outs = [
+        speclib.generate(
+            LanguageModel(target.model, backend="fast") if fast else target,
+            prompts,
+            ModelDrafter(LanguageModel(draft.model, backend="fast") if fast else draft),
+            draft_length=3,
+            max_new_tokens=40,
+            stop=[],
+        )
+        for fast in (True, False)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(outs[0].tokens, outs[1].tokens, strict=True))
+    assert (3, 4) in {key[:2] for key in target.programs._made} <= {(3, 1), (3, 2), (3, 3), (3, 4)}
+    assert (3, 1) in {key[:2] for key in draft.programs._made} <= {(3, 1), (3, 2)}
+    assert not target.programs.broken and not draft.programs.broken
 
 
 @needs_compiler

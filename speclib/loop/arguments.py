@@ -186,7 +186,7 @@ def rows_at_once(
     asked = min(len(texts), batch_size or MOST_ROWS)
     if asked == 1 or not target.reads_rows():
         return 1
-    slots = 2 * (max(map(len, texts)) + max_new_tokens)  # a cache that is full is doubled
+    slots = 2 * (max(map(len, texts)) + max_new_tokens)  # of which some are to spare
     each = slots * sum(model.bytes_per_token for model in (target, *(drafter.models() if drafter else [])))
     fit = free_memory(target.device) // 2 // each
     if batch_size is not None and asked > fit:

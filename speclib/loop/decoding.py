@@ -28,6 +28,8 @@ from .processors import Places, at_work
 from .stops import Stops
 from .trace import Round, Trace
 
+SPARE = 64  # slots of a batch behind its longest text, for guesses and padding
+
 
 @dataclass(frozen=True)
 class Output:
@@ -142,7 +144,8 @@ def decode(
 ) -> Iterable[Round]:
     """Every round of every text as it ends; `at_once` texts at a time."""
     waiting, rows = deque(enumerate(texts)), []
-    batch = Batch(at_once) if at_once > 1 else None
+    longest = max(map(len, texts)) + settings.max_new_tokens + SPARE
+    batch = Batch(at_once, longest) if at_once > 1 else None
     stamp = _clock(settings.target.device)
     while waiting or rows:
         began = _now(settings.target.device)

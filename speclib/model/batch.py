@@ -130,15 +130,20 @@ class Slots:
 
 
 class Batch:
-    """Texts that are decoded together: a cache for each model, or each layer of one's own, that reads them."""
+    """Texts that are decoded together: a cache for each model, or each layer of one's own, that reads them.
 
-    def __init__(self, rows: int):
-        self.rows = rows
+    rows: texts at a time; capacity: slots for the longest of them, as far as it is known.
+    """
+
+    def __init__(self, rows: int, capacity: int = FIRST):
+        self.rows, self.capacity = rows, capacity
         self._slots: dict[int, tuple[object, Slots]] = {}
 
-    def slots(self, model: object, make: Callable[[int], Slots]) -> Slots:
-        """The cache of `model`, made with room for `rows` texts at its first use."""
-        return self._slots.setdefault(id(model), (model, make(self.rows)))[1]
+    def slots(self, model: object, make: Callable[[int, int], Slots]) -> Slots:
+        """The cache of `model`, made with room for `rows` texts of `capacity` tokens at its first use."""
+        if id(model) not in self._slots:
+            self._slots[id(model)] = model, make(self.rows, self.capacity)
+        return self._slots[id(model)][1]
 
 
 class SlotLayer(CacheLayerMixin):
@@ -180,8 +185,8 @@ class SlotLayer(CacheLayerMixin):
 class EagerSlots(Slots):
     """`Slots` in front of transformers' own forward."""
 
-    def __init__(self, rows: int, layers: int):
-        super().__init__(rows, FIRST)
+    def __init__(self, rows: int, capacity: int, layers: int):
+        super().__init__(rows, capacity)
         self.place: tuple[slice, Tensor, int]  # of the forward at hand: its rows, their slots [B, K], how many are seen
         self.cache = Cache(layers=[SlotLayer(self, index) for index in range(layers)])
 
@@ -191,7 +196,7 @@ class RowContext(Context):
 
     def _empty_cache(self) -> None:
         layers = self.language_model.model.config.get_text_config(decoder=True).num_hidden_layers
-        self.slots = self.batch.slots(self.language_model, lambda rows: EagerSlots(rows, layers))
+        self.slots = self.batch.slots(self.language_model, lambda rows, capacity: EagerSlots(rows, capacity, layers))
         self.slots.add(self)
 
     def _forward(self, tokens: Tensor, keep: int, parents: Sequence[int] | None) -> Tensor:

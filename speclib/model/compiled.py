@@ -23,7 +23,8 @@ from tqdm.auto import tqdm
 
 from ..errors import UnsupportedModel
 from ..law.distributions import invert
-from .fast import Decoder, FastContext, attention, layers
+from .batch import FIRST, Slots
+from .fast import Decoder, FastContext, attention, attention_of_rows, layers
 from .probe import COARSE, LIMITS, apart
 
 STEP = 64  # the cache is handed over up to a multiple of this many slots: one program for all lengths of the text
@@ -116,7 +117,7 @@ class Programs:
         key = shape
         if place:
             slots, cache = place
-            key += (len(slots), cache[0][0].data_ptr()) if self.graphs else (cache[0][0].shape[1],)
+            key += (len(slots), cache[0][0].data_ptr()) if self.graphs else (cache[0][0].shape[-2],)
         # a program looks at how they lie and were made
         inputs = tuple(value.contiguous() if value.is_inference() else value.clone() for value in inputs)
         if key not in self._made:
@@ -152,6 +153,26 @@ def forward_of(d: Decoder) -> Program:
         x = d.embed(tokens, own)
         states = d.norm(layers(d, d.blocks, x, own, cache, attention(own, slots.shape[0], sees)))
         return states, d.output(states)
+
+    return forward
+
+
+def rows_of(d: Decoder, limit: int) -> Program:
+    """`forward_of` for the rows of a batch: tokens [R, K] behind `lengths` [R] cached ones, of at most `limit`
+    positions. -> states [R, K, d], logits [R, K, V]"""
+
+    def forward(tokens: Tensor, lengths: Tensor, slots: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+        rows, most = tokens.shape
+        own = lengths[:, None] + torch.arange(most, device=d.device)  # [R, K]
+        index = (
+            torch.arange(rows, device=d.device)[:, None].expand(-1, most).reshape(-1),
+            torch.arange(most, device=d.device).expand(rows, -1).reshape(-1),
+        )
+        positions = own.clamp(max=limit - 1).flatten()  # of padding there may be more
+        attend = attention_of_rows(index, own.flatten(), True, slots <= own[..., None])
+        x = layers(d, d.blocks, d.embed(tokens.flatten(), positions), positions, cache, attend)
+        states = d.norm(x)
+        return states.view(rows, most, -1), d.output(states).view(rows, most, -1)
 
     return forward
 
@@ -259,6 +280,40 @@ class CompiledContext(FastContext):
                     self.hidden = states[None]
                 return logits[-keep:][None]
         return super()._forward(tokens, keep, parents)
+
+    def _shared(self, rows: int, capacity: int) -> Slots:
+        # whole blocks, so that texts of about one length share programs, and room to spare as above
+        return super()._shared(rows, -(-capacity // FIRST) * FIRST + 2 * STEP)
+
+    @staticmethod
+    def forward_rows(reads: Sequence) -> list[tuple[Tensor, Tensor]]:
+        """As `FastContext.forward_rows`, by one program for all rows of the cache, padded to the most tokens of any:
+        what changes from round to round, lengths and what is seen, is data."""
+        context, slots = reads[0].context, reads[0].context.slots
+        d, programs, most = context.decoder, context.programs, max(read.count for read in reads)
+        if most not in programs.widths or any(read.parents is not None for read in reads):
+            return FastContext.forward_rows(reads)
+        slots.prune()
+        lengths = [member().length for member in slots.members] + [0] * (slots.rows - len(slots.members))
+        end = max(lengths) + most
+        slots.make_room(end + 2 * STEP)
+        tokens = torch.zeros(slots.rows, most, dtype=torch.long, device=d.device)
+        for read in reads:
+            tokens[read.context.row, : read.count] = read.tokens[0]
+        seen = torch.arange(-(-end // STEP) * STEP, device=d.device)
+        torch._dynamo.mark_dynamic(seen, 0)
+        limit = context.language_model.context_length or slots.capacity
+        title = f"{most} token{'s' * (most > 1)} of {slots.rows} texts"
+        inputs = tokens, torch.tensor(lengths, device=d.device)
+        made = programs.run("forward", (slots.rows, most), title, lambda: rows_of(d, limit), inputs, seen, slots.layers)
+        if made is None:
+            return FastContext.forward_rows(reads)
+        states, logits = made
+        return [
+            (logits[None, row, read.count - read.kept : read.count], states[None, row, : read.count])
+            for read in reads
+            for row in [read.context.row]
+        ]
 
     @torch.inference_mode()
     def guess(

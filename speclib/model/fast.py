@@ -100,9 +100,9 @@ class FastContext(Context):
         self._capacity = min(FIRST, self.language_model.context_length or FIRST)
         return self._allocate()
 
-    def _shared(self, rows: int) -> Slots:
-        """An empty cache for so many texts."""
-        d, slots = self.decoder, Slots(rows, FIRST)
+    def _shared(self, rows: int, capacity: int) -> Slots:
+        """An empty cache for so many texts of so many tokens."""
+        d, slots = self.decoder, Slots(rows, capacity)
         like = torch.zeros(d.heads, 0, d.size, dtype=d.dtype, device=d.device)
         slots.layers = [(slots.empty(like), slots.empty(like)) for _ in d.blocks]
         return slots
