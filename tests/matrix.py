@@ -41,7 +41,7 @@ def parts(column: str, folder: str) -> dict[str, list[str]]:
     # that one would judge what is being made
     own = "tests/test_packaging.py::test_the_record_of_the_matrix_holds_every_column_without_a_failure"
     unit = {"unit tests": ["-m", "pytest", "-q", "-n", "2", "tests", "--deselect", own]} if column != "tested" else {}
-    notebooks = sorted(ROOT.glob("notebooks/0[03]*.ipynb" if column == "tested" else "notebooks/0[034]*.ipynb"))
+    notebooks = sorted(ROOT.glob("notebooks/0[03]_*.ipynb" if column == "tested" else "notebooks/0[034]_*.ipynb"))
     books = {f"notebook {path.name[:2]}": [*strictly, str(path.relative_to(ROOT))] for path in notebooks}
     return {"demo": ["-m", "speclib", "demo", "--out", f"{folder}/demo.png"], **books, **unit}
 
