@@ -8,6 +8,7 @@ the unit tests and notebooks 00, 03 and 04. tested: constraints.txt on each Pyth
     python tests/matrix.py                            all of it: an hour or two, one environment (1 to 6 GB) at a time
     python tests/matrix.py newest --python python3.13 --part demo     one part; the record keeps the others
 
+What a machine cannot run stays "not run" in the record; write the reason behind it.
 --override FILE takes versions whatever anybody asks (a requirements file, as uv's option); the record names them.
 """
 
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
@@ -41,7 +43,7 @@ def parts(column: str, folder: str) -> dict[str, list[str]]:
     # that one would judge what is being made
     own = "tests/test_packaging.py::test_the_record_of_the_matrix_holds_every_column_without_a_failure"
     unit = {"unit tests": ["-m", "pytest", "-q", "-n", "2", "tests", "--deselect", own]} if column != "tested" else {}
-    notebooks = sorted(ROOT.glob("notebooks/0[03]*.ipynb" if column == "tested" else "notebooks/0[034]*.ipynb"))
+    notebooks = sorted(ROOT.glob("notebooks/0[03]_*.ipynb" if column == "tested" else "notebooks/0[034]_*.ipynb"))
     books = {f"notebook {path.name[:2]}": [*strictly, str(path.relative_to(ROOT))] for path in notebooks}
     return {"demo": ["-m", "speclib", "demo", "--out", f"{folder}/demo.png"], **books, **unit}
 
@@ -81,8 +83,8 @@ def resolve(column: str, python: str, override: Path | None, into: Path) -> list
     return ["--extra-index-url", install.INDEX + "cpu"] if cpu else []
 
 
-def run(column: str, python: str, override: Path | None, chosen: list[str]) -> dict:
-    """One environment, made, used for the chosen parts (or all) and removed: its entry of the record."""
+def run(column: str, python: str, override: Path | None, chosen: list[str]) -> Iterator[dict]:
+    """One environment, made, used for the chosen parts (or all), removed: after each part, its entry of the record."""
     entry = {
         "column": column,
         "date": date.today().isoformat(),
@@ -107,18 +109,18 @@ def run(column: str, python: str, override: Path | None, chosen: list[str]) -> d
             )
         except subprocess.CalledProcessError as error:
             entry["parts"]["installation"] = f"failed: {(error.stderr or str(error)).strip().splitlines()[-1]}"
-            return entry
+            yield entry
+            return
         found = importlib.metadata.distributions(path=[install.site_packages(inside)])
         installed = {d.metadata["Name"].lower(): d.version for d in found}
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         names = sorted(Requirement(line).name for line in project["dependencies"])
         entry["versions"] = {name: installed[name] for name in names}
-        for name, arguments in parts(column, folder).items():
-            if chosen and name not in chosen:
-                entry["parts"][name] = "not run: not asked for"
-                continue
+        every = parts(column, folder)
+        entry["parts"] = dict.fromkeys(every, "not run")
+        for name in filter(every.get, chosen or every):
             begun = time.monotonic()
-            command = [inside, *arguments]
+            command = [inside, *every[name]]
             streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
             done = subprocess.run(command, cwd=ROOT, env=env, **streams)
             said = (done.stdout.strip().splitlines() or [""])[-1].strip("= ")
@@ -127,11 +129,11 @@ def run(column: str, python: str, override: Path | None, chosen: list[str]) -> d
             print(f"{column}, Python {entry['python']}, {name}, {took}: {entry['parts'][name]}", flush=True)
             if done.returncode:
                 print(done.stdout[-6000:], flush=True)
-    return entry
+            yield entry
 
 
 def main() -> int:
-    """Runs what was asked for and writes the record after each environment; 1 if anything failed."""
+    """Runs what was asked for and writes the record after each part; 1 if anything failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     columns = [*RESOLUTION, []]
     parser.add_argument("columns", nargs="*", choices=columns, metavar="COLUMN", help="lowest, tested, newest; or all")
@@ -144,21 +146,23 @@ def main() -> int:
     )
     parser.add_argument("--override", type=Path, help="a requirements file: versions to take")
     args = parser.parse_args()
+    if unknown := set(args.part) - set(parts("newest", "")):
+        parser.error(f"no part is called {', '.join(unknown)}; there are {', '.join(parts('newest', ''))}")
     found = args.python or pythons()
     chosen = {"lowest": found[:1], "tested": found, "newest": found[-1:]}
     entries = json.loads(RECORD.read_text()) if RECORD.exists() else []
     failed = False
     for column in args.columns or RESOLUTION:
         for python in chosen[column]:
-            new = run(column, python, args.override, args.part)
-            failed |= any(result.startswith("failed") for result in new["parts"].values())
-            old = [e for e in entries if (e["column"], e["python"]) == (new["column"], new["python"])]
-            for name, result in new["parts"].items():
-                if result.startswith("not run") and old and old[0].get("versions") == new["versions"]:
-                    new["parts"][name] = old[0]["parts"].get(name, result)
-            entries = [e for e in entries if e not in old] + [new]
-            entries.sort(key=lambda e: (list(RESOLUTION).index(e["column"]), e["python"]))
-            RECORD.write_text(json.dumps(entries, indent=1) + "\n")
+            for new in run(column, python, args.override, args.part):
+                failed |= any(result.startswith("failed") for result in new["parts"].values())
+                old = [e for e in entries if (e["column"], e["python"]) == (new["column"], new["python"])]
+                for name, result in new["parts"].items():
+                    if result == "not run" and old and old[0].get("versions") == new["versions"]:
+                        new["parts"][name] = old[0]["parts"].get(name, result)
+                entries = [e for e in entries if e not in old] + [new]
+                entries.sort(key=lambda e: (list(RESOLUTION).index(e["column"]), e["python"]))
+                RECORD.write_text(json.dumps(entries, indent=1) + "\n")
     return int(failed)
 
 
