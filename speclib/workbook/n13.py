@@ -17,12 +17,12 @@ from .. import embedded
 from ..errors import ModelLoadError
 from ..files import write_text
 from ..measure import experiments
-from ..measure.machine import usual_dtype
+from ..measure.machine import busy, usual_dtype
 from ..model import gguf
 from ..model.language_model import LanguageModel, load_model
 from .common import ACCEPTED, MARKERS, PREDICTED, TARGET, _number, _same, _verdict, plt, tight
 
-RECORD = "real_model"  # data/results/real_model.json
+RECORD, RECORDING = "real_model", "SPECLIB_RECORD"  # data/results/real_model.json, and who writes it
 CHOSEN = {"explanation": 0, "code": 9, "sums": 20, "rewriting": 27, "lists": 41}  # of the chat prompts
 
 
@@ -33,7 +33,8 @@ class Room:
     """
 
     def __init__(self):
-        self.target, self.why, self.made = None, f"{gguf.PACKAGE} is not installed", {}
+        self.target, self.why = None, f"{gguf.PACKAGE} is not installed"
+        self.made = {"machine": {**experiments.machine(), "busy": busy()}} if os.environ.get(RECORDING) else {}
         if gguf.packaged():
             try:
                 self.target = load_model("smollm2", dtype=usual_dtype(), backend="fast")
@@ -43,17 +44,17 @@ class Room:
     def __str__(self) -> str:
         if self.target:
             return str(self.target)
-        return f"{self.why}: recorded outputs are shown. It comes with: {gguf.COMMAND}"
+        where = experiments.recorded(RECORD)["machine"]
+        times = f"a busy {where['cpu']}, so its times are no figures to quote" if where["busy"] else where["cpu"]
+        return f"{self.why}: recorded outputs are shown, of {times}. It comes with: {gguf.COMMAND}"
 
     def either(self, name: str, make: Callable[[LanguageModel], Any]) -> Any:
         """`make(target)`, as JSON keeps it; without the model what it gave when it was recorded."""
         if self.target is None:
             return experiments.recorded(RECORD)[name]
         self.made[name] = json.loads(json.dumps(make(self.target), default=float))
-        if os.environ.get("SPECLIB_RECORD"):
-            write_text(
-                embedded.RESULTS / f"{RECORD}.json", json.dumps({"machine": experiments.machine(), **self.made}) + "\n"
-            )
+        if "machine" in self.made:
+            write_text(embedded.RESULTS / f"{RECORD}.json", json.dumps(self.made) + "\n")
         return self.made[name]
 
     def use(self, **options) -> None:
