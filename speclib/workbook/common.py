@@ -1,15 +1,15 @@
 """What several notebooks share: the look of figures, the slider that redraws one, and the check of an exercise."""
 
+import base64
 import io
+import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import ipywidgets as widgets
 import pandas as pd
 import seaborn as sns
-from IPython import get_ipython
-from IPython.core.pylabtools import print_figure
-from IPython.display import HTML
 from matplotlib import pyplot as plt
 
 from ..measure.experiments import machine
@@ -31,7 +31,7 @@ def style() -> None:
             "legend.frameon": True,
         }
     )
-    if shell := get_ipython():
+    if shell := sys.modules["IPython"].get_ipython():  # ipywidgets brings IPython; no shell: no notebook
         plt.switch_backend(plt.get_backend())  # it registers its own way to show a figure, and ours comes after it
         shell.display_formatter.formatters["image/png"].for_type(plt.Figure, described)
 
@@ -43,7 +43,9 @@ def described(figure: plt.Figure) -> tuple[str, dict]:
         what = axis.get_title() or ", ".join(axis.get_legend_handles_labels()[1]) or "values"
         said.append(f"{what} ({axis.get_ylabel() or 'values'} against {axis.get_xlabel() or 'kinds'})")
     text = "; ".join(filter(None, [figure.get_suptitle(), *said])).replace("\n", " ")
-    return print_figure(figure, fmt="png", base64=True, bbox_inches="tight"), {"alt": f"Figure: {text}"}
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight", dpi=figure.dpi)
+    return base64.b64encode(buffer.getvalue()).decode(), {"alt": f"Figure: {text}"}
 
 
 def here() -> str:
@@ -58,10 +60,20 @@ def place(facts: dict) -> str:
     return f"{facts['gpu'] or facts['cpu']}, {facts['threads']} thread{'s' * (facts['threads'] > 1)}"
 
 
-def table(frame: pd.DataFrame, digits: int = 2, index: bool = True) -> HTML:
+@dataclass(frozen=True)
+class Shown:
+    """What a notebook displays as HTML."""
+
+    data: str = field(repr=False)  # a notebook keeps it once, and not as text a second time
+
+    def _repr_html_(self) -> str:
+        return self.data
+
+
+def table(frame: pd.DataFrame, digits: int = 2, index: bool = True) -> Shown:
     """A frame, rounded, as a table whose headers wrap; missing values are left blank."""
     named = frame.rename(columns=lambda name: name.replace("_", " ") if isinstance(name, str) else name)
-    return HTML(named.round(digits).to_html(index=index, border=0, na_rep=""))
+    return Shown(named.round(digits).to_html(index=index, border=0, na_rep=""))
 
 
 def tight(figure: plt.Figure) -> plt.Figure:

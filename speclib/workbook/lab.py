@@ -1,22 +1,12 @@
 """The laboratory, notebooks/lab/index.html, inside a notebook: a page that needs no kernel, in a frame of its own."""
 
 import html
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InvalidArgument
+from .common import Shown
 
 PAGE = Path(__file__).resolve().parents[2] / "notebooks" / "lab" / "index.html"
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What a notebook displays as HTML."""
-
-    data: str = field(repr=False)  # 60 kB: a notebook keeps them once, as HTML
-
-    def _repr_html_(self) -> str:
-        return self.data
 
 
 def laboratory(state: str = "", height: int = 760) -> Shown:
