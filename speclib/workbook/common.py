@@ -1,12 +1,10 @@
 """What notebooks share: the look of figures, the box of sliders that redraws one, and the check of an exercise."""
 
+import ctypes
 import io
 import math
 import random
-import signal
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from copy import deepcopy
@@ -14,6 +12,7 @@ from decimal import Decimal
 from functools import wraps
 from itertools import islice
 from numbers import Integral, Real
+from time import monotonic, process_time
 from typing import Any
 
 import ipywidgets as widgets
@@ -241,29 +240,23 @@ def limited() -> Iterator[None]:
     """Raises TooLong in the body, again and again (a bare `except` may swallow one), once its time is over.
 
     A busy machine is no endless loop: what counts is processor time, and a fifth of the clock (for a body that sleeps).
+    A second thread watches, which ends with the body: signals reach the main thread alone, and Windows has no timers.
     """
-    cpu, clock = time.process_time(), time.monotonic()
+    here, over, cpu, clock = ctypes.c_ulong(threading.get_ident()), threading.Event(), process_time(), monotonic()
 
-    def look(*_):
-        if max(time.process_time() - cpu, (time.monotonic() - clock) / 5) > SECONDS:
-            raise TooLong
-        return look
+    def watch() -> None:
+        while not over.wait(0.02):
+            if max(process_time() - cpu, (monotonic() - clock) / 5) > SECONDS:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(here, ctypes.py_object(TooLong))
 
-    if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
-        handler, timer = signal.signal(signal.SIGALRM, look), signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, handler)
-            signal.setitimer(signal.ITIMER_REAL, *timer)
-    else:  # Windows, or a thread: look at every line
-        tracer = sys.gettrace()
-        sys.settrace(look)
-        try:
-            yield
-        finally:
-            sys.settrace(tracer)
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(here, None)  # one that was sent, and is no longer wanted
 
 
 def plain(answer: Any, wanted: Any = ()) -> Any:

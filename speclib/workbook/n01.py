@@ -117,7 +117,7 @@ def roofline(roof: dict, table, counts: list[tuple[int, int]]) -> plt.Figure:
 
 
 def width_explorer(table, roof: dict, counts: list[tuple[int, int]]) -> widgets.VBox:
-    """A slider over the measured widths: the place on the width curve, and the share of the machine's arithmetic used."""
+    """A slider over the measured widths: the place on the width curve, and how much of the arithmetic is used."""
     widths = list(table["width"])
 
     def draw(width):

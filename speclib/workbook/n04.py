@@ -75,7 +75,7 @@ def museum(table) -> plt.Figure:
 
 
 def shifted_pair(shift: float, sharpness: float, tokens: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two bell-shaped laws [tokens]: the target in the middle, the draft `shift` aside and `sharpness` times as sharp."""
+    """Two bell-shaped laws [tokens]: the target in the middle, the draft `shift` aside, `sharpness` times as sharp."""
     places = torch.arange(tokens) - (tokens - 1) / 2
     return (-(places**2) / 4).softmax(0), (-sharpness * (places - shift) ** 2 / 4).softmax(0)
 

