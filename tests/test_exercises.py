@@ -1,60 +1,882 @@
-"""Every exercise of every notebook: the stub is told "not done yet", the solution "correct", a wrong answer neither -
-and nothing raises.
+"""Every exercise of every notebook: the stub is told "not done yet", right answers of many kinds "correct", plausible
+wrong ones neither. Nothing raises, hangs, or escapes.
 """
 
 import ast
+import math
+import random
+import sys
+import threading
+import time
+from collections import Counter
+from copy import deepcopy
+from functools import cache, partial
+from importlib import import_module
 
 import matplotlib
+import numpy as np
 import pytest
+import torch
 
 from notebooks import build
+from speclib.law import theory
+from speclib.law.distributions import overlap, residual
+from speclib.workbook import common, n03, n04b
 
-EXERCISES = [
-    (entry, exercise)
+EXERCISES = {
+    exercise.check.split(".")[1].split("(")[0]: (entry, exercise)
     for entry in build.present()
     for exercise in build.exercises(build.read(build.FOLDER / entry.file))
-]
+}
 
 
-@pytest.fixture(params=EXERCISES, ids=lambda pair: f"{pair[0].number}-cell{pair[1].cell}")
-def exercise(request, monkeypatch, capsys):
-    """The exercise, and the names that the notebook's imports cell gives it."""
-    entry, exercise = request.param
-    matplotlib.use("agg")
-    monkeypatch.chdir(build.FOLDER)
+@cache
+def imported(entry) -> dict:
+    """The names that a notebook's imports cell gives."""
     (imports,) = build.tagged(build.read(build.FOLDER / entry.file), "imports")
     names = {}
     exec(imports.source, names)
+    return names
+
+
+def check_of(name: str):
+    return getattr(import_module(f"speclib.workbook.n{EXERCISES[name][0].number}"), name)
+
+
+def told(check, answer, capsys) -> str:
     capsys.readouterr()
-    return exercise, names
-
-
-def told(exercise, names, capsys) -> str:
-    exec(exercise.check, names)
+    check(answer)
     return capsys.readouterr().out
 
 
-def test_the_stub_is_not_done_yet(exercise, capsys):
-    exercise, names = exercise
-    exec(exercise.stub, names)
-    assert told(exercise, names, capsys).startswith("not done yet")
+@pytest.mark.parametrize("name", EXERCISES)
+def test_the_stub_and_the_solution(name, monkeypatch, capsys):
+    entry, exercise = EXERCISES[name]
+    matplotlib.use("agg")
+    monkeypatch.chdir(build.FOLDER)
+    names = dict(imported(entry))
+    for source, verdict in ((exercise.stub, "not done yet"), (exercise.solution, "correct")):
+        exec(source, names)
+        capsys.readouterr()
+        exec(exercise.check, names)
+        assert capsys.readouterr().out.startswith(verdict)
 
 
-def test_the_solution_is_correct(exercise, capsys):
-    exercise, names = exercise
-    exec(exercise.solution, names)
-    assert told(exercise, names, capsys).startswith("correct")
+# --- wrong and right answers -----------------------------------------------------------------------------------------
+
+pairwise = partial(zip, strict=False)
 
 
-def fails(*_args, **_kwargs):
-    raise ZeroDivisionError("a reader's mistake")
+def powers(a, gamma):
+    return sum(a**i for i in range(gamma + 1))
 
 
-@pytest.mark.parametrize("answer", [lambda *_args, **_kwargs: None, fails], ids=["None", "raises"])
-def test_a_wrong_answer_is_told_so_and_raises_nothing(exercise, answer, capsys):
-    exercise, names = exercise
-    function = next(node.name for node in reversed(ast.parse(exercise.stub).body) if isinstance(node, ast.FunctionDef))
-    answer.__name__ = function
-    names[function] = answer
-    said = told(exercise, names, capsys)
-    assert said.strip() and not said.startswith(("correct", "not done yet"))
+def clipped(p, q):
+    return [max(a - b, 0) for a, b in pairwise(p, q)]
+
+
+def normed(values):
+    return [v / sum(values) for v in values]
+
+
+def ends(text, sizes):
+    """The first of some lengths of the end of a text that occurred before."""
+    for size in sizes:
+        if any(text[end - size : end] == text[len(text) - size :] for end in range(size, len(text))):
+            return size
+    return 0
+
+
+def entropy(counts, probabilities, both=2.0):
+    n = sum(counts)
+    return both * sum(c * math.log(c / (n * p)) for c, p in pairwise(counts, probabilities) if c)
+
+
+def best_of(gammas, drafts):
+    gains = [max(float(theory.speedup(a, g, c)) for g in gammas) for a, c in drafts]
+    return gains.index(max(gains)) if max(gains) > 1 else None
+
+
+def pick(score, drafts):
+    return max(range(len(drafts)), key=lambda k: score(*drafts[k])) if any(a > c for a, c in drafts) else None
+
+
+def speed(alpha, gamma, c, prices):
+    return powers(alpha, gamma) / (gamma * c + prices[gamma + 1])
+
+
+def voted(continuations, left_only=True):
+    chain, left = [], continuations
+    for i in range(len(continuations[0])):
+        chain.append(Counter(c[i] for c in left).most_common(1)[0][0])
+        left = [c for c in left if c[i] == chain[-1]] if left_only else left
+    return chain
+
+
+def climbed(parents, node, last=-1):
+    path = []
+    while node > last:
+        path.append(node)
+        node = parents[node]
+    return path
+
+
+def witten(counts, shorter, m=None):
+    total, m = sum(counts), sum(c > 0 for c in counts) if m is None else m
+    return [(c + m * q) / (total + m) for c, q in pairwise(counts, shorter)] if total else shorter
+
+
+def agreeing(guesses, says):
+    right = 0
+    while right < len(guesses) and guesses[right] == says[right]:
+        right += 1
+    return right
+
+
+def threshold(p, q, keep=lambda a, b: b <= a, rest=None):
+    kept = [b if keep(a, b) else 0.0 for a, b in pairwise(p, q)]
+    rest = rest or (normed(clipped(p, q)) if any(clipped(p, q)) else p)
+    return [k + (1 - sum(kept)) * r for k, r in pairwise(kept, rest)]
+
+
+def detective(sampler, draws=400, places=n04b.PLACES):
+    known, scores = n04b.laws(), dict.fromkeys(n04b.suspects()["suspect"], 0.0)
+    for case in places:
+        for text in sampler.draw(case, draws):
+            for name in scores:
+                scores[name] += math.log(known[case][name].get(text, 1e-300))
+    return max(scores, key=scores.get)
+
+
+def followed(text, n, last=True):
+    places = [k for k in range(len(text) - 1) if text[k] == text[-1]]
+    return text[(place := places[-1 if last else 0]) + 1 : place + 1 + n] if places else []
+
+
+# name -> (wrong answers of its own, right ones of its own); `general` ones are added to both
+ANSWERS = {
+    "per_round": (
+        [lambda t, n: t // n, lambda t, n: n / t, lambda t, n: t / n - 1, lambda t, n: (t - n) / n],
+        [lambda t, n: sum([1 / n] * t), lambda t, n: torch.tensor(t) / n],
+    ),
+    "fewest_passes": (
+        [
+            lambda t, g: t // (g + 1),
+            lambda t, g: t / (g + 1),
+            lambda t, g: math.ceil(t / max(g, 1)),
+            lambda t, g: t // (g + 1) + 1,
+            lambda t, g: round(t / (g + 1)),
+        ],
+        [lambda t, g: math.ceil(t / (g + 1)), lambda t, g: (t + g) // (g + 1)],
+    ),
+    "share": (
+        [
+            lambda rounds: sum(a / p for p, a in rounds if p) / len(rounds),
+            lambda rounds: sum(a for _, a in rounds) / len(rounds),
+            lambda rounds: sum(p for p, _ in rounds) / max(1, sum(a for _, a in rounds)),
+            lambda rounds: sum(a == p for p, a in rounds) / len(rounds),
+        ],
+        [
+            lambda rounds: (lambda table: table[:, 1].sum() / table[:, 0].sum())(np.array(rounds)),
+            lambda rounds: 1 - sum(p - a for p, a in rounds) / sum(p for p, _ in rounds),
+        ],
+    ),
+    "most_tokens_per_second": (
+        [lambda n, s, b: b / n, lambda n, s, b: b * s / n, lambda n, s, b: n * s / b, lambda n, s, b: b // (n * s)],
+        [lambda n, s, b: 1 / (n * s / b), lambda n, s, b: b / n / s],
+    ),
+    "ridge_width": (
+        [
+            lambda s, b, o: o / b,
+            lambda s, b, o: s * o / b,
+            lambda s, b, o: o / (2 * b),
+            lambda s, b, o: s * b / (2 * o),
+            lambda s, b, o: round(s * o / (2 * b)),
+        ],
+        [lambda s, b, o: (o / b) * s / 2, lambda s, b, o: (o / 2) / (b / s)],
+    ),
+    "uncached_positions": (
+        [
+            lambda p, n: p + n - 1,
+            lambda p, n: p * n,
+            lambda p, n: sum(p + i for i in range(n + 1)),
+            lambda p, n: sum(p + i for i in range(1, n + 1)),
+            lambda p, n: p * n + n * n // 2,
+        ],
+        [lambda p, n: p * n + n * (n - 1) // 2, lambda p, n: sum(range(p, p + n))],
+    ),
+    "round_adds": (
+        [
+            lambda g, s: g[: agreeing(g, s)],
+            lambda g, s: [a for a, b in pairwise(g, s) if a == b] + [s[-1]],
+            lambda g, s: [x for x in g if x in s] + [s[len([x for x in g if x in s])]],
+            lambda g, s: g[: agreeing(g, s)] + [s[-1]],
+            lambda g, s: s,
+        ],
+        [lambda g, s: s[: agreeing(g, s) + 1], lambda g, s: (x for x in s[: agreeing(g, s) + 1])],
+    ),
+    "repaired_claim": (
+        [
+            lambda n, T: n + 1,
+            lambda n, T: n * T[1] / T[n + 1],
+            lambda n, T: (n + 1) * T[1] / T[max(n, 1)],
+            lambda n, T: (n + 1) / T[n + 1],
+            lambda n, T: (n + 1) * T[n + 1] / T[1],
+            lambda n, T: (n + 1) * list(T.values())[0] / T[n + 1],
+        ],
+        [lambda n, T: (n + 1) / (T[n + 1] / T[1]), lambda n, T: T[1] / (T[n + 1] / (n + 1))],
+    ),
+    "wasted": (
+        [
+            lambda rounds: sum(p - a + 1 for p, a in rounds),
+            lambda rounds: sum(a < p for p, a in rounds),
+            lambda rounds: sum(a for _, a in rounds),
+            lambda rounds: rounds[0][0] * len(rounds) - sum(a for _, a in rounds),
+        ],
+        [
+            lambda rounds: sum(p for p, _ in rounds) - sum(a for _, a in rounds),
+            lambda rounds: np.array(rounds) @ [1, -1] @ np.ones(len(rounds)),
+        ],
+    ),
+    "what_followed": (
+        [
+            lambda text, n: followed(text, n, last=False),
+            lambda text, n: text[len(text) - 1 - text[::-1].index(text[-1]) + 1 :][:n],
+            lambda text, n: followed(text, 1),
+            lambda text, n: followed(text, n) or [text[-1]] * n,
+            lambda text, n: (followed(text, n) * n)[:n],
+            lambda text, n: (followed(text, n), text.append(0))[0],
+        ],
+        [
+            followed,
+            lambda text, n: tuple(followed(text, n)),
+            lambda text, n: next(
+                (text[k + 1 : k + 1 + n] for k in reversed(range(len(text) - 1)) if text[k] == text[-1]), []
+            ),
+        ],
+    ),
+    "my_residual": (
+        [
+            clipped,
+            lambda p, q: normed(clipped(p, q)) if any(clipped(p, q)) else [0.0] * len(p),
+            lambda p, q: normed(clipped(p, q)) if any(clipped(p, q)) else [1 / len(p)] * len(p),
+            lambda p, q: normed(clipped(q, p)) if any(clipped(q, p)) else p,
+            lambda p, q: normed([abs(a - b) for a, b in pairwise(p, q)]) if p != q else p,
+            lambda p, q: p,
+            lambda p, q: normed(clipped(p, q)),
+        ],
+        [
+            lambda p, q: residual(torch.tensor(p), torch.tensor(q)),
+            lambda p, q: (lambda e: e / e.sum() if e.sum() else p)(np.maximum(np.array(p) - np.array(q), 0)),
+        ],
+    ),
+    "threshold_law": (
+        [
+            lambda p, q: p,
+            lambda p, q: threshold(p, q, lambda a, b: b < a),
+            lambda p, q: threshold(p, q, rest=p),
+            lambda p, q: threshold(p, q, lambda a, b: b >= a),
+            lambda p, q: normed([b if b <= a else 0 for a, b in pairwise(p, q)]),
+        ],
+        [threshold, lambda p, q: np.array(threshold(p, q), dtype=np.float32)],
+    ),
+    "tokens_per_round": (
+        [
+            lambda a, g: 1 + a + (g - 1) * a**2 if g else 1,
+            lambda a, g: powers(a, g - 1),
+            lambda a, g: powers(a, g) - 1,
+            lambda a, g: 1 + a * g,
+            lambda a, g: 1 / (1 - a) if a < 1 else g + 1,
+            lambda a, g: (1 - a ** (g + 1)) / (1 - a),
+        ],
+        [
+            lambda a, g: (1 - a ** (g + 1)) / (1 - a) if a < 1 else g + 1,
+            lambda a, g: (torch.tensor(a) ** torch.arange(g + 1)).sum(),
+        ],
+    ),
+    "my_alpha": (
+        [
+            lambda p, q: 1 - max(abs(a - b) for a, b in pairwise(p, q)),
+            lambda p, q: 1 - sum(abs(a - b) for a, b in pairwise(p, q)),
+            lambda p, q: 1 - sum(a - b for a, b in pairwise(p, q)) / 2,
+            lambda p, q: sum(a * b for a, b in pairwise(p, q)),
+            lambda p, q: sum(map(max, p, q)),
+            lambda p, q: sum(math.sqrt(a * b) for a, b in pairwise(p, q)),
+        ],
+        [
+            lambda p, q: 1 - sum(abs(a - b) for a, b in pairwise(p, q)) / 2,
+            lambda p, q: overlap(torch.tensor(p), torch.tensor(q)),
+            lambda p, q: 1 - sum(clipped(p, q)),
+        ],
+    ),
+    "resampled_law": (
+        [
+            lambda p, q: p,
+            lambda p, q: normed(list(map(min, p, q))) if any(map(min, p, q)) else p,
+            lambda p, q: [min(a, b) + (1 - sum(map(min, p, q))) * b for a, b in pairwise(p, q)],
+            lambda p, q: [min(a, b) + sum(map(min, p, q)) * a for a, b in pairwise(p, q)],
+        ],
+        [
+            lambda p, q: np.minimum(p, q) + (1 - np.minimum(p, q).sum()) * np.array(p),
+            lambda p, q: [a - max(a - b, 0) + sum(clipped(p, q)) * a for a, b in pairwise(p, q)],
+        ],
+    ),
+    "my_g": (
+        [
+            lambda c, p: entropy(c, p, 1.0),
+            lambda c, p: entropy(c, p) / math.log(10),
+            lambda c, p: sum((x - sum(c) * y) ** 2 / (sum(c) * y) for x, y in pairwise(c, p)),
+            lambda c, p: entropy(c, [1 / len(p)] * len(p)),
+            lambda c, p: 2 * sum(x * math.log(x / (sum(c) * y)) for x, y in pairwise(c, p)),
+            lambda c, p: 2 * sum(x * abs(math.log(x / (sum(c) * y))) for x, y in pairwise(c, p) if x),
+        ],
+        [
+            entropy,
+            lambda c, p: 2 * torch.special.xlogy(torch.tensor(c), torch.tensor(c) / (sum(c) * torch.tensor(p))).sum(),
+        ],
+    ),
+    "my_suspicion": (
+        [
+            lambda texts, law: list(dict.fromkeys(t for t in texts if t not in law)),
+            lambda texts, law: [t for t in texts if t in law],
+            lambda texts, law: {t for t in texts if t not in law},
+            lambda texts, law: [t for t in law if t not in texts],
+            lambda texts, law: sum(t not in law for t in texts),
+            lambda texts, law: [t for t in texts if law.get(t, 0) < 0.2],
+        ],
+        [
+            lambda texts, law: [t for t in texts if law.get(t, 0) == 0],
+            lambda texts, law: [list(t) for t in texts if t not in law],
+            lambda texts, law: (t for t in texts if t not in law),
+            lambda texts, law: tuple(filter(lambda t: not law.get(t), texts)),
+        ],
+    ),
+    "my_log_likelihood": (
+        [
+            lambda texts, law: sum(math.log(law[t]) for t in texts if t in law),
+            lambda texts, law: math.prod(law.get(t, 0) for t in texts),
+            lambda texts, law: sum(math.log(law.get(t, 1e-300)) for t in texts),
+            lambda texts, law: sum(math.log2(law[t]) if t in law else -math.inf for t in texts),
+            lambda texts, law: sum(math.log(law[t]) for t in texts),
+            lambda texts, law: sum(math.log(law[t]) if t in law else -math.inf for t in dict.fromkeys(texts)),
+        ],
+        [
+            lambda texts, law: math.log(x) if (x := math.prod(law.get(t, 0) for t in texts)) else -math.inf,
+            lambda texts, law: torch.tensor([law.get(t, 0.0) for t in texts]).log().sum(),
+        ],
+    ),
+    "my_detective": (
+        [
+            lambda sampler: "squared ratio",
+            lambda sampler: n04b.PLACES[0],
+            lambda sampler: detective(sampler, 1),
+            lambda sampler: detective(sampler, places=n04b.PLACES[:1]),
+            lambda sampler: detective(sampler, 0),
+            lambda sampler: [n04b.reference(sampler)],
+            lambda sampler: n04b.reference(sampler).upper(),
+            lambda sampler: detective(sampler, 10_000),
+            lambda sampler: sampler.number,
+        ],
+        [n04b.reference, detective, partial(detective, draws=600), lambda sampler: np.str_(detective(sampler, 500))],
+    ),
+    "acceptance_probability": (
+        [
+            lambda p, q: 1 - max(abs(a - b) for a, b in pairwise(p, q)),
+            lambda p, q: sum(b * a for a, b in pairwise(p, q)),
+            lambda p, q: sum(min(1, a / b) for a, b in pairwise(p, q) if b),
+            lambda p, q: sum(b for a, b in pairwise(p, q) if b <= a),
+        ],
+        [
+            lambda p, q: sum(b * min(1, a / b) for a, b in pairwise(p, q) if b),
+            lambda p, q: 1 - sum(clipped(q, p)),
+        ],
+    ),
+    "predicted_speedup": (
+        [
+            lambda a, g, c, w: (1 + a + (g - 1) * a**2 if g else 1) / (g * c + w),
+            lambda a, g, c, w: powers(a, g) / (g * c + 1),
+            lambda a, g, c, w: powers(a, g) / ((g + 1) * c + w),
+            lambda a, g, c, w: powers(a, g) / (c + w),
+            lambda a, g, c, w: powers(a, g - 1) / (g * c + w),
+            lambda a, g, c, w: powers(a, g) / (g * c * w + w),
+        ],
+        [
+            lambda a, g, c, w: ((1 - a ** (g + 1)) / (1 - a) if a < 1 else g + 1) / (g * c + w),
+            lambda a, g, c, w: float(theory.expected_tokens(a, g)) / (g * c + w),
+        ],
+    ),
+    "better_draft": (
+        [
+            partial(pick, lambda a, c: a / c),
+            partial(pick, lambda a, c: a - c),
+            partial(pick, lambda a, c: a),
+            partial(pick, lambda a, c: -c),
+            partial(best_of, [1]),
+            partial(best_of, [4]),
+            partial(best_of, [16]),
+            partial(best_of, range(1, 5)),
+            lambda d: max(
+                range(len(d)), key=lambda k: max(float(theory.speedup(*[d[k][0], g, d[k][1]])) for g in range(1, 17))
+            ),
+        ],
+        [
+            partial(best_of, range(1, 17)),
+            lambda d: (lambda k: k if k is None else np.int64(k))(best_of(range(1, 17), d)),
+            lambda d: best_of(list(range(1, 17)), list(d)),
+        ],
+    ),
+    "best_gamma": (
+        [
+            lambda a, c, T: max((n for n in T), key=lambda n: speed(a, n - 1, c, T)),
+            lambda a, c, T: max((n - 1 for n in T), key=lambda g: powers(a, g) / (g * c + 1)),
+            lambda a, c, T: max((n - 1 for n in T if n > 1), key=lambda g: speed(a, g, c, T), default=0),
+            lambda a, c, T: max((n - 1 for n in T), key=lambda g: powers(a, g)),
+            lambda a, c, T: max((n - 1 for n in T), key=lambda g: powers(a, g) / (g * c + T.get(g, 1.0))),
+            lambda a, c, T: max(range(len(T)), key=lambda g: powers(a, g) / (g * c + T.get(g + 1, 9.0))),
+            lambda a, c, T: max(speed(a, n - 1, c, T) for n in T),
+        ],
+        [
+            lambda a, c, T: max(sorted(T), key=lambda n: speed(a, n - 1, c, T)) - 1,
+            lambda a, c, T: min((n - 1 for n in T), key=lambda g: 1 / speed(a, g, c, T)),
+        ],
+    ),
+    "foresight_speed": (
+        [
+            lambda A, c, T: sum((a + 1) / (a * c + T[a + 1]) for a in A) / len(A),
+            lambda A, c, T: sum(A) / sum(a * c + T[a + 1] for a in A),
+            lambda A, c, T: sum(a + 1 for a in A) / sum(a * c + 1 for a in A),
+            lambda A, c, T: sum(a + 1 for a in A) / sum(a * c + T[max(a, 1)] for a in A),
+            lambda A, c, T: sum(a + 1 for a in A) / sum((a + 1) * c + T[a + 1] for a in A),
+        ],
+        [
+            lambda A, c, T: (sum(A) + len(A)) / (sum(A) * c + sum(T[a + 1] for a in A)),
+            lambda A, c, T: (np.array(A) + 1).sum() / (np.array(A) * c + [T[a + 1] for a in A]).sum(),
+        ],
+    ),
+    "next_length": (
+        [
+            lambda n, d, a, most: min(most, n + 2) if a == d else max(1, a),
+            lambda n, d, a, most: min(most, d + 2) if a == d else max(1, d - 1),
+            lambda n, d, a, most: min(most, n + 2) if a == n else max(1, n - 1),
+            lambda n, d, a, most: n + 2 if a == d else max(1, n - 1),
+            lambda n, d, a, most: min(most, n + 2) if a == d else n - 1,
+            lambda n, d, a, most: min(most, n + 1) if a == d else max(1, n - 1),
+            lambda n, d, a, most: min(16, n + 2) if a == d else max(1, n - 1),
+        ],
+        [
+            lambda n, d, a, most: max(1, min(most, n + (2 if a >= d else -1))),
+            lambda n, d, a, most: int(np.clip(n + (3 * (a == d) - 1), 1, most)),
+        ],
+    ),
+    "round_row": (
+        [
+            lambda row, bits: [round(x / (max(map(abs, row)) / 127)) * max(map(abs, row)) / 127 for x in row],
+            lambda row, bits: (lambda s: [round(x / s) * s for x in row])(max(map(abs, row)) / 2 ** (bits - 1)),
+            lambda row, bits: (lambda s: [round(x / s) for x in row])(max(map(abs, row)) / (2 ** (bits - 1) - 1)),
+            lambda row, bits: (lambda s: [int(x / s) * s for x in row])(max(map(abs, row)) / (2 ** (bits - 1) - 1)),
+            lambda row, bits: (lambda s: [round(x / s) * s for x in row])(max(row) / (2 ** (bits - 1) - 1)),
+            lambda row, bits: (lambda s: [round(x / s) * s for x in row])(max(map(abs, row)) / (2**bits - 1)),
+        ],
+        [
+            lambda row, bits: (lambda s: np.round(np.array(row) / s) * s)(np.abs(row).max() / (2 ** (bits - 1) - 1)),
+            lambda row, bits: (lambda s: (torch.tensor(row) / s).round() * s)(
+                max(map(abs, row)) / (2 ** (bits - 1) - 1)
+            ),
+        ],
+    ),
+    "layer_skip_speedup": (
+        [
+            lambda a, g, k, n: (1 + a + (g - 1) * a**2 if g else 1) / (g * k / n + 1),
+            lambda a, g, k, n: powers(a, g) / (g * k / n),
+            lambda a, g, k, n: powers(a, g) / (g * n / k + 1),
+            lambda a, g, k, n: powers(a, g) / (k / n + 1),
+            lambda a, g, k, n: powers(a, g) / (g * k / n + 1 - k / n),
+            lambda a, g, k, n: powers(a, g) / (g * (k // n) + 1),
+        ],
+        [
+            lambda a, g, k, n: n * powers(a, g) / (g * k + n),
+            lambda a, g, k, n: float(theory.speedup(a, g, k / n)),
+        ],
+    ),
+    "heads_tokens": (
+        [
+            lambda b: 1 + sum(b),
+            lambda b: 1 + math.prod(b),
+            lambda b: sum(math.prod(b[: i + 1]) for i in range(len(b))),
+            lambda b: powers(sum(b) / len(b), len(b)),
+            lambda b: 1 + b[0] + sum(x * y for x, y in pairwise(b, b[1:])),
+        ],
+        [
+            lambda b: 1 + torch.tensor(b).cumprod(0).sum(),
+            lambda b: 1 + np.cumprod(b).sum(),
+            lambda b: float(theory.expected_tokens_from_positions(b)),
+        ],
+    ),
+    "longest_match": (
+        [
+            lambda text, most: ends(text, range(1, most + 1)),
+            lambda text, most: ends(text, range(len(text) - 1, 0, -1)),
+            lambda text, most: min(most, sum(t == text[-1] for t in text) - 1),
+            lambda text, most: len(text) and ends(text, range(min(most, len(text) // 2), 0, -1)),
+            lambda text, most: most if ends(text, [1]) else 0,
+            lambda text, most: ends(text, range(min(most, len(text)), 0, -1)) or 1,
+        ],
+        [
+            lambda text, most: ends(text, range(min(most, len(text) - 1), 0, -1)),
+            lambda text, most: max((k for k in range(1, min(most, len(text) - 1) + 1) if ends(text, [k])), default=0),
+        ],
+    ),
+    "witten_bell": (
+        [
+            lambda c, s: witten(c, s, 1),
+            lambda c, s: witten(c, s, len(c)),
+            lambda c, s: normed(c) if sum(c) else s,
+            lambda c, s: [
+                (x + sum(y > 0 for y in c) * q) / (sum(c) + sum(y > 0 for y in c)) for x, q in pairwise(c, s)
+            ],
+            lambda c, s: s,
+            lambda c, s: witten(c, s) if sum(c) else [1 / len(c)] * len(c),
+            lambda c, s: witten(c, [1 / len(s)] * len(s)) if sum(c) else s,
+        ],
+        [
+            witten,
+            lambda c, s: (lambda m, n: (np.array(c) + m * np.array(s)) / (n + m) if n else s)(
+                np.count_nonzero(c), sum(c)
+            ),
+        ],
+    ),
+    "most_followed": (
+        [
+            lambda rows: voted(rows, left_only=False),
+            lambda rows: list(Counter(map(tuple, rows)).most_common(1)[0][0]),
+            lambda rows: rows[0],
+            lambda rows: rows[-1],
+            lambda rows: voted(rows)[:1],
+            lambda rows: [max(row[i] for row in rows) for i in range(len(rows[0]))],
+        ],
+        [voted, lambda rows: np.array(voted(rows)), lambda rows: tuple(voted(rows))],
+    ),
+    "sibling_law": (
+        [
+            lambda q, taken: [0.0 if k in taken else v for k, v in enumerate(q)],
+            lambda q, taken: normed([v for k, v in enumerate(q) if k not in taken]),
+            lambda q, taken: normed([0.0 if k in taken[-1:] else v for k, v in enumerate(q)]),
+            lambda q, taken: [0.0 if k in taken else 1 / (len(q) - len(taken)) for k in range(len(q))],
+            lambda q, taken: q,
+            lambda q, taken: normed([0.0 if v in [q[t] for t in taken] else v for v in q]),
+        ],
+        [
+            lambda q, taken: (lambda left: left / left.sum())(
+                torch.tensor(q).index_fill(0, torch.tensor(taken).long(), 0)
+            ),
+            lambda q, taken: (
+                np.where([k in taken for k in range(len(q))], 0, q) / sum(v for k, v in enumerate(q) if k not in taken)
+            ),
+        ],
+    ),
+    "way_down": (
+        [
+            climbed,
+            lambda parents, node: climbed(parents, node, 0)[::-1],
+            lambda parents, node: [-1, *climbed(parents, node)[::-1]],
+            lambda parents, node: climbed(parents, node)[::-1][:-1],
+            lambda parents, node: [k for k in range(node + 1)],
+            lambda parents, node: [node] if node >= 0 else [],
+            lambda parents, node: len(climbed(parents, node)),
+        ],
+        [
+            lambda parents, node: climbed(parents, node)[::-1],
+            lambda parents, node: reversed(climbed(parents, node)),
+            lambda parents, node: sorted(climbed(parents, node)),
+        ],
+    ),
+    "tree_size": (
+        [
+            math.prod,
+            sum,
+            lambda b: 1 + sum(math.prod(b[: k + 1]) for k in range(len(b))),
+            lambda b: sum(b[0] ** (k + 1) for k in range(len(b))) if b else 0,
+            lambda b: len(b),
+            lambda b: sum(math.prod(b[k:]) for k in range(len(b))),
+        ],
+        [
+            lambda b: int(np.cumprod(b).sum()),
+            lambda b: sum(math.prod(b[: k + 1]) for k in range(len(b))),
+        ],
+    ),
+    "first_token": (
+        [
+            lambda start, pad: start or pad,
+            lambda start, pad: pad,
+            lambda start, pad: start,
+            lambda start, pad: pad if pad is not None else start,
+            lambda start, pad: max(start or 0, pad or 0),
+        ],
+        [
+            lambda start, pad: pad if start is None else start,
+            lambda start, pad: [x for x in (start, pad) if x is not None][0] if (start, pad) != (None, None) else None,
+        ],
+    ),
+    "caches_after": (
+        [
+            lambda own, cross, n, a: (own + a, cross),
+            lambda own, cross, n, a: (own + 1 + n, cross),
+            lambda own, cross, n, a: (own + 1 + a, cross + 1 + a),
+            lambda own, cross, n, a: (cross, own + 1 + a),
+            lambda own, cross, n, a: own + 1 + a,
+            lambda own, cross, n, a: (own + 1 + a, 30),
+            lambda own, cross, n, a: (own + 1 + a, cross - n + a),
+        ],
+        [
+            lambda own, cross, n, a: [own + 1 + a, cross],
+            lambda own, cross, n, a: (own + n + 1 - (n - a), cross),
+        ],
+    ),
+    "whole_speedup": (
+        [
+            lambda e, n, tau, c: tau / c,
+            lambda e, n, tau, c: (e + n) / (e + n / tau),
+            lambda e, n, tau, c: n / (e + n / tau * c),
+            lambda e, n, tau, c: (e + n) / (e + n / (tau * c)),
+            lambda e, n, tau, c: (e + n) / ((e + n) / tau * c),
+            lambda e, n, tau, c: (e + n) / (e + n // tau * c),
+        ],
+        [
+            lambda e, n, tau, c: 1 / (e / (e + n) + n / (e + n) * c / tau),
+            lambda e, n, tau, c: (e + n) * tau / (e * tau + n * c),
+        ],
+    ),
+    "accepted_share": (
+        [
+            lambda a: a,
+            lambda a: a**2,
+            lambda a: (1 + a) / 2,
+            lambda a: a + a**2,
+            lambda a: (a + a**2 + a**3) / 3,
+            lambda a=0.8: 0.72,
+        ],
+        [lambda a: a * (1 + a) / 2, lambda a: a / 2 + a * a / 2],
+    ),
+    "pays": (
+        [
+            lambda a, c, T: a > c,
+            lambda a, c, T: 1 + a > c + T[2],
+            lambda a, c, T: speed(a, max(T) - 1, c, T) > 1,
+            lambda a, c, T: any(speed(a, n - 1, c, T) >= 1 for n in T),
+            lambda a, c, T: all(speed(a, n - 1, c, T) > 1 for n in T if n > 1),
+            lambda a, c, T: any(powers(a, n - 1) > n * c + T[n] for n in T if n > 1),
+            lambda a, c, T: any(powers(a, n) > (n - 1) * c + T[n] for n in T if n > 1),
+        ],
+        [
+            lambda a, c, T: max(speed(a, n - 1, c, T) for n in T) > 1 + 1e-9,
+            lambda a, c, T: np.any([powers(a, n - 1) - (n - 1) * c - T[n] > 1e-9 for n in T if n > 1]),
+        ],
+    ),
+    "chens_residual": (
+        [
+            lambda p, q: normed(clipped(p, q)),
+            lambda p, q: clipped(q, p),
+            lambda p, q: normed([abs(a - b) for a, b in pairwise(p, q)]),
+            lambda p, q: q,
+        ],
+        [
+            lambda p, q: normed(clipped(q, p)),
+            lambda p, q: residual(torch.tensor(q), torch.tensor(p)),
+        ],
+    ),
+}
+
+
+def inputs(check, n: int = 400) -> list[tuple]:
+    """The arguments of the teaching cases, and n others."""
+    chance = random.Random(1)
+    drawn = [check.draw(chance) for _ in range(n)] if check.draw else []
+    return [arguments for arguments, _ in check.teach] + [arguments for arguments in drawn if arguments]
+
+
+def general(check) -> tuple[dict, dict]:
+    """(wrong, right) answers that any exercise may get, made from its reference: what differs from it somewhere is wrong."""
+    right, cases = check.__wrapped__, inputs(check)
+    first, second = cases[0], cases[1]
+    wrong = {
+        "None": lambda *_: None,
+        "nothing": lambda *_: [],
+        "text": lambda *a: str(common.plain(right(*a))),
+        "raises": lambda *_: {}["a reader's mistake"],
+        "always the same": lambda *_: deepcopy(right(*first)),
+        "the cases that teach by heart": lambda *a: right(*a) if a in [c for c, _ in check.teach] else right(*first),
+        "another call's": (lambda last: lambda *a: last.append(right(*a)) or last[-2])([right(*first)]),
+    }
+    if len(first) > 1:
+        wrong["first two arguments swapped"] = lambda a, b, *rest: right(b, a, *rest)
+    for k in range(len(first)):
+        for kind, example in (("first", first), ("second", second)):
+            wrong[f"argument {k} ignored, {kind}"] = lambda *a, k=k, e=example: right(*a[:k], e[k], *a[k + 1 :])
+        if any(isinstance(case[k], list | dict) for case in cases):
+            wrong[f"argument {k} eaten"] = lambda *a, k=k: (common.plain(right(*a)), a[k].clear())[0]
+    answer = common.plain(right(*cases[-1]))
+    nested = any(
+        isinstance(entry, list) for case in cases if isinstance(answer, list) for entry in common.plain(right(*case))
+    )
+    answers = {"a function": right, "a partial": partial(right)}
+    if isinstance(answer, list):
+        change = {
+            "backwards": lambda v: v[::-1],
+            "sorted": sorted,
+            "without its last": lambda v: v[:-1],
+            "with one more": lambda v: [*v, 0],
+            "a generator with one more": lambda v: (x for x in [*v, 0]),
+            "as texts": lambda v: [str(x) for x in v],
+            "in a list": lambda v: [v],
+            "the set": lambda v: set(map(str, v)),
+        }
+        wrong |= {name: lambda *a, f=f: f(common.plain(right(*a))) for name, f in change.items()}
+        forms = {"tuple": tuple, "generator": iter, "map": lambda v: map(lambda x: x, v), "list": list}
+        forms |= {} if nested else {"float32": np.float32, "torch": torch.tensor}
+    elif isinstance(answer, bool):
+        wrong |= {"the other": lambda *a: not right(*a), "words": lambda *a: "yes" if right(*a) else "no"}
+        forms = {"numpy": np.bool_, "torch": torch.tensor, "whole number": int, "bool": bool}
+    elif not isinstance(answer, str):
+        change = {
+            "ten percent more": lambda v: 1.1 * v,
+            "one more": lambda v: v + 1,
+            "a little less": lambda v: v - 0.01,
+            "the other sign": lambda v: -v,
+            "its inverse": lambda v: 1 / v if v else 0,
+            "in a list": lambda v: [v],
+            "squared": lambda v: v * v,
+        }
+        wrong |= {name: lambda *a, f=f: None if (v := right(*a)) is None else f(v) for name, f in change.items()}
+        forms = {"float32": np.float32, "torch": torch.tensor, "an array": lambda v: np.array([v]), "float": float}
+    else:
+        forms = {}
+    for name, form in forms.items():
+        answers[name] = lambda *a, f=form: None if (v := common.plain(right(*a))) is None else f(v)
+    return wrong, answers
+
+
+def differs(answer, check) -> bool:
+    """Whether an answer is wrong somewhere, by another judge than the check's."""
+    for arguments in inputs(check):
+        given = deepcopy(arguments)
+        try:
+            said = answer(*given)
+            said = said.tolist() if hasattr(said, "tolist") else list(said) if hasattr(said, "__next__") else said
+            wanted = common.plain(check.__wrapped__(*deepcopy(arguments)))
+            same = np.shape(said) == np.shape(wanted) and np.allclose(
+                np.array(said, float), np.array(wanted, float), rtol=1e-4, atol=1e-3, equal_nan=True
+            )
+        except Exception:
+            return True
+        if not same or repr(given) != repr(arguments):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_no_wrong_answer_is_accepted(name, capsys):
+    check = check_of(name)
+    own = {f"own {k}": answer for k, answer in enumerate(ANSWERS[name][0])}
+    if name != "my_detective":
+        same = [kind for kind, answer in own.items() if not differs(answer, check)]
+        assert not same, "the table calls these wrong, and they are right"
+        own |= {kind: answer for kind, answer in general(check)[0].items() if differs(answer, check)}
+    assert len(own) >= 8
+    said = {kind: told(check, answer, capsys) for kind, answer in own.items()}
+    assert not {kind: text for kind, text in said.items() if not text.startswith("not yet: ")}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_no_right_answer_is_refused(name, capsys):
+    check = check_of(name)
+    answers = {f"own {k}": answer for k, answer in enumerate(ANSWERS[name][1])}
+    answers |= general(check)[1] if name != "my_detective" else {}
+    assert len(answers) >= 4
+    said = {kind: told(check, answer, capsys) for kind, answer in answers.items()}
+    assert not {kind: text for kind, text in said.items() if not text.startswith("correct: ")}
+
+
+def test_the_table_is_whole():
+    assert set(ANSWERS) == set(EXERCISES)
+
+
+@pytest.mark.parametrize("name", sorted(set(ANSWERS) - {"my_detective"}))
+def test_every_argument_varies_on_its_own(name):
+    check = check_of(name)
+    cases = inputs(check)
+    assert len(cases) >= common.TRIALS
+    assert all(len({repr(case[k]) for case in cases}) > 3 for k in range(len(cases[0])))
+
+
+# --- the fence -------------------------------------------------------------------------------------------------------
+
+
+def endless(p, q):
+    while True:
+        pass
+
+
+def stubborn(p, q):
+    while True:
+        try:  # noqa: SIM105
+            time.sleep(0)
+        except:  # noqa: E722
+            pass
+
+
+def leaves(p, q):
+    sys.exit()
+
+
+def prints(p, q):
+    print("0.8")
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (endless, "had not come to an end"),
+        (stubborn, "had not come to an end"),
+        (leaves, "left Python by exit"),
+        (prints, "is the word `return` missing?; expected [0.666667, 0.0, 0.333333, 0.0]; it printed '0.8"),
+        (lambda p, q: p.sort() or p, "changed what it was given, to [0.15, 0.15, 0.3, 0.4]"),
+        (lambda p, q: 1 / 0, "raised ZeroDivisionError: division by zero"),
+        (lambda p: p, "raised TypeError"),
+        (lambda p, q: "1.0", "returned '1.0' (text, not a list)"),
+        (lambda p, q: (x for x in [1 / 0]), "raised ZeroDivisionError"),
+    ],
+)
+def test_what_goes_wrong_is_told_after_the_call(answer, words, capsys):
+    said = told(n03.my_residual, answer, capsys)
+    assert said.startswith("not yet: my_residual([0.4, 0.3, 0.15, 0.15], [0.2, 0.45, 0.05, 0.3]) ") and words in said
+
+
+def test_a_value_is_no_function(capsys):
+    assert "wants the function, not 0.72" in told(n03.my_residual, 0.72, capsys)
+
+
+@pytest.mark.parametrize("answer", [endless, stubborn])
+def test_an_endless_loop_is_stopped_in_a_thread_too(answer, capsys):
+    worker = threading.Thread(target=n03.my_residual, args=(answer,), daemon=True)
+    worker.start()
+    worker.join(60)
+    assert not worker.is_alive() and "had not come to an end" in capsys.readouterr().out
+
+
+def test_an_answer_that_remembers_is_told(capsys):
+    calls = []
+    right = n03.my_residual.__wrapped__
+    answer = lambda p, q: calls.append(p) or (right(p, q) if len(calls) <= 33 else p)
+    assert "was right the first time" in told(n03.my_residual, answer, capsys)
+
+
+def test_the_watcher_ends_with_the_call():
+    before = threading.active_count()
+    n03.my_residual(n03.my_residual.__wrapped__)
+    assert threading.active_count() == before
+
+
+def test_names_in_solutions_are_the_exercises():
+    for name, (_, exercise) in EXERCISES.items():
+        defined = [node.name for node in ast.parse(exercise.solution).body if isinstance(node, ast.FunctionDef)]
+        assert defined[-1] == name

@@ -1,10 +1,21 @@
-"""What several notebooks share: the look of figures, the slider that redraws one, and the check of an exercise."""
+"""What notebooks share: the look of figures, the box of sliders that redraws one, and the check of an exercise."""
 
 import base64
+import ctypes
 import io
+import math
+import random
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from copy import deepcopy
 from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import wraps
+from itertools import islice
+from numbers import Integral, Real
+from time import monotonic, process_time
 from typing import Any
 
 import ipywidgets as widgets
@@ -14,23 +25,17 @@ from matplotlib import pyplot as plt
 
 from ..measure.experiments import machine
 
+# --- figures ---------------------------------------------------------------------------------------------------------
+
 TARGET, DRAFT, ACCEPTED, REJECTED, PREDICTED = sns.color_palette("colorblind", 10).as_hex()[0:5]
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX*"  # a second cue beside colour
 
 
 def style() -> None:
-    """One look for all figures: call it once, after the imports."""
+    """One look for all figures, on an opaque background: call it once, after the imports."""
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
-    plt.rcParams.update(
-        {
-            "figure.figsize": (8, 4.2),
-            "figure.dpi": 90,
-            "savefig.dpi": 150,
-            "figure.facecolor": "white",
-            "axes.facecolor": "white",
-            "legend.frameon": True,
-        }
-    )
+    size = {"figure.figsize": (8, 4.2), "figure.dpi": 90, "savefig.dpi": 150}
+    plt.rcParams.update(size | {"figure.facecolor": "white", "axes.facecolor": "white", "legend.frameon": True})
     if shell := sys.modules["IPython"].get_ipython():  # ipywidgets brings IPython; no shell: no notebook
         plt.switch_backend(plt.get_backend())  # it registers its own way to show a figure, and ours comes after it
         shell.display_formatter.formatters["image/png"].for_type(plt.Figure, described)
@@ -82,42 +87,24 @@ def tight(figure: plt.Figure) -> plt.Figure:
     return figure
 
 
+def visible(text: str) -> str:
+    """Text whose white space can be seen."""
+    return text.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥")
+
+
 def two_distributions(p, q, names: list[str] | None = None, axis: plt.Axes | None = None) -> plt.Axes:
     """Bars of p (target) and q (draft) over the same tokens [V], their overlap dark, what p has above q hatched."""
     if axis is None:
         _, axis = plt.subplots()
     p, q = [float(v) for v in p], [float(v) for v in q]
-    places = range(len(p))
+    places, common = range(len(p)), list(map(min, p, q))
+    excess = [a - least for a, least in zip(p, common, strict=True)]
     axis.bar(places, p, 0.8, color=TARGET, alpha=0.35, edgecolor=TARGET, linewidth=1.5, label="target p")
-    axis.bar(
-        places,
-        [max(a - b, 0) for a, b in zip(p, q, strict=True)],
-        0.8,
-        bottom=[min(a, b) for a, b in zip(p, q, strict=True)],
-        color="none",
-        edgecolor=TARGET,
-        hatch="///",
-        linewidth=0,
-        label="p above q: the residual",
-    )
-    axis.bar(
-        places,
-        [min(a, b) for a, b in zip(p, q, strict=True)],
-        0.8,
-        color=ACCEPTED,
-        alpha=0.75,
-        label="overlap min(p, q)",
-    )
-    axis.plot(
-        places,
-        q,
-        linestyle="none",
-        marker="_",
-        markersize=34 if len(p) < 8 else 22,
-        markeredgewidth=3,
-        color=DRAFT,
-        label="draft q",
-    )
+    hatched = {"color": "none", "edgecolor": TARGET, "hatch": "///", "linewidth": 0}
+    axis.bar(places, excess, 0.8, bottom=common, label="p above q: the residual", **hatched)
+    axis.bar(places, common, 0.8, color=ACCEPTED, alpha=0.75, label="overlap min(p, q)")
+    dash = {"linestyle": "none", "marker": "_", "markersize": 34 if len(p) < 8 else 22, "markeredgewidth": 3}
+    axis.plot(places, q, color=DRAFT, label="draft q", **dash)
     axis.set_xticks(list(places), names or [str(k) for k in places])
     axis.set(xlabel="token", ylabel="probability")
     axis.legend(fontsize=9, markerscale=0.5)
@@ -136,55 +123,272 @@ def leaders(table) -> str:
     )
 
 
-def picture(figure) -> widgets.Image:
-    """A matplotlib figure as an image widget; the figure is closed, so that it is not shown a second time."""
+# --- widgets ---------------------------------------------------------------------------------------------------------
+
+WIDE = {"continuous_update": False, "layout": {"width": "95%"}, "style": {"description_width": "initial"}}
+_boxes: dict[str, widgets.Box] = {}  # kind -> the box that is alive
+
+
+def integer(name: str, value: int, low: int, high: int) -> widgets.IntSlider:
+    """A slider over whole numbers, as wide as the page."""
+    return widgets.IntSlider(value=value, min=low, max=high, description=name, **WIDE)
+
+
+def real(name: str, value: float, low: float, high: float, step: float) -> widgets.FloatSlider:
+    """A slider over numbers, as wide as the page."""
+    return widgets.FloatSlider(value=value, min=low, max=high, step=step, description=name, **WIDE)
+
+
+def choice(name: str, value: Any, options: Sequence) -> widgets.SelectionSlider:
+    """A slider over listed values, as wide as the page."""
+    return widgets.SelectionSlider(options=options, value=value, description=name, **WIDE)
+
+
+def png(figure: plt.Figure) -> bytes:
+    """A figure as PNG; it is closed, so that it is not shown a second time."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight", facecolor="white")
     plt.close(figure)
-    return widgets.Image(value=buffer.getvalue(), format="png")
+    return buffer.getvalue()
 
 
-def _verdict(function: Callable, cases: Iterable[tuple[tuple, Callable[[Any], str | None]]], praise: str) -> None:
-    """Runs `function` on each case's arguments; the case says what is wrong with the answer, or None if nothing is."""
-    for arguments, complaint in cases:
+def box(kind: str, controls: Sequence[widgets.Widget], draw: Callable, together: bool = False) -> widgets.VBox:
+    """Controls above what `draw(*their values)` returns: a figure, HTML, or several of these as a tuple.
+
+    ipywidgets keeps every widget until it is closed, and a widget keeps what its callback draws from. So the last box
+    of this kind is closed first, and a move replaces the bytes of one image. together: the controls in a box of their
+    own.
+    """
+    if kind in _boxes:
+        close(_boxes.pop(kind))
+
+    def drawn() -> list[bytes | str]:
+        made = draw(*(control.value for control in controls))
+        return [part if isinstance(part, str) else png(part) for part in (made if isinstance(made, tuple) else (made,))]
+
+    panes = [
+        widgets.HTML(part) if isinstance(part, str) else widgets.Image(value=part, format="png") for part in drawn()
+    ]
+
+    def show(_change) -> None:
+        for pane, part in zip(panes, drawn(), strict=True):
+            pane.value = part
+
+    for control in controls:
+        control.observe(show, "value")
+    _boxes[kind] = widgets.VBox([widgets.VBox(list(controls)), *panes] if together else [*controls, *panes])
+    return _boxes[kind]
+
+
+def close(widget: widgets.Widget) -> None:
+    """Closes a widget with all that is in it, and lets go of what its callbacks hold."""
+    for part in (*getattr(widget, "children", ()), getattr(widget, "layout", None), getattr(widget, "style", None)):
+        if part is not None:
+            close(part)
+    widget.unobserve_all()
+    widget.close()
+
+
+# --- the check of an exercise ----------------------------------------------------------------------------------------
+
+TRIALS = 30  # random inputs beside the cases that teach
+SECONDS = 2.0  # of processor time, for one call
+LONGEST = 10_000  # entries of an answer that are looked at
+
+Case = tuple[tuple, str]  # arguments, and why the answer is what it is
+
+
+def exercise(
+    praise: str, teach: Sequence[Case], draw: Callable[[random.Random], tuple | None] | None, tell: bool = True
+) -> Callable:
+    """Turns a reference solution into the check of an exercise.
+
+    The check takes the reader's function, prints one verdict and never raises: "not done yet" while the stub returns
+    `...`, "not yet" with the first call that went wrong, or "correct" with `praise`. It compares with the reference on
+    `teach`, on TRIALS inputs from `draw` (which may return None for an input without a clear answer), and last on
+    `teach` again, in case an answer remembers. Without `draw`, on `teach` alone. tell: whether to say what was
+    expected.
+    """
+
+    def make(reference: Callable) -> Callable:
+        name = reference.__name__
+
+        def inputs() -> Iterator[Case]:
+            yield from teach
+            if draw:
+                r = random.Random(name)
+                drawn = filter(None, iter(lambda: draw(r), ...))
+                yield from ((arguments, "") for arguments in islice(drawn, TRIALS))
+                yield from ((arguments, "this call was right the first time it was made") for arguments, _ in teach)
+
+        @wraps(reference)
+        def check(function: Callable) -> None:
+            if not callable(function):
+                print(
+                    f"not yet: {name} wants the function, not {shown(function)}: leave out what stands behind its name"
+                )
+                return
+            for arguments, why in inputs():
+                wanted = plain(reference(*deepcopy(arguments)))
+                if said := complaint(name, function, arguments, wanted, why, tell):
+                    print(said)
+                    return
+            print(f"correct: {praise}")
+
+        check.teach, check.draw = teach, draw
+        return check
+
+    return make
+
+
+def complaint(name: str, function: Callable, arguments: tuple, wanted: Any, why: str, tell: bool) -> str | None:
+    """What is wrong with one call of a reader's function, beginning with the call; None if nothing is."""
+    given, out = deepcopy(arguments), io.StringIO()
+    answer, trouble = fenced(function, given, wanted, out)
+    if answer is ...:
+        return "not done yet: replace the ... in the cell above, run that cell, and then this one"
+    changed = [
+        new
+        for new, old in zip(given, arguments, strict=True)
+        if isinstance(old, list | dict) and repr(new) != repr(old)
+    ]
+    if not trouble and not changed and agrees(answer, wanted):
+        return None
+    expected = f"; expected {shown(wanted)}" if tell else ""
+    if changed and not trouble:
+        trouble = f"changed what it was given, to {shown(changed[0])}: others still need it, so work on a copy"
+    elif answer is None and not trouble:
+        trouble = f"returned nothing (None): is the word `return` missing?{expected}"
+    elif not trouble:
+        kinds = kind(answer), kind(wanted)
+        differ = f" ({kinds[0]}, not {kinds[1]})" if kinds[0] != kinds[1] and wanted is not None else ""
+        trouble = f"returned {shown(answer)}{differ}{expected}" + (f": {why}" if why else "")
+    printed = f"; it printed {shown(out.getvalue())}" if out.getvalue() else ""
+    return f"not yet: {name}({', '.join(map(shown, arguments))}) {trouble}{printed}"
+
+
+class TooLong(BaseException):
+    """Raised in a reader's function that does not come to an end; no `except Exception` there may catch it."""
+
+
+def fenced(function: Callable, arguments: tuple, wanted: Any, out: io.StringIO) -> tuple[Any, str | None]:
+    """(the answer as plain Python, what went wrong in words or None) of one call; what it prints goes to `out`."""
+    try:
+        with redirect_stdout(out), limited():
+            return plain(function(*arguments), wanted), None
+    except TooLong:
+        return None, "had not come to an end after some seconds: does a loop never stop?"
+    except SystemExit:
+        return None, "left Python by exit: return the answer instead"
+    except BaseException as error:  # also KeyboardInterrupt: the verdict is the end of the check
+        return None, f"raised {type(error).__name__}: {str(error)[:200]}; so nothing was returned"
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Raises TooLong in the body, again and again (a bare `except` may swallow one), once its time is over.
+
+    A busy machine is no endless loop: what counts is processor time, and a fifth of the clock (for a body that sleeps).
+    A second thread watches, which ends with the body: signals reach the main thread alone, and Windows has no timers.
+    """
+    here, over, cpu, clock = ctypes.c_ulong(threading.get_ident()), threading.Event(), process_time(), monotonic()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            if max(process_time() - cpu, (monotonic() - clock) / 5) > SECONDS:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(here, ctypes.py_object(TooLong))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(here, None)  # one that was sent, and is no longer wanted
+
+
+def plain(answer: Any, wanted: Any = ()) -> Any:
+    """An answer as plain Python: numbers of any type, and arrays, tuples and generators as lists; others as they are.
+
+    An array of one entry is a number where a number is wanted.
+    """
+    if hasattr(answer, "tolist"):  # numpy, torch, pandas
+        answer = answer.tolist()
+        while isinstance(answer, list) and len(answer) == 1 and isinstance(wanted, Real):
+            answer = answer[0]
+    if isinstance(answer, bool | str | bytes | dict | set | frozenset):
+        return answer
+    if isinstance(answer, Integral):
+        return int(answer)
+    if isinstance(answer, Real | Decimal):
+        return float(answer)
+    return [plain(entry) for entry in islice(answer, LONGEST)] if isinstance(answer, Iterable) else answer
+
+
+def agrees(answer: Any, wanted: Any) -> bool:
+    """Whether plain answers are the same, numbers up to single precision. Text is no number, and neither is True."""
+    if isinstance(wanted, list):
+        same = isinstance(answer, list) and len(answer) == len(wanted)
+        return same and all(map(agrees, answer, wanted))
+    if not isinstance(answer, Real) or not isinstance(wanted, Real):
+        return type(answer) is type(wanted) and answer == wanted
+    if isinstance(answer, bool) and not isinstance(wanted, bool):
+        return False
+    return math.isclose(answer, wanted, rel_tol=0 if isinstance(wanted, int) else 1e-5, abs_tol=1e-4)
+
+
+def kind(value: Any) -> str:
+    """What a value is, in a reader's words."""
+    names = {bool: "True or False", str: "text", Real: "a number", list: "a list", dict: "a dictionary", set: "a set"}
+    return next((words for kind, words in names.items() if isinstance(value, kind)), f"a {type(value).__name__}")
+
+
+def shown(value: Any) -> str:
+    """A value as a reader would write it, numbers to six digits, at most 200 characters."""
+    if isinstance(value, float):
+        text = repr(float(f"{value:.6g}"))
+    elif isinstance(value, list | tuple):
+        inside = ", ".join(map(shown, value[:50])) + ", ..." * (len(value) > 50)
+        text = f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
+    elif isinstance(value, dict):
+        text = "{" + ", ".join(f"{shown(key)}: {shown(entry)}" for key, entry in value.items()) + "}"
+    else:
         try:
-            answer = function(*arguments)
-        except Exception as error:
-            print(f"{function.__name__} raised {type(error).__name__}: {error}")
-            return
-        if answer is ...:
-            print("not done yet: replace the ... and run this cell again")
-            return
-        try:
-            wrong = complaint(answer)
-        except Exception as error:
-            wrong = f"returned {answer!r}, which could not be compared ({type(error).__name__}: {error})"
-        if wrong:
-            print(f"not yet: {wrong}")
-            return
-    print(f"correct: {praise}")
+            text = repr(value)
+        except Exception:  # it is the reader's
+            text = f"a {type(value).__name__}"
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
-def _law(wanted: list[float], why: str) -> Callable[[Any], str | None]:
-    """A complaint about a list of probabilities that is not `wanted`."""
-
-    def complaint(answer):
-        values = [float(v) for v in answer]
-        close = len(values) == len(wanted) and all(abs(a - b) < 1e-9 for a, b in zip(values, wanted, strict=True))
-        return (
-            None if close else f"expected {[round(v, 4) for v in wanted]}, got {[round(v, 4) for v in values]}: {why}"
-        )
-
-    return complaint
+# --- random arguments ------------------------------------------------------------------------------------------------
 
 
-def _number(wanted: float, why: str) -> Callable[[Any], str | None]:
-    """A complaint about a number that is not `wanted`."""
-    return lambda answer: (
-        None if abs(float(answer) - wanted) < 1e-9 else f"expected {wanted:.6g}, got {float(answer):.6g}: {why}"
-    )
+def chance(r: random.Random) -> float:
+    """A probability, 0 and 1 more often than others."""
+    return r.choice([0.0, 1.0, *(round(r.random(), 2) for _ in range(6))])
 
 
-def _same(wanted: Any, why: str) -> Callable[[Any], str | None]:
-    """A complaint about anything that is not `wanted`."""
-    return lambda answer: None if answer == wanted else f"expected {wanted!r}, got {answer!r}: {why}"
+def law(r: random.Random, size: int, zeros: bool = True) -> list[float]:
+    """Probabilities of `size` tokens, multiples of 1/20, so that they print short and may be equal."""
+    cuts = [r.randint(0, 20) for _ in range(size - 1)] if zeros else r.sample(range(1, 20), size - 1)
+    ends = [0, *sorted(cuts), 20]
+    return [(high - low) / 20 for low, high in zip(ends, ends[1:], strict=False)]
+
+
+def two_laws(r: random.Random) -> tuple[list[float], list[float]]:
+    """p and q over the same tokens; now and then the same, or without a common token."""
+    size, one = r.randint(2, 6), r.random()
+    p, q = law(r, size), law(r, size)
+    return (p, list(p)) if one < 0.1 else (p + [0.0] * size, [0.0] * size + q) if one < 0.2 else (p, q)
+
+
+def pairs(r: random.Random, most: int = 8) -> list[tuple[int, int]]:
+    """Rounds as pairs (guessed, right), at least one guess in all."""
+    return [(n := r.randint(k == 0, most), r.randint(0, n)) for k in range(r.randint(1, 6))]
+
+
+def width_prices(r: random.Random, first: float | None = None) -> dict[int, float]:
+    """The price of a forward by its width, 1 to 16, in any order and with bumps; `first` is the price of one token."""
+    widths = r.sample(range(1, 17), 16)
+    return {n: first if first and n == 1 else round(r.uniform(1, 3), 2) for n in widths}

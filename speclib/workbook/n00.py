@@ -1,11 +1,9 @@
 """Notebook 00, start here: a race of two texts, and its exercises."""
 
-from collections.abc import Callable
-
 import ipywidgets as widgets
 
 from ..loop.trace import Trace
-from .common import ACCEPTED, TARGET, _number, _verdict, picture, plt, style, tight
+from .common import ACCEPTED, TARGET, box, exercise, pairs, plt, real, style, tight
 
 
 def race(traces: list, labels: tuple[str, ...] = ("speculative", "plain"), until: float | None = None) -> plt.Figure:
@@ -41,20 +39,12 @@ def race_slider(speculative, plain, steps: int = 20) -> widgets.VBox:
     """Two recorded outputs of `generate`, replayed against their own clocks: a slider over the seconds."""
     traces = [speculative.trace, plain.trace]
     end = max(t.seconds for t in traces)
-    slider = widgets.FloatSlider(
-        end, min=0.0, max=end, step=end / steps, continuous_update=False, description="seconds", readout_format=".2f"
-    )
-    image, texts = picture(race(traces)), widgets.HTML()
 
-    def show(_change=None):
-        image.value = picture(race(traces, until=slider.value)).value
-        texts.value = "".join(
-            _until(t, slider.value, name) for t, name in zip(traces, ("speculative", "plain"), strict=True)
-        )
+    def draw(seconds):
+        names = zip(traces, ("speculative", "plain"), strict=True)
+        return race(traces, until=seconds), "".join(_until(trace, seconds, name) for trace, name in names)
 
-    slider.observe(show, "value")
-    show()
-    return widgets.VBox([slider, image, texts])
+    return box("race", [real("seconds", end * (steps // 3) / steps, 0.0, end, end / steps)], draw)
 
 
 def _until(trace: Trace, seconds: float, name: str) -> str:
@@ -67,30 +57,43 @@ def _until(trace: Trace, seconds: float, name: str) -> str:
     return f"<b>{name}</b>" + Trace(trace.decode, rounds).to_html()
 
 
-def per_round(function: Callable) -> None:
+@exercise(
+    "also called block efficiency",
+    [
+        ((96, 96), "plain decoding yields one token a pass"),
+        ((96, 40), "tokens over passes"),
+        ((50, 20), "two and a half tokens a pass: a mean need not be a whole number"),
+    ],
+    lambda r: (r.randint(1, 300), r.randint(1, 150)),
+)
+def per_round(tokens, passes):
     """Tokens over target forwards."""
-    cases = [
-        ((96, 96), _number(1.0, "plain decoding yields one token a pass")),
-        ((96, 40), _number(2.4, "tokens over passes")),
-    ]
-    _verdict(function, cases, "also called block efficiency")
+    return tokens / passes
 
 
-def fewest_passes(function: Callable) -> None:
+@exercise(
+    "no guesser, however good, gets below that",
+    [
+        ((96, 0), "without guesses every token is a pass"),
+        ((96, 5), "each pass yields its guesses and one token of the target's own"),
+        ((96, 4), "the last, shorter round is a pass too: round up"),
+    ],
+    lambda r: (r.randint(1, 200), r.randint(0, 12)),
+)
+def fewest_passes(tokens, gamma):
     """tokens / (gamma + 1), rounded up."""
-    cases = [
-        ((96, 0), _number(96, "without guesses every token is a pass")),
-        ((96, 5), _number(16, "each pass yields its guesses and one token of the target's own")),
-        ((96, 4), _number(20, "the last, shorter round is a pass too: round up")),
-    ]
-    _verdict(function, cases, "no guesser, however good, gets below that")
+    return -(-tokens // (gamma + 1))
 
 
-def share(function: Callable) -> None:
+@exercise(
+    "not to be mixed up with alpha, the mean acceptance probability of a position",
+    [
+        (([(4, 4)],), "all four passed"),
+        (([(4, 2), (4, 0)],), "two of eight"),
+        (([(4, 4), (1, 0)],), "four of five: sum over rounds before dividing"),
+    ],
+    lambda r: (pairs(r),),
+)
+def share(rounds):
     """Accepted over proposed, over all rounds."""
-    cases = [
-        (([(4, 4)],), _number(1.0, "all four passed")),
-        (([(4, 2), (4, 0)],), _number(0.25, "two of eight")),
-        (([(4, 4), (1, 0)],), _number(0.8, "four of five: sum over rounds before dividing")),
-    ]
-    _verdict(function, cases, "not to be mixed up with alpha, the mean acceptance probability of a position")
+    return sum(accepted for _, accepted in rounds) / sum(proposed for proposed, _ in rounds)

@@ -1,11 +1,9 @@
 """Notebook 01, the bottleneck: caches, width curve, roofline."""
 
-from collections.abc import Callable
-
 import ipywidgets as widgets
 import seaborn as sns
 
-from .common import ACCEPTED, REJECTED, TARGET, _number, _verdict, picture, plt, tight
+from .common import ACCEPTED, REJECTED, TARGET, box, choice, exercise, plt, tight
 
 
 def cached_against_uncached(rows: list[dict]) -> plt.Figure:
@@ -119,47 +117,51 @@ def roofline(roof: dict, table, counts: list[tuple[int, int]]) -> plt.Figure:
 
 
 def width_explorer(table, roof: dict, counts: list[tuple[int, int]]) -> widgets.VBox:
-    """A slider over the measured widths: the place on the width curve, and how much of the machine's arithmetic is
-    used.
-    """
-    slider = widgets.SelectionSlider(
-        options=list(table["width"]), value=1, continuous_update=False, description="tokens"
-    )
-    image, words = widgets.Image(format="png"), widgets.HTML()
+    """A slider over the measured widths: the place on the width curve, and how much of the arithmetic is used."""
+    widths = list(table["width"])
 
-    def show(_change=None):
-        k = list(table["width"]).index(slider.value)
-        image.value = picture(width_curve(table, slider.value)).value
+    def draw(width):
+        k = widths.index(width)
         used = counts[k][1] / (1e-3 * table["ms"].iloc[k]) / roof["operations_per_second"]
-        words.value = (
-            f"{counts[k][1] / counts[k][0]:.1f} operations per byte; <b>{used:.1%}</b> of the arithmetic "
-            f"this machine can do"
-        )
+        words = f"{counts[k][1] / counts[k][0]:.1f} operations per byte; "
+        return width_curve(table, width), words + f"<b>{used:.1%}</b> of the arithmetic this machine can do"
 
-    slider.observe(show, "value")
-    show()
-    return widgets.VBox([slider, image, words])
+    return box("width", [choice("tokens", widths[len(widths) // 2], widths)], draw)
 
 
-def most_tokens_per_second(function: Callable) -> None:
+@exercise(
+    "faster than this needs more than one token a forward",
+    [
+        ((7e9, 2, 3.5e12), "14 GB at 3.5 TB/s"),
+        ((1e9, 4, 40e9), "4 GB at 40 GB/s"),
+        ((8e9, 0.5, 100e9), "4 bits a weight: 4 GB at 100 GB/s"),
+    ],
+    lambda r: (r.randint(1, 700) * 1e8, r.choice([0.5, 1, 2, 4, 8]), r.randint(1, 400) * 1e10),
+)
+def most_tokens_per_second(parameters, size, bandwidth):
     """bandwidth / (parameters size)."""
-    cases = [
-        ((7e9, 2, 3.5e12), _number(250.0, "14 GB at 3.5 TB/s")),
-        ((1e9, 4, 40e9), _number(10.0, "4 GB at 40 GB/s")),
-    ]
-    _verdict(function, cases, "faster than this needs more than one token a forward")
+    return bandwidth / (parameters * size)
 
 
-def ridge_width(function: Callable) -> None:
+@exercise(
+    "up to there, further tokens are nearly free",
+    [
+        ((2, 3.35e12, 990e12), "a large GPU in half precision: about 300 tokens"),
+        ((4, 40e9, 200e9), "4 bytes, 5 operations a byte"),
+        ((1, 40e9, 200e9), "a quarter of the size, a quarter of the width: a token costs two operations a weight"),
+    ],
+    lambda r: (r.choice([0.5, 1, 2, 4, 8]), r.randint(1, 400) * 1e10, r.randint(1, 900) * 1e11),
+)
+def ridge_width(size, bandwidth, operations):
     """size operations / (2 bandwidth)."""
-    cases = [
-        ((2, 3.35e12, 990e12), _number(990 / 3.35, "a large GPU in half precision: about 300 tokens")),
-        ((4, 40e9, 200e9), _number(10.0, "4 bytes, 5 operations a byte")),
-    ]
-    _verdict(function, cases, "up to there, further tokens are nearly free")
+    return size * operations / (2 * bandwidth)
 
 
-def uncached_positions(function: Callable) -> None:
+@exercise(
+    "with a cache it would be prompt + new - 1",
+    [((100, 1), "one token: the prompt once"), ((100, 3), "100 + 101 + 102"), ((10, 5), "10 + 11 + 12 + 13 + 14")],
+    lambda r: (r.randint(1, 300), r.randint(0, 40)),
+)
+def uncached_positions(prompt, new):
     """prompt + (prompt + 1) + ..."""
-    cases = [((100, 1), _number(100, "one token: the prompt once")), ((100, 3), _number(303, "100 + 101 + 102"))]
-    _verdict(function, cases, "with a cache it would be prompt + new - 1")
+    return sum(prompt + i for i in range(new))

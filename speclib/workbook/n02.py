@@ -1,11 +1,9 @@
 """Notebook 02, guess and check: perfect oracles, wrong ones, and their prices."""
 
-from collections.abc import Callable
-
 import ipywidgets as widgets
 
 from ..law import theory
-from .common import ACCEPTED, MARKERS, PREDICTED, REJECTED, TARGET, _number, _same, _verdict, picture, plt, tight
+from .common import ACCEPTED, MARKERS, PREDICTED, REJECTED, TARGET, box, exercise, pairs, plt, real, tight, width_prices
 
 
 def claim(table, where: str = "this machine") -> plt.Figure:
@@ -68,10 +66,11 @@ def wrong_guesses(table, where: str = "this machine") -> plt.Figure:
     return tight(figure)
 
 
-def priced_oracle(times, quality: float, prices: tuple[float, ...]) -> plt.Figure:
+def priced_oracle(times, quality: float, prices: tuple[float, ...], top: float | None = None) -> plt.Figure:
     """Predicted speed-up against the number of guesses, a line a price, the best of each marked.
 
-    times: milliseconds by width (a Series); quality: how often a guess is right; prices: a guess over a target forward.
+    times: milliseconds by width (a Series); quality: how often a guess is right; prices: a guess over a target
+    forward; top: where the axis ends.
     """
     lengths = [width - 1 for width in times.index]
     figure, axis = plt.subplots(figsize=(7.5, 3.6))
@@ -92,68 +91,85 @@ def priced_oracle(times, quality: float, prices: tuple[float, ...]) -> plt.Figur
     axis.axhline(1, color="black", linestyle=":", linewidth=1)
     axis.set(xlabel="guesses a round", ylabel="predicted speed-up", title=f"Guesses right with probability {quality:g}")
     axis.margins(y=0.08)  # the best is marked by a large dot
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(bottom=0, top=top)
     axis.legend(fontsize=9)
     return tight(figure)
 
 
 def oracle_dial(times) -> widgets.VBox:
-    """Sliders for an oracle's quality and price; the predicted speed-up over the number of guesses, with a measured
-    width curve (ms by width).
+    """Sliders for an oracle's quality and price: the predicted speed-up over the number of guesses.
+
+    times: a measured width curve, ms by width.
     """
-    quality = widgets.FloatSlider(0.7, min=0.0, max=1.0, step=0.05, continuous_update=False, description="right with a")
-    price = widgets.FloatSlider(0.1, min=0.0, max=1.0, step=0.05, continuous_update=False, description="cost c")
-    image = widgets.Image(format="png")
-
-    def show(_change=None):
-        image.value = picture(priced_oracle(times, quality.value, (price.value,))).value
-
-    quality.observe(show, "value")
-    price.observe(show, "value")
-    show()
-    return widgets.VBox([quality, price, image])
+    top = 1.05 * max(width * times[1] / ms for width, ms in times.items())  # always right and free
+    controls = [real("right with a", 0.7, 0.0, 1.0, 0.05), real("cost c", 0.1, 0.0, 1.0, 0.05)]
+    return box("oracle", controls, lambda quality, price: priced_oracle(times, quality, (price,), top))
 
 
-def round_adds(function: Callable) -> None:
-    """The agreeing guesses and one token of the target's own."""
-    cases = [
-        (([5, 6, 7], [5, 6, 7, 8]), _same([5, 6, 7, 8], "all guesses right, and the target's token after them")),
+@exercise(
+    "never less than one token a round",
+    [
+        (([5, 6, 7], [5, 6, 7, 8]), "all guesses right, and the target's token after them"),
         (
             ([5, 6, 7], [5, 9, 7, 8]),
-            _same(
-                [5, 9], "the second guess is wrong; the third was checked behind a wrong token and counts for nothing"
-            ),
+            "the second guess is wrong; the third was checked behind a wrong token and counts for nothing",
         ),
-        (([], [3]), _same([3], "without guesses a round is plain decoding")),
-    ]
-    _verdict(function, cases, "never less than one token a round")
+        (([5, 7], [5, 9, 7]), "7 was said, but at another place"),
+        (([], [3]), "without guesses a round is plain decoding"),
+    ],
+    lambda r: (lambda says: ([t if r.random() < 0.6 else r.randint(0, 3) for t in says[:-1]], says))(
+        [r.randint(0, 3) for _ in range(r.randint(1, 7))]
+    ),
+)
+def round_adds(guesses, says):
+    """The agreeing guesses and one token of the target's own."""
+    right = 0
+    while right < len(guesses) and guesses[right] == says[right]:
+        right += 1
+    return guesses[:right] + [says[right]]
 
 
-def repaired_claim(function: Callable) -> None:
+@exercise(
+    "the claim holds only where the width curve is flat",
+    [
+        ((3, {1: 10.0, 2: 10.0, 4: 10.0}), "if width costs nothing the claim is right"),
+        ((3, {1: 10.0, 2: 12.0, 4: 20.0}), "four tokens in 20 ms against 10 ms each"),
+        ((1, {1: 10.0, 2: 12.0, 4: 20.0}), "one guess makes two tokens: a forward of width 2"),
+    ],
+    lambda r: (r.randint(0, 15), width_prices(r)),
+)
+def repaired_claim(n, T):
     """(n + 1) T(1) / T(n + 1)."""
-    flat, rising = {1: 10.0, 2: 10.0, 4: 10.0}, {1: 10.0, 2: 12.0, 4: 20.0}
-    cases = [
-        ((3, flat), _number(4.0, "if width costs nothing the claim is right")),
-        ((3, rising), _number(2.0, "four tokens in 20 ms against 10 ms each")),
-    ]
-    _verdict(function, cases, "the claim holds only where the width curve is flat")
+    return (n + 1) * T[1] / T[n + 1]
 
 
-def wasted(function: Callable) -> None:
+@exercise(
+    "on a busy machine this work is not free",
+    [
+        (([(4, 4)],), "nothing was wrong"),
+        (([(4, 1), (4, 0), (2, 2)],), "3 + 4 + 0"),
+        (([(4, 3)],), "one guess of four was computed for nothing; the target's own token is no waste"),
+    ],
+    lambda r: (pairs(r),),
+)
+def wasted(rounds):
     """Positions computed and not kept."""
-    cases = [(([(4, 4)],), _number(0, "nothing was wrong")), (([(4, 1), (4, 0), (2, 2)],), _number(7, "3 + 4 + 0"))]
-    _verdict(function, cases, "on a busy machine this work is not free")
+    return sum(guessed - right for guessed, right in rounds)
 
 
-def what_followed(function: Callable) -> None:
+@exercise(
+    "a search engine in four lines; draft_and_check takes it as it is",
+    [
+        (([1, 2, 3, 1], 2), "1 stood at the beginning, and 2, 3 followed"),
+        (([1, 2, 1, 3, 1], 1), "of two earlier occurrences the latest counts"),
+        (([5, 5], 3), "a slice past the end is short, and that is fine"),
+        (([1, 2, 3], 4), "3 was never seen before: no guess; the last token itself is no earlier occurrence"),
+    ],
+    lambda r: ([r.randint(0, 3) for _ in range(r.randint(1, 10))], r.randint(0, 5)),
+)
+def what_followed(text, n):
     """The tokens behind the latest earlier occurrence of the last token."""
-    cases = [
-        (([1, 2, 3, 1], 2), _same([2, 3], "1 stood at the beginning, and 2, 3 followed")),
-        (([1, 2, 1, 3, 1], 1), _same([3], "of two earlier occurrences the latest counts")),
-        (([5, 5], 3), _same([5], "a slice past the end is short, and that is fine")),
-        (
-            ([1, 2, 3], 4),
-            _same([], "3 was never seen before: no guess; the last token itself is no earlier occurrence"),
-        ),
-    ]
-    _verdict(function, cases, "a search engine in four lines; draft_and_check takes it as it is")
+    for place in range(len(text) - 2, -1, -1):
+        if text[place] == text[-1]:
+            return text[place + 1 : place + 1 + n]
+    return []

@@ -1,14 +1,12 @@
 """Notebook 03, speculative sampling: one position at a time, and three programs for one text."""
 
-from collections.abc import Callable
-
 import ipywidgets as widgets
 import numpy as np
 
 from ..drafters import ModelDrafter
 from ..law.rules import RULES, Rule
 from ..loop.decoding import generate
-from .common import ACCEPTED, REJECTED, TARGET, _law, _number, _verdict, picture, plt, tight, two_distributions
+from .common import ACCEPTED, REJECTED, TARGET, box, chance, exercise, integer, plt, tight, two_distributions, two_laws
 
 
 def position(record: dict, tokenizer, top: int = 8) -> plt.Figure:
@@ -60,8 +58,9 @@ def baselines(clocks: dict[str, list[float]], where: str = "this machine") -> pl
 
 
 def record_rounds(pair, prompt: str, draft_length: int = 4, tokens: int = 24, seed: int = 1) -> list[dict]:
-    """Every drafted position of a run that verification reached: p [V], q [V], the drafted token, its replacement (None
-    if kept), a title.
+    """Every drafted position that verification reached in a run.
+
+    Of each: p [V], q [V], the drafted token, its replacement (None if kept), a title.
     """
     seen = []
 
@@ -70,16 +69,8 @@ def record_rounds(pair, prompt: str, draft_length: int = 4, tokens: int = 24, se
         return RULES["token"].law(p, q, drafted)
 
     rule = Rule("watched", watched, True, "the token rule, observed")
-    out = generate(
-        pair.target,
-        prompt,
-        ModelDrafter(pair.draft),
-        draft_length=draft_length,
-        rule=rule,
-        max_new_tokens=tokens,
-        stop=[],
-        seed=seed,
-    )
+    options = {"draft_length": draft_length, "rule": rule, "max_new_tokens": tokens, "stop": [], "seed": seed}
+    out = generate(pair.target, prompt, ModelDrafter(pair.draft), **options)
     rounds = [r for r in out.trace.rounds if r.drafted]
     records = []
     for number, (r, (p, q, drafted)) in enumerate(zip(rounds, seen, strict=True), 1):
@@ -89,74 +80,67 @@ def record_rounds(pair, prompt: str, draft_length: int = 4, tokens: int = 24, se
             if r.accepted == len(r.drafted) == i + 1:
                 fate += f"; all passed, and the bonus token is {pair.tokenizer.decode([own])!r}"
             keep = r.position + len(r.emitted) - 1  # the newest token is read in the next round
-            # nobody read the draft's last guess
-            lengths = f"target {keep}, draft {min(keep, r.position + len(r.drafted) - 1)}"
-            chance = (
-                f"accepted with probability {min(1.0, float(p[i, token] / q[i, token])):.2f}; overlap "
-                f"{r.overlaps[i]:.2f}"
-            )
-            title = (
-                f"Round {number}, guess {i + 1} of {len(r.drafted)}: {chance}\n{fate}\ncaches after the round: "
-                f"{lengths} tokens"
-            )
-            records.append(
-                {
-                    "p": p[i],
-                    "q": q[i],
-                    "drafted": token,
-                    "replacement": None if passed else own,
-                    "title": title.replace("$", r"\$"),
-                }
-            )
+            draft = min(keep, r.position + len(r.drafted) - 1)  # nobody read the draft's last guess
+            odds = f"accepted with probability {min(1.0, float(p[i, token] / q[i, token])):.2f}"
+            title = f"Round {number}, guess {i + 1} of {len(r.drafted)}: {odds}; overlap {r.overlaps[i]:.2f}\n{fate}"
+            title = (title + f"\ncaches after the round: target {keep}, draft {draft} tokens").replace("$", r"\$")
+            replacement = None if passed else own
+            records.append({"p": p[i], "q": q[i], "drafted": token, "replacement": replacement, "title": title})
     return records
 
 
 def round_stepper(pair, prompt: str) -> widgets.VBox:
     """A slider over the drafted positions of a run: p, q, their overlap, and what became of each guess."""
-    records = record_rounds(pair, prompt)
-    slider = widgets.IntSlider(1, 1, len(records), continuous_update=False, description="position")
-    image = picture(position(records[0], pair.tokenizer))
-
-    def show(change):
-        image.value = picture(position(records[change["new"] - 1], pair.tokenizer)).value
-
-    slider.observe(show, "value")
-    return widgets.VBox([slider, image])
+    records, tokenizer = record_rounds(pair, prompt), pair.tokenizer  # what is drawn from: the models are not kept
+    if not records:
+        return box("round", [], lambda: "No guess was checked in this run: it is too short to make one.")
+    return box("round", [integer("position", 1, 1, len(records))], lambda k: position(records[k - 1], tokenizer))
 
 
-def my_residual(function: Callable) -> None:
+@exercise(
+    "after a rejection the text continues from here",
+    [
+        (([0.4, 0.3, 0.15, 0.15], [0.2, 0.45, 0.05, 0.3]), "clip p - q at 0, then divide by the sum"),
+        (([1.0, 0.0], [0.0, 1.0]), "disjoint supports leave all of p"),
+        (([0.5, 0.5], [0.5, 0.5]), "where p and q agree the sum is 0 and the limit is p"),
+    ],
+    two_laws,
+)
+def my_residual(p, q):
     """norm(max(p - q, 0)), with its limit."""
-    cases = [
-        (
-            ([0.4, 0.3, 0.15, 0.15], [0.2, 0.45, 0.05, 0.3]),
-            _law([2 / 3, 0, 1 / 3, 0], "clip p - q at 0, then divide by the sum"),
-        ),
-        (([1.0, 0.0], [0.0, 1.0]), _law([1.0, 0.0], "disjoint supports leave all of p")),
-        (([0.5, 0.5], [0.5, 0.5]), _law([0.5, 0.5], "where p and q agree the sum is 0 and the limit is p")),
-    ]
-    _verdict(function, cases, "after a rejection the text continues from here")
+    excess = [max(a - b, 0) for a, b in zip(p, q, strict=True)]
+    mass = sum(excess)
+    return [e / mass for e in excess] if mass else p
 
 
-def threshold_law(function: Callable) -> None:
-    """The law of the rule that accepts iff q <= p."""
-    cases = [
-        (
-            ([0.5, 0.5], [0.8, 0.2]),
-            _law([0.0, 1.0], "drafts of token 0 are always rejected, and the residual holds only token 1"),
-        ),
+@exercise(
+    "the rule is biased: it starves the tokens that the draft overrates",
+    [
+        (([0.5, 0.5], [0.8, 0.2]), "drafts of token 0 are always rejected, and the residual holds only token 1"),
         (
             ([0.5, 0.3, 0.2], [0.5, 0.4, 0.1]),
-            _law([0.5, 0.0, 0.5], "token 0 is kept (0.5 <= 0.5), token 1 never, and all of its mass moves to token 2"),
+            "token 0 is kept (0.5 <= 0.5), token 1 never, and all of its mass moves to token 2",
         ),
-    ]
-    _verdict(function, cases, "the rule is biased: it starves the tokens that the draft overrates")
+        (([0.2, 0.3, 0.5], [0.2, 0.3, 0.5]), "equal distributions keep every guess"),
+    ],
+    two_laws,
+)
+def threshold_law(p, q):
+    """The law of the rule that accepts iff q <= p."""
+    kept = [b if b <= a else 0.0 for a, b in zip(p, q, strict=True)]
+    return [k + (1 - sum(kept)) * r for k, r in zip(kept, my_residual.__wrapped__(p, q), strict=True)]
 
 
-def tokens_per_round(function: Callable) -> None:
+@exercise(
+    "Leviathan et al., equation 1",
+    [
+        ((0.0, 3), "with no guess accepted a round still yields the target's own token"),
+        ((0.5, 2), "1 + 0.5 + 0.25"),
+        ((0.5, 4), "1 + 0.5 + 0.25 + 0.125 + 0.0625: each guess counts only behind those before it"),
+        ((1.0, 4), "all guesses and the bonus token"),
+    ],
+    lambda r: (chance(r), r.randint(0, 12)),
+)
+def tokens_per_round(a, gamma):
     """1 + a + ... + a^gamma."""
-    cases = [
-        ((0.0, 3), _number(1.0, "with no guess accepted a round still yields the target's own token")),
-        ((0.5, 2), _number(1.75, "1 + 0.5 + 0.25")),
-        ((1.0, 4), _number(5.0, "all guesses and the bonus token")),
-    ]
-    _verdict(function, cases, "Leviathan et al., equation 1")
+    return sum(a**i for i in range(gamma + 1))

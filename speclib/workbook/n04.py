@@ -1,9 +1,9 @@
 """Notebook 04, lossless: histograms, the power of tests, the museum, overlap."""
 
-from collections.abc import Callable
+import math
 
 from ..law import statistics
-from .common import ACCEPTED, REJECTED, _law, _number, _verdict, plt, tight
+from .common import ACCEPTED, REJECTED, exercise, law, plt, tight, two_laws
 
 
 def joint_histograms(counted: dict, law: dict) -> plt.Figure:
@@ -70,39 +70,54 @@ def museum(table) -> plt.Figure:
     return tight(figure)
 
 
-def my_alpha(function: Callable) -> None:
+@exercise(
+    "one minus the total variation",
+    [
+        (([0.5, 0.5], [0.5, 0.5]), "equal distributions always agree"),
+        (([1.0, 0.0], [0.0, 1.0]), "disjoint ones never do"),
+        (([0.4, 0.4, 0.1, 0.1], [0.2, 0.2, 0.3, 0.3]), "0.2 + 0.2 + 0.1 + 0.1"),
+    ],
+    two_laws,
+)
+def my_alpha(p, q):
     """sum(min(p, q))."""
-    cases = [
-        (([0.5, 0.5], [0.5, 0.5]), _number(1.0, "equal distributions always agree")),
-        (([1.0, 0.0], [0.0, 1.0]), _number(0.0, "disjoint ones never do")),
-        (([0.4, 0.3, 0.3], [0.2, 0.5, 0.3]), _number(0.8, "0.2 + 0.3 + 0.3")),
-    ]
-    _verdict(function, cases, "one minus the total variation")
+    return sum(map(min, p, q))
 
 
-def resampled_law(function: Callable) -> None:
-    """min(p, q) + P(rejection) p."""
-    cases = [
-        (([0.5, 0.5], [0.5, 0.5]), _law([0.5, 0.5], "nothing is rejected")),
+@exercise(
+    "what was kept often comes once more: the law leans towards the draft",
+    [
+        (([0.5, 0.5], [0.5, 0.5]), "nothing is rejected"),
         (
             ([0.8, 0.2], [0.4, 0.6]),
-            _law(
-                [0.4 + 0.4 * 0.8, 0.2 + 0.4 * 0.2],
-                "token 1 is kept with 0.2, all that p gives it, and then comes once more after rejections",
-            ),
+            "token 1 is kept with 0.2, all that p gives it, and then comes once more after rejections",
         ),
-    ]
-    _verdict(function, cases, "what was kept often comes once more: the law leans towards the draft")
+        (([1.0, 0.0], [0.0, 1.0]), "all is rejected, and p is drawn from"),
+    ],
+    two_laws,
+)
+def resampled_law(p, q):
+    """min(p, q) + P(rejection) p."""
+    kept = list(map(min, p, q))
+    return [k + (1 - sum(kept)) * a for k, a in zip(kept, p, strict=True)]
 
 
-def my_g(function: Callable) -> None:
+def _counts(r):
+    size = r.randint(2, 5)
+    counts = [r.choice([0, r.randint(1, 80)]) for _ in range(size - 1)] + [r.randint(1, 80)]
+    return r.sample(counts, size), law(r, size, zeros=False)
+
+
+@exercise(
+    "chi-square distributed under equality, with one degree of freedom less than cells",
+    [
+        (([50, 50], [0.5, 0.5]), "counts as expected"),
+        (([60, 40], [0.5, 0.5]), "2 (60 log 1.2 + 40 log 0.8)"),
+        (([100, 0], [0.5, 0.5]), "an empty cell adds nothing; the other has twice its share"),
+    ],
+    _counts,
+)
+def my_g(counts, probabilities):
     """2 sum c log(c / (n p))."""
-    cases = [
-        (([50, 50], [0.5, 0.5]), _number(0.0, "counts as expected")),
-        (([60, 40], [0.5, 0.5]), _number(4.027102710137775, "2 (60 log 1.2 + 40 log 0.8)")),
-        (
-            ([100, 0], [0.5, 0.5]),
-            _number(138.62943611198907, "an empty cell adds nothing; the other has twice its share"),
-        ),
-    ]
-    _verdict(function, cases, "chi-square distributed under equality, with one degree of freedom less than cells")
+    n = sum(counts)
+    return 2 * sum(c * math.log(c / (n * p)) for c, p in zip(counts, probabilities, strict=True) if c)

@@ -1,5 +1,6 @@
 """Notebook 04b, the bug hunt: twelve samplers without names, a solver that finds all, and its checks."""
 
+import math
 from collections.abc import Callable
 from functools import cache
 
@@ -9,6 +10,7 @@ import pandas as pd
 from ..errors import InvalidArgument
 from ..exactness.judge import Suite, chosen
 from ..exactness.library import SUSPECTS
+from .common import exercise, law
 
 Text = tuple[int, ...]
 Laws = dict[str, dict[str, dict[Text, float]]]
@@ -156,69 +158,53 @@ def score(solver: Callable[[Sampler], str], seed: int = 0) -> pd.DataFrame:
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
-def _tried(function: Callable, complaint: Callable[[], str], praise: str) -> None:
-    """Prints the verdict on a reader's function: `complaint` calls it and says what is wrong, or nothing. Never
-    raises.
-    """
-    try:
-        wrong = complaint()
-    except Exception as error:
-        wrong = f"{function.__name__} raised {type(error).__name__}: {error}"
-    print(wrong if wrong == UNDONE else f"not yet: {wrong}" if wrong else f"correct: {praise}")
+def _evidence(r):
+    """Some texts, and a law of texts of up to three tokens that may forbid some of them."""
+    every = [tuple(r.randint(0, 2) for _ in range(r.randint(1, 3))) for _ in range(8)]
+    allowed = list(dict.fromkeys(every))[: r.randint(2, 6)]
+    return r.choices(every, k=r.randint(0, 8)), dict(zip(allowed, law(r, len(allowed), zeros=False), strict=True))
 
 
-UNDONE = "not done yet: replace the ... and run this cell again"
-
-
-def my_suspicion(function: Callable) -> None:
+@exercise(
+    "one such text settles it, whatever the p-value",
+    [
+        (([(0,), (1, 2)], {(0,): 0.5, (1, 2): 0.5}), "nothing is forbidden"),
+        (([(0,), (2,), (0,)], {(0,): 0.5, (1, 2): 0.5}), "(2,) never comes"),
+        (([(1,), (1, 2), (1,)], {(0,): 0.5, (1, 2): 0.5}), "(1,) is no text of this law, and it came twice"),
+        (([], {(0,): 1.0}), "no text, no suspicion"),
+    ],
+    _evidence,
+)
+def my_suspicion(texts, law):
     """Texts that the right law forbids."""
-
-    def complaint():
-        right = {(0,): 0.5, (1, 2): 0.5}
-        for texts, wanted in (
-            ([(0,), (1, 2)], []),
-            ([(0,), (2,), (0,)], [(2,)]),
-            ([], []),
-            ([(1,), (1, 2), (1,)], [(1,), (1,)]),
-        ):
-            answer = function(list(texts), dict(right))
-            if answer is ...:
-                return UNDONE
-            if list(map(tuple, answer)) != wanted:
-                return f"of {texts} the law {right} forbids {wanted}, not {answer}"
-        return ""
-
-    _tried(function, complaint, "one such text settles it, whatever the p-value")
+    return [text for text in texts if text not in law]
 
 
-def my_log_likelihood(function: Callable) -> None:
+_LAW = {(0,): 0.5, (1,): 0.25, (1, 0): 0.25}
+
+
+@exercise(
+    "differences of this number say how much likelier one suspect is than another",
+    [
+        (([(0,)], _LAW), "log 0.5"),
+        (([(1,), (1, 0), (0,), (0,)], _LAW), "each text counts, as often as it came"),
+        (([], _LAW), "no text, no evidence"),
+        (([(0,), (5,)], _LAW), "one text that cannot come rules the law out: minus infinity"),
+    ],
+    _evidence,
+)
+def my_log_likelihood(texts, law):
     """The sum of the logarithms."""
-
-    def complaint():
-        law = {(0,): 0.5, (1,): 0.25, (1, 0): 0.25}
-        for texts in ([(0,)], [(1,), (1, 0)], [(0,), (1,), (0,)], [], [(0,), (5,)]):
-            answer = function(list(texts), dict(law))
-            if answer is ...:
-                return UNDONE
-            with np.errstate(divide="ignore"):
-                wanted = float(sum(np.log(law.get(text, 0.0)) for text in texts))
-            if not (answer == wanted or abs(answer - wanted) < 1e-6):
-                return f"{texts} under {law}: {wanted:.4f}, not {answer}"
-        return ""
-
-    _tried(function, complaint, "differences of this number say how much likelier one suspect is than another")
+    return sum(math.log(law[text]) if text in law else -math.inf for text in texts)
 
 
-def my_detective(function: Callable) -> None:
+@exercise(
+    "all twelve; `n04b.score(my_detective)` counts the draws",
+    [((sampler,), "that is not what it does") for sampler in samplers()],
+    None,
+    tell=False,
+)
+def my_detective(sampler):
     """All twelve."""
-
-    def complaint():
-        for sampler in samplers():
-            said = function(sampler)
-            if said is ...:
-                return UNDONE
-            if said != HIDDEN[sampler.number - 1]:
-                return f"sampler {sampler.number} does not do {said!r} (you took {sampler.draws:,} draws of it)"
-        return ""
-
-    _tried(function, complaint, "all twelve; `n04b.score(my_detective)` counts the draws")
+    suite()  # computed once, and not in the reader's time
+    return HIDDEN[sampler.number - 1]

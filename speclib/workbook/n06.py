@@ -1,13 +1,11 @@
 """Notebook 06, how far to guess: best lengths, streaks, plans."""
 
-from collections.abc import Callable
-
 import ipywidgets as widgets
 import numpy as np
 
 from ..law import statistics
 from ..loop.trace import Trace
-from .common import ACCEPTED, PREDICTED, REJECTED, TARGET, _number, _same, _verdict, picture, plt, tight
+from .common import ACCEPTED, PREDICTED, REJECTED, TARGET, box, chance, exercise, integer, plt, tight, width_prices
 
 
 def best_length(measured, curve: list[float], alpha: float) -> plt.Figure:
@@ -104,47 +102,77 @@ def controller(trace, settings, upto: int | None = None) -> plt.Figure:
 
 def controller_stepper(trace: Trace, settings) -> widgets.VBox:
     """A slider over the rounds of one text: what a cost-aware plan knew, asked for and got, up to there."""
-    slider = widgets.IntSlider(len(trace.rounds), 1, len(trace.rounds), continuous_update=False, description="round")
-    image = picture(controller(trace, settings))
-
-    def show(change):
-        image.value = picture(controller(trace, settings, change["new"])).value
-
-    slider.observe(show, "value")
-    return widgets.VBox([slider, image])
+    rounds = len(trace.rounds)
+    slider = integer("round", (rounds + 1) // 2, 1, rounds)
+    return box("controller", [slider], lambda k: controller(trace, settings, k))
 
 
-def best_gamma(function: Callable) -> None:
-    """The draft length of the greatest predicted speed-up."""
-    flat, bumpy = {n: 1.0 for n in range(1, 10)}, {1: 1.0, 2: 1.4, 3: 1.4, 4: 1.4, 5: 1.1, 6: 1.5}
-    cases = [
-        ((0.8, 0.1, flat), _same(6, "with a flat width curve, divide the sum of powers by gamma * c + 1")),
+def _speed(alpha, gamma, c, prices):
+    return sum(alpha**i for i in range(gamma + 1)) / (gamma * c + prices[gamma + 1])
+
+
+def _known_prices(r):
+    """alpha, c and some prices, the price of one token among them; None where two lengths are about as good."""
+    prices = {n: price for n, price in width_prices(r, 1.0).items() if n == 1 or n < 10 and r.random() < 0.7}
+    alpha, c = chance(r), round(r.choice([0.0, r.random() / 2, r.random() / 8]), 3)
+    speeds = sorted(_speed(alpha, n - 1, c, prices) for n in prices)
+    return (alpha, c, prices) if len(speeds) < 2 or speeds[-1] > 1.001 * speeds[-2] else None
+
+
+@exercise(
+    "and near the optimum one more or less hardly matters",
+    [
         (
-            (0.5, 0.05, bumpy),
-            _same(4, "five tokens are cheaper to check than four here: use the price of gamma + 1 tokens"),
+            (0.8, 0.1, {n: 1.0 for n in range(1, 10)}),
+            "with a flat width curve, divide the sum of powers by gamma * c + 1",
         ),
-        ((0.1, 0.5, flat), _same(0, "where alpha is below c, plain decoding is best")),
-    ]
-    _verdict(function, cases, "and near the optimum one more or less hardly matters")
+        (
+            (0.5, 0.05, {1: 1.0, 2: 1.4, 3: 1.4, 4: 1.4, 5: 1.1, 6: 1.5}),
+            "five tokens are cheaper to check than four here: use the price of gamma + 1 tokens",
+        ),
+        ((0.1, 0.5, {n: 1.0 for n in range(1, 10)}), "where alpha is below c, plain decoding is best"),
+        ((0.9, 0.05, {8: 1.3, 1: 1.0, 4: 1.2}), "only the widths 1, 4 and 8 have a price, in whatever order"),
+    ],
+    _known_prices,
+)
+def best_gamma(alpha, c, prices):
+    """The draft length of the greatest predicted speed-up."""
+    return max((n - 1 for n in prices), key=lambda gamma: _speed(alpha, gamma, c, prices))
 
 
-def foresight_speed(function: Callable) -> None:
+@exercise(
+    "no plan can do better on these rounds",
+    [
+        (([0, 0], 0.1, {1: 1.0, 2: 1.1, 3: 1.2, 4: 1.3}), "nothing passes: plain decoding"),
+        (([3], 0.1, {1: 1.0, 2: 1.1, 3: 1.2, 4: 1.3}), "four tokens for three guesses and one check of four tokens"),
+        (([0, 3, 1], 0.1, {1: 1.0, 2: 1.1, 3: 1.2, 4: 1.3}), "sum the tokens, sum the time, divide once"),
+    ],
+    lambda r: ([r.randint(0, 8) for _ in range(r.randint(1, 6))], round(r.random() / 2, 2), width_prices(r, 1.0)),
+)
+def foresight_speed(accepted, c, prices):
     """Tokens per plain step of a plan that stops before the first guess that would fail."""
-    prices = {1: 1.0, 2: 1.1, 3: 1.2, 4: 1.3}
-    cases = [
-        (([0, 0], 0.1, prices), _number(1.0, "nothing passes: plain decoding")),
-        (([3], 0.1, prices), _number(4 / 1.6, "four tokens for three guesses and one check of four tokens")),
-        (([0, 3, 1], 0.1, prices), _number(7 / (1.0 + 1.6 + 1.2), "sum the tokens, sum the time, divide once")),
-    ]
-    _verdict(function, cases, "no plan can do better on these rounds")
+    return sum(a + 1 for a in accepted) / sum(a * c + prices[a + 1] for a in accepted)
 
 
-def next_length(function: Callable) -> None:
+def _round_of_a_plan(r):
+    most = r.randint(3, 20)
+    length = r.choice([1, most, r.randint(1, most)])
+    drafted = r.choice([length, r.randint(1, length)])
+    return length, drafted, r.choice([drafted, r.randint(0, drafted)]), most
+
+
+@exercise(
+    "a few lines that cost nothing",
+    [
+        ((5, 5, 5, 16), "all passed: two more"),
+        ((5, 5, 4, 16), "one failed: one fewer"),
+        ((5, 5, 2, 16), "three failed, and still one fewer"),
+        ((8, 3, 3, 16), "all three that were made passed: two more than the length, which was 8"),
+        ((1, 1, 0, 16), "never below 1"),
+        ((15, 15, 15, 16), "never above most"),
+    ],
+    _round_of_a_plan,
+)
+def next_length(length, drafted, accepted, most):
     """The heuristic schedule."""
-    cases = [
-        ((5, 5, 5, 16), _same(7, "all passed: two more")),
-        ((5, 5, 4, 16), _same(4, "one failed: one fewer")),
-        ((1, 1, 0, 16), _same(1, "never below 1")),
-        ((15, 15, 15, 16), _same(16, "never above most")),
-    ]
-    _verdict(function, cases, "a few lines that cost nothing")
+    return min(most, length + 2) if accepted == drafted else max(1, length - 1)

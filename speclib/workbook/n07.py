@@ -1,6 +1,6 @@
 """Notebook 07, smaller, earlier, parallel: exits, heads, and the map of oracles."""
 
-from collections.abc import Callable
+import math
 
 import ipywidgets as widgets
 import numpy as np
@@ -9,7 +9,7 @@ from matplotlib.transforms import Bbox
 from torch.utils.benchmark import Timer
 
 from ..law import theory
-from .common import ACCEPTED, DRAFT, MARKERS, TARGET, _law, _number, _verdict, picture, plt, tight
+from .common import ACCEPTED, DRAFT, MARKERS, TARGET, box, chance, choice, exercise, plt, tight
 
 
 def exits(table, chosen: int | None = None) -> plt.Figure:
@@ -131,60 +131,79 @@ def write_beside(axis: plt.Axes, points: dict[str, tuple[float, float]]) -> None
 
 
 def layer_dial(table) -> widgets.VBox:
-    """A slider over the layers that a guess takes: overlap, cost and the best predicted speed-up. table: columns
-    layers, untrained, trained, c.
-    """
-    slider = widgets.SelectionSlider(
-        options=[int(k) for k in table["layers"]], continuous_update=False, description="layers"
-    )
-    image, words = widgets.Image(format="png"), widgets.HTML()
+    """A slider over the layers that a guess takes: overlap, cost and the best predicted speed-up.
 
-    def show(_change=None):
-        row = table[table["layers"] == slider.value].iloc[0]
-        image.value = picture(exits(table, slider.value)).value
+    table: columns layers, untrained, trained, c.
+    """
+    table, depths = table.set_index("layers", drop=False), [int(k) for k in table["layers"]]
+
+    def draw(layers):
+        row = table.loc[layers]
         lines = [f"cost of a guess: <b>{row['c']:.2f}</b> of a target forward"]
         for name in ("untrained", "trained"):
             if row[name] == row[name]:  # no exit was trained after every layer
                 gamma = int(theory.optimal_gamma(row[name], row["c"], 8))
+                gain = float(theory.speedup(row[name], gamma, row["c"]))
                 lines.append(
-                    f"{name}: overlap {row[name]:.2f}, best gamma {gamma}, predicted speed-up "
-                    f"<b>{float(theory.speedup(row[name], gamma, row['c'])):.2f}x</b>"
+                    f"{name}: overlap {row[name]:.2f}, best gamma {gamma}, predicted speed-up <b>{gain:.2f}x</b>"
                 )
-        words.value = "<br>".join(lines)
+        return exits(table, layers), "<br>".join(lines)
 
-    slider.observe(show, "value")
-    show()
-    return widgets.VBox([slider, image, words])
+    return box("layers", [choice("layers", depths[len(depths) // 4], depths)], draw)
 
 
-def round_row(function: Callable) -> None:
+def _row_to_round(r):
+    """A row and a number of bits; None where an entry lies halfway between two steps, or all are 0."""
+    row, bits = [round(r.uniform(-3, 3), 2) for _ in range(r.randint(1, 6))], r.randint(2, 8)
+    steps = [abs(x) * (2 ** (bits - 1) - 1) / max(map(abs, row)) for x in row] if any(row) else [0.5]
+    return (row, bits) if all(abs(step % 1 - 0.5) > 1e-3 for step in steps) else None
+
+
+@exercise(
+    "an 8-bit copy of a matrix is these whole numbers and one scale a row",
+    [
+        (([1.27, -0.634, 0.0], 8), "the step is the largest size over 127; every entry goes to the nearest multiple"),
+        (([0.9, -0.3, 0.1], 2), "with 2 bits only -1, 0 and 1 times the largest size are left"),
+        (([3.0, 1.4, -1.6], 3), "with 3 bits the largest whole number is 3"),
+        (([1.0, -2.0], 3), "the largest size counts, whatever its sign"),
+    ],
+    _row_to_round,
+)
+def round_row(row, bits):
     """Symmetric round-to-nearest with one scale."""
-    cases = [
-        (
-            ([1.27, -0.634, 0.0], 8),
-            _law([1.27, -0.63, 0.0], "the step is the largest size over 127; every entry goes to the nearest multiple"),
-        ),
-        (([0.9, -0.3, 0.1], 2), _law([0.9, 0.0, 0.0], "with 2 bits only -1, 0 and 1 times the largest size are left")),
-        (([3.0, 1.4, -1.6], 3), _law([3.0, 1.0, -2.0], "with 3 bits the largest whole number is 3")),
-    ]
-    _verdict(function, cases, "an 8-bit copy of a matrix is these whole numbers and one scale a row")
+    scale = max(map(abs, row)) / (2 ** (bits - 1) - 1)
+    return [round(x / scale) * scale for x in row]
 
 
-def layer_skip_speedup(function: Callable) -> None:
+def _depths(r):
+    layers = r.randint(2, 48)
+    return chance(r), r.randint(0, 10), r.randint(1, layers), layers
+
+
+@exercise(
+    "half of the layers can never give more than a factor of two",
+    [
+        ((0.8, 2, 6, 24), "1 + 0.8 + 0.64 tokens; two guesses of a quarter each, and one check"),
+        ((0.5, 4, 6, 24), "1.9375 tokens for the price of two"),
+        ((1.0, 3, 24, 24), "all layers: always right, and nothing gained"),
+        ((0.0, 4, 6, 24), "never right: one token for the price of two"),
+    ],
+    _depths,
+)
+def layer_skip_speedup(alpha, gamma, k, layers):
     """Expected tokens over gamma k / N + 1."""
-    cases = [
-        ((0.8, 2, 6, 24), _number(2.44 / 1.5, "1 + 0.8 + 0.64 tokens; two guesses of a quarter each, and one check")),
-        ((1.0, 3, 24, 24), _number(1.0, "all layers: always right, and nothing gained")),
-        ((0.0, 4, 6, 24), _number(0.5, "never right: one token for the price of two")),
-    ]
-    _verdict(function, cases, "half of the layers can never give more than a factor of two")
+    return sum(alpha**i for i in range(gamma + 1)) / (gamma * k / layers + 1)
 
 
-def heads_tokens(function: Callable) -> None:
+@exercise(
+    "`theory.expected_tokens_from_positions` does the same",
+    [
+        (([0.5],), "one guess: 1 + b1"),
+        (([0.8, 0.5, 0.25],), "1 + 0.8 + 0.4 + 0.1: a guess counts only behind the accepted ones"),
+        (([0.9, 0.0, 0.9],), "nothing counts behind a head that is never right"),
+    ],
+    lambda r: ([chance(r) for _ in range(r.randint(1, 6))],),
+)
+def heads_tokens(betas):
     """1 + b1 + b1 b2 + ..."""
-    cases = [
-        (([0.5],), _number(1.5, "one guess: 1 + b1")),
-        (([0.8, 0.5, 0.25],), _number(2.3, "1 + 0.8 + 0.4 + 0.1: a guess counts only behind the accepted ones")),
-        (([0.9, 0.0, 0.9],), _number(1.9, "nothing counts behind a head that is never right")),
-    ]
-    _verdict(function, cases, "`theory.expected_tokens_from_positions` does the same")
+    return 1 + sum(math.prod(betas[: i + 1]) for i in range(len(betas)))

@@ -1,13 +1,14 @@
 """Notebook 08, the search engine as oracle: matches and what followed them."""
 
 import html
-from collections.abc import Callable
+from collections import Counter
 
 import ipywidgets as widgets
 import numpy as np
 import seaborn as sns
 
-from .common import DRAFT, _law, _same, _verdict, plt, tight
+from ..loop.trace import _harmless, pieces
+from .common import DRAFT, box, exercise, integer, law, plt, tight, visible
 
 
 def match_lengths(rounds: dict[str, list[tuple[int, int]]], longest: int) -> plt.Figure:
@@ -56,127 +57,146 @@ def search_race(table, order: tuple[str, ...]) -> plt.Figure:
     return tight(figure)
 
 
-def last_match(text: list[int], most: int) -> tuple[int, int]:
-    """(size, end): the longest end of `text` of at most `most` tokens that occurred before, and where its latest
-    occurrence ended; (0, 0) for none.
+YELLOW, GREY = "background:#fbe7b2;border-bottom:2px solid #b8860b", "background:#e6e6e6;border-bottom:2px dotted #555"
+BOTH = "background:#fbe7b2;border-bottom:2px dotted #555"
+GREEN, RED = "background:#cfe8d5;border-bottom:2px solid #2e7d46", "background:#f6d5d0;text-decoration:line-through"
+LEGEND = {
+    YELLOW: "yellow: the end of the text, and where it stood before",
+    GREY: "grey, dotted: what followed there",
+    BOTH: "yellow, dotted: both at once",
+    GREEN: "green: guesses accepted",
+    RED: "struck out: guesses that were not",
+}
+
+
+def last_match(text: list[int], most: int, followed: list[int] | None = None) -> tuple[int, int]:
+    """(size, end): the longest end of `text`, of at most `most` tokens, that occurred before; where it ended last.
+
+    followed: guesses; then an occurrence counts only where they were copied from it. (0, 0) for none.
     """
     for size in range(min(most, len(text) - 1), 0, -1):
         for end in range(len(text) - 1, size - 1, -1):
-            if text[end - size : end] == text[-size:]:
+            if text[end - size : end] == text[-size:] and followed in (None, _copied(text, end, len(followed or ()))):
                 return size, end
     return 0, 0
 
 
+def _copied(text: list[int], end: int, n: int) -> list[int]:
+    return (text[end : end + n] * n)[:n]  # round again where the text ends
+
+
 def lookup_round(tokenizer, text: list[int], drafted: list[int], accepted: int, most: int = 4, shown: int = 160) -> str:
-    """One round of prompt lookup as HTML: the last tokens of the text, the match, where it stood before, and what
-    became of the guesses.
+    """One round of prompt lookup as HTML: the end of the text, where it stood before, what followed there, the guesses.
+
+    Shown are the last `shown` tokens, and the place of the match if it lies farther back. White space in a mark is
+    visible.
     """
-    size, end = last_match(text, most)
-    marks = {
-        k: "background:#fbe7b2;border-bottom:2px solid #b8860b"
-        for k in [*range(end - size, end), *range(len(text) - size, len(text))]
-    }
-    marks |= (
-        {
-            k: "background:#e6e6e6;border-bottom:2px dotted #555"
-            for k in range(end, min(end + len(drafted), len(text) - size))
-        }
-        if size
-        else {}
-    )
-    guessed = [
-        "background:#cfe8d5;border-bottom:2px solid #2e7d46"
-        if i < accepted
-        else "background:#f6d5d0;text-decoration:line-through"
-        for i in range(len(drafted))
-    ]
-    pieces = [(token, marks.get(k, "")) for k, token in enumerate(text)][-shown:] + list(
-        zip(drafted, guessed, strict=True)
-    )
-    spans = "".join(
-        f'<span style="white-space:pre-wrap;{style}">{shown_token(tokenizer, token)}</span>' for token, style in pieces
-    )
-    words = (
-        f"a match of {size} token{'s' * (size != 1)}, {accepted} of {len(drafted)} guesses accepted"
-        if size
-        else "no match: no guess"
-    )
-    legend = (
-        "yellow, underlined: the end of the text, and where it stood before; grey, dotted: what followed there; "
-        "then the guesses, green if accepted, struck out if not"
-    )
-    return (
-        '<div style="font-family:monospace;font-size:13px;line-height:1.5;background:#fff;color:#222;padding:8px;'
-        f'max-width:100ch"><b>{words}</b><br>{spans}'
-        f'<div style="margin-top:8px;font-size:12px">{legend}</div></div>'
-    )
+    size, end = last_match(text, most, drafted) if drafted else (0, 0)
+    marks = {k: YELLOW for k in [*range(end - size, end), *range(len(text) - size, len(text))]}
+    for k in range(end, min(end + len(drafted), len(text))) if size else ():
+        marks[k] = BOTH if k in marks else GREY
+    marks |= {len(text) + i: GREEN if i < accepted else RED for i in range(len(drafted))}
+    first, places = max(0, len(text) - shown), range(len(text) + len(drafted))
+    source = range(max(0, end - size - 20), end + len(drafted) + 8) if size else range(0)
+    words = pieces(tokenizer.decode, [*text, *drafted])
+    spans, before = [], -1
+    for k in (k for k in places if k >= first or k in source):
+        spans += ["<b> … </b>"] if k > before + 1 else []
+        spans.append(f'<span style="white-space:pre-wrap;{marks.get(k, "")}">{_safe(words[k], k in marks)}</span>')
+        before = k
+    told = f"a match of {size} token{'s' * (size != 1)}" if size else "a guess that was copied from elsewhere"
+    told = f"{told}, {accepted} of {len(drafted)} guesses accepted" if drafted else "no guess in this round"
+    legend = "; ".join(text for style, text in LEGEND.items() if style in marks.values())
+    page = "font-family:monospace;font-size:13px;line-height:1.5;background:#fff;color:#222;padding:8px;max-width:100ch"
+    notes = f'<div style="margin-top:8px;font-size:12px">{legend}</div>'
+    return f'<div style="{page}"><b>{told}</b><br>{"".join(spans)}{notes}</div>'
 
 
-def shown_token(tokenizer, token: int) -> str:
-    """A token's text, harmless in HTML: escaped, and without control or bidirectional characters."""
-    text = "".join(
-        c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in tokenizer.decode([token])
-    )
-    return html.escape(text, quote=True).replace("$", "&#36;")
+def _safe(text: str, marked: bool) -> str:
+    """A token's text, harmless in HTML; in a mark white space is visible."""
+    text = _harmless(text)
+    text = visible(text).replace("⏎", "⏎\n") if marked else text
+    return html.escape(text, quote=True).replace("$", "&#36;")  # a dollar sign would start a formula
 
 
 def lookup_rounds(tokenizer, text: list[int], rounds: list, most: int = 4) -> widgets.VBox:
     """A slider over the rounds of a run of prompt lookup on one text: `lookup_round` of each. text: prompt and new
     tokens.
     """
-    slider = widgets.IntSlider(1, 1, len(rounds), continuous_update=False, description="round")
-    page = widgets.HTML()
 
-    def show(_change=None):
-        r = rounds[slider.value - 1]
-        page.value = lookup_round(tokenizer, text[: r.position], r.drafted, r.accepted, most)
+    def draw(k):
+        r = rounds[k - 1]
+        return lookup_round(tokenizer, text[: r.position], r.drafted, r.accepted, most)
 
-    slider.observe(show, "value")
-    show()
-    return widgets.VBox([slider, page])
+    first = next((k for k, r in enumerate(rounds, 1) if r.drafted), 1)
+    return box("lookup", [integer("round", first, 1, len(rounds))], draw)
 
 
-def longest_match(function: Callable) -> None:
+@exercise(
+    "the longer the match, the safer the guess",
+    [
+        (([1, 2, 3, 1, 2], 4), "1, 2 stood at the beginning; 3, 1, 2 never before"),
+        (([1, 2, 3], 4), "3 was never seen before; the end itself is no earlier occurrence"),
+        (([5, 5, 5, 5], 4), "5, 5, 5 ended one token earlier: an occurrence may overlap the end"),
+        (([5, 5, 5, 5], 2), "at most `most` tokens"),
+    ],
+    lambda r: ([r.randint(0, 2) for _ in range(r.randint(1, 12))], r.randint(1, 6)),
+)
+def longest_match(text, most):
     """The length of the longest end of a text, up to `most` tokens, that occurred before."""
-    cases = [
-        (([1, 2, 3, 1, 2], 4), _same(2, "1, 2 stood at the beginning; 3, 1, 2 never before")),
-        (([1, 2, 3], 4), _same(0, "3 was never seen before; the end itself is no earlier occurrence")),
-        (([5, 5, 5, 5], 4), _same(3, "5, 5, 5 ended one token earlier: an occurrence may overlap the end")),
-        (([5, 5, 5, 5], 2), _same(2, "at most `most` tokens")),
-    ]
-    _verdict(function, cases, "the longer the match, the safer the guess")
+    return last_match(text, most)[0]
 
 
-def witten_bell(function: Callable) -> None:
+def _counts(r):
+    size = r.randint(2, 5)
+    unseen = r.random() < 0.15
+    return [0 if unseen or r.random() < 0.4 else r.randint(1, 9) for _ in range(size)], law(r, size)
+
+
+@exercise(
+    "a distribution, with nothing to tune",
+    [
+        (([3, 1, 0, 0], [0.25, 0.25, 0.25, 0.25]), "N = 4 and m = 2: the shorter context weighs 2 / 6"),
+        (([0, 0], [0.3, 0.7]), "a context that was never seen leaves all to the shorter one; mind the division by 0"),
+        (([5, 0], [0.5, 0.5]), "N = 5 and m = 1: a context that is always followed by one token is trusted more"),
+    ],
+    _counts,
+)
+def witten_bell(counts, shorter):
     """(counts + m shorter) / (N + m)."""
-    cases = [
-        (
-            ([3, 1, 0, 0], [0.25, 0.25, 0.25, 0.25]),
-            _law([3.5 / 6, 1.5 / 6, 0.5 / 6, 0.5 / 6], "N = 4 and m = 2: the shorter context weighs 2 / 6"),
-        ),
-        (
-            ([0, 0], [0.3, 0.7]),
-            _law([0.3, 0.7], "a context that was never seen leaves all to the shorter one; mind the division by 0"),
-        ),
-        (
-            ([5, 0], [0.5, 0.5]),
-            _law([5.5 / 6, 0.5 / 6], "N = 5 and m = 1: a context that is always followed by one token is trusted more"),
-        ),
-    ]
-    _verdict(function, cases, "a distribution, with nothing to tune")
+    total, different = sum(counts), sum(count > 0 for count in counts)
+    if not total:
+        return shorter
+    return [(count + different * q) / (total + different) for count, q in zip(counts, shorter, strict=True)]
 
 
-def most_followed(function: Callable) -> None:
+def _vote(continuations):
+    """The winning chain; None where a vote is tied."""
+    chain, left = [], continuations
+    for i in range(len(continuations[0])):
+        ranked = Counter(row[i] for row in left).most_common(2)
+        if len(ranked) == 2 and ranked[0][1] == ranked[1][1]:
+            return None
+        chain.append(ranked[0][0])
+        left = [row for row in left if row[i] == chain[-1]]
+    return chain
+
+
+def _ballots(r):
+    length = r.randint(1, 4)
+    rows = [[r.choice([1, 2, 2, 3]) for _ in range(length)] for _ in range(r.choice([1, 3, 5, 6, 7, 9]))]
+    return (rows,) if _vote(rows) else None
+
+
+@exercise(
+    "REST's idea, as a chain; notebook 09 makes trees of such branches",
+    [
+        (([[1, 2], [1, 3], [1, 3], [4, 3]],), "1 is the most frequent; behind it comes 3 twice and 2 once"),
+        (([[1, 2], [1, 3], [4, 5], [4, 5], [1, 6], [1, 6]],), "4, 5 never comes up: 1 wins the first vote"),
+        (([[7, 7, 7]],), "one occurrence decides alone"),
+    ],
+    _ballots,
+)
+def most_followed(continuations):
     """The most frequent first token, then the most frequent second one among those that agree, and so on."""
-    cases = [
-        (
-            ([[1, 2], [1, 3], [1, 3], [4, 3]],),
-            _same([1, 3], "1 is the most frequent; behind it comes 3 twice and 2 once"),
-        ),
-        (
-            ([[1, 2], [1, 3], [4, 5], [4, 5], [1, 6], [1, 6]],),
-            _same([1, 6], "4, 5 never comes up: 1 wins the first vote"),
-        ),
-        (([[7, 7, 7]],), _same([7, 7, 7], "one occurrence decides alone")),
-    ]
-    _verdict(function, cases, "REST's idea, as a chain; notebook 09 makes trees of such branches")
+    return _vote(continuations)

@@ -1,6 +1,6 @@
 """Notebook 09, many oracles: trees, lossy rules, the leaderboard."""
 
-from collections.abc import Callable
+import math
 
 import ipywidgets as widgets
 import numpy as np
@@ -9,7 +9,7 @@ import seaborn as sns
 
 from ..drafters import TreeDrafter
 from ..loop.decoding import generate
-from .common import ACCEPTED, DRAFT, MARKERS, REJECTED, TARGET, _law, _same, _verdict, picture, plt, tight
+from .common import ACCEPTED, DRAFT, MARKERS, REJECTED, TARGET, box, exercise, integer, law, plt, tight, visible
 
 
 def tree_mask(sees, names: list[str]) -> plt.Figure:
@@ -70,7 +70,7 @@ def tree(words: list[str], parents: list[int], reached: list[float], title: str 
             alpha=0.8,
             zorder=1,
         )
-        word = words[node].replace("\n", "\\n").replace("$", r"\$") or "?"
+        word = visible(words[node]).replace("$", r"\$")
         axis.text(
             x,
             y,
@@ -131,24 +131,6 @@ TEN = (
 )
 
 
-def ten(rows) -> pd.DataFrame:
-    """Ten oracles of the leaderboard: the speed-up in each setting; tokens thrown away per kept one (the mean over
-    settings), and megabytes.
-    """
-    rows = rows[rows["method"].isin(TEN)]
-    setting = rows["domain"] + np.where(
-        rows["temperature"] > 0, ", T = " + rows["temperature"].map("{:g}".format), ", greedy"
-    )
-    table = rows.assign(setting=setting).pivot(index="method", columns="setting", values="speedup")[setting.unique()]
-    means = rows.groupby("method")[["extra_per_token", "megabytes"]].mean().set_axis(["extra", "MB"], axis=1)
-    return (
-        table.join(means)
-        .reindex([name for name in TEN if name in table.index])
-        .round(2)
-        .rename_axis(index="", columns="")
-    )
-
-
 def leaderboard(rows) -> plt.Figure:
     """Speed-up of the ten oracles with its interval: a panel for each temperature, a mark for each domain."""
     temperatures = list(dict.fromkeys(rows["temperature"]))
@@ -174,85 +156,108 @@ def leaderboard(rows) -> plt.Figure:
     return tight(figure)
 
 
+def ten(rows) -> pd.DataFrame:
+    """Ten oracles of the leaderboard: the speed-up in each setting; tokens thrown away per kept one (the mean over
+    settings), and megabytes.
+    """
+    rows = rows[rows["method"].isin(TEN)]
+    setting = rows["domain"] + np.where(
+        rows["temperature"] > 0, ", T = " + rows["temperature"].map("{:g}".format), ", greedy"
+    )
+    table = rows.assign(setting=setting).pivot(index="method", columns="setting", values="speedup")[setting.unique()]
+    means = rows.groupby("method")[["extra_per_token", "megabytes"]].mean().set_axis(["extra", "MB"], axis=1)
+    return (
+        table.join(means)
+        .reindex([name for name in TEN if name in table.index])
+        .round(2)
+        .rename_axis(index="", columns="")
+    )
+
+
 def grown_tree(
     pair, prompt: str, branching: tuple[int, ...], sampled: bool = False, seed: int = 0
 ) -> tuple[list[str], list[int], list[float], str]:
-    """(tokens as text, parents, probability that verification comes to each node, a title) of one tree behind a
-    prompt.
-    """
-    seen = []
-
-    class Watched(TreeDrafter):
-        def start(self, context, sampling, draw):
-            guesser = super().start(context, sampling, draw)
-            drafting = guesser.drafting
-
-            def watched(*arguments):
-                seen.append((yield from drafting(*arguments)))
-                return seen[-1]
-
-            guesser.drafting = watched
-            return guesser
-
-    drafter = Watched(pair.draft, branching, sampled)
-    out = generate(
-        pair.target, prompt, drafter, draft_length=len(branching), max_new_tokens=len(branching) + 1, stop=[], seed=seed
-    )
+    """(tokens as text, parents, probability that verification comes to each node, a title) of one tree."""
+    drafter, depth = TreeDrafter(pair.draft, branching, sampled), len(branching)
+    out = generate(pair.target, prompt, drafter, draft_length=depth, max_new_tokens=depth + 1, stop=[], seed=seed)
     first = out.trace.rounds[0]
-    parents, reached = seen[0].parents, list(first.stop_probs)
+    parents, reached = first.parents, list(first.stop_probs)
     for node in reversed(range(len(parents))):  # verification comes to a node if it stops there or below
         reached[parents[node] + 1] += reached[node + 1]
-    expected = sum(reached[1:]) + 1
     words = [pair.tokenizer.decode([token]) for token in first.drafted]
-    return words, parents, reached[1:], f"{len(parents)} nodes, {expected:.2f} tokens expected from this round"
+    return (
+        words,
+        parents,
+        reached[1:],
+        f"{len(parents)} nodes, {sum(reached[1:]) + 1:.2f} tokens expected from this round",
+    )
 
 
 def tree_builder(pair, prompt: str) -> widgets.VBox:
     """Sliders for the branching of each level: the tree they make, and what it would yield."""
-    sliders = [
-        widgets.IntSlider(value, 0, 3, continuous_update=False, description=f"level {k + 1}")
-        for k, value in enumerate((3, 2, 1))
-    ]
-    sliders[0].min = 1
-    drawn = widgets.Checkbox(False, description="drawn, not top-k")
-    image = picture(tree(*grown_tree(pair, prompt, (3, 2, 1))))
+    levels = [integer(f"children at level {k + 1}", value, k == 0, 3) for k, value in enumerate((3, 2, 1))]
+    drawn = widgets.Checkbox(False, description="drawn, not the likeliest")
 
-    def show(_):
-        values = [slider.value for slider in sliders]
-        branching = tuple(values[: values.index(0)] if 0 in values else values)
-        image.value = picture(tree(*grown_tree(pair, prompt, branching, drawn.value))).value
+    def draw(*values):
+        *wide, sampled = values
+        depth = wide.index(0) if 0 in wide else len(wide)
+        for k, level in enumerate(levels):
+            level.disabled = k > depth  # there is nothing below a level without children
+        return tree(*grown_tree(pair, prompt, tuple(wide[:depth]), sampled))
 
-    for control in (*sliders, drawn):
-        control.observe(show, "value")
-    return widgets.VBox([widgets.HBox([*sliders, drawn]), image])
+    return box("tree", [*levels, drawn], draw, together=True)
 
 
-def sibling_law(function: Callable) -> None:
+def _siblings(r):
+    q = law(r, r.randint(2, 5), r.random() < 0.3)
+    taken = r.sample(range(len(q)), r.randint(0, len(q) - 1))
+    return (q, taken) if sum(v for k, v in enumerate(q) if k not in taken) else None
+
+
+@exercise(
+    "and that is what the rule must be told",
+    [
+        (([0.5, 0.3, 0.2], []), "the first sibling is drawn from q itself"),
+        (([0.5, 0.3, 0.2], [0]), "leave out what was drawn, and divide by the rest"),
+        (([0.4, 0.3, 0.2, 0.1], [0, 3]), "leave out all elder siblings"),
+    ],
+    _siblings,
+)
+def sibling_law(q, taken):
     """What the next sibling is drawn from, without replacement."""
-    cases = [
-        (([0.5, 0.3, 0.2], []), _law([0.5, 0.3, 0.2], "the first sibling is drawn from q itself")),
-        (([0.5, 0.3, 0.2], [0]), _law([0.0, 0.6, 0.4], "leave out what was drawn, and divide by the rest")),
-        (([0.4, 0.3, 0.2, 0.1], [0, 3]), _law([0.0, 0.6, 0.4, 0.0], "leave out all elder siblings")),
-    ]
-    _verdict(function, cases, "and that is what the rule must be told")
+    left = [0.0 if token in taken else value for token, value in enumerate(q)]
+    return [value / sum(left) for value in left]
 
 
-def way_down(function: Callable) -> None:
+def _node(r):
+    size = r.randint(1, 9)
+    return [r.randint(max(-1, k - 3), k - 1) for k in range(size)], r.randint(-1, size - 1)
+
+
+@exercise(
+    "these stay in the cache",
+    [
+        (([-1, -1, 0, 0, 2], 4), "4 follows 2, which follows 0"),
+        (([-1, -1, 0, 0, 2], 1), "a first guess is its own path"),
+        (([-1, -1, 0, 0, 2], -1), "-1 is the text: no guess at all"),
+    ],
+    _node,
+)
+def way_down(parents, node):
     """The nodes from the first guess to one of them."""
-    parents = [-1, -1, 0, 0, 2]
-    cases = [
-        ((parents, 4), _same([0, 2, 4], "4 follows 2, which follows 0")),
-        ((parents, 1), _same([1], "a first guess is its own path")),
-        ((parents, -1), _same([], "-1 is the text: no guess at all")),
-    ]
-    _verdict(function, cases, "these stay in the cache")
+    return [*way_down.__wrapped__(parents, parents[node]), node] if node >= 0 else []
 
 
-def tree_size(function: Callable) -> None:
+@exercise(
+    "the width of the check is one more",
+    [
+        (((1, 1, 1),), "a chain of three"),
+        (((3, 2, 1),), "3, then 6, then 6 again"),
+        (((4,),), "four siblings"),
+        (((2, 2, 3),), "2, then 4, then 12"),
+    ],
+    lambda r: (tuple(r.randint(1, 4) for _ in range(r.randint(0, 5))),),
+)
+def tree_size(branching):
     """The number of nodes of a tree."""
-    cases = [
-        (((1, 1, 1),), _same(3, "a chain of three")),
-        (((3, 2, 1),), _same(15, "3, then 6, then 6 again")),
-        (((4,),), _same(4, "four siblings")),
-    ]
-    _verdict(function, cases, "the width of the check is one more")
+    return sum(math.prod(branching[: k + 1]) for k in range(len(branching)))

@@ -1,12 +1,11 @@
 """Notebook 10, encoder-decoder: the race of repairs, and one repair round by round."""
 
 import html
-from collections.abc import Callable
 
 import ipywidgets as widgets
 
 from ..loop.trace import Trace
-from .common import ACCEPTED, TARGET, _number, _same, _verdict, plt
+from .common import ACCEPTED, TARGET, box, exercise, integer, plt
 
 
 def repair_race(table) -> plt.Figure:
@@ -60,62 +59,72 @@ def repair_race(table) -> plt.Figure:
 
 
 def repair_stepper(source: str, output, tokenizer) -> widgets.VBox:
-    """A slider over the rounds of one answer of an encoder-decoder: the source, what was guessed, what became of it,
-    and both caches.
+    """A slider over the rounds of one answer of an encoder-decoder.
+
+    It shows the source, what was guessed, what became of it, and both caches.
     """
-    rounds = output.trace.rounds
-    slider = widgets.IntSlider(1, 1, len(rounds), continuous_update=False, description="round")
-    words = widgets.HTML()
-    read = len(tokenizer(source)["input_ids"])
+    rounds, decode, read = output.trace.rounds, tokenizer.decode, len(tokenizer(source)["input_ids"])
 
     def safe(text):
         return html.escape(text, quote=True).replace("$", "&#36;")  # a dollar sign would start a formula
 
-    def show(_change=None):
-        r = rounds[slider.value - 1]
-        guesses = repr(tokenizer.decode(r.drafted)) if r.drafted else "nothing"
+    def draw(number):
+        r = rounds[number - 1]
+        guesses = repr(decode(r.drafted)) if r.drafted else "nothing"
+        kept = r.position + len(r.emitted) - 1
         facts = [
-            f"Round {slider.value} of {len(rounds)}: guessed {guesses}; {r.accepted} of {len(r.drafted)} tokens passed",
+            f"Round {number} of {len(rounds)}: guessed {guesses}; {r.accepted} of {len(r.drafted)} tokens passed",
             f"cross-attention cache: {read} tokens of the source, since before the first round",
-            f"the decoder's own cache: read up to {r.position + len(r.drafted)}, kept "
-            f"{r.position + len(r.emitted) - 1}",
+            f"the decoder's own cache: read up to {r.position + len(r.drafted)}, kept {kept}",
         ]
-        shown = "".join(f"<div>{safe(fact)}</div>" for fact in facts)
-        words.value = f"<pre>{safe(source)}</pre>{Trace(output.trace.decode, rounds[: slider.value]).to_html()}{shown}"
+        lines = "".join(f"<div>{safe(fact)}</div>" for fact in facts)
+        return f"<pre>{safe(source)}</pre>{Trace(decode, rounds[:number]).to_html()}{lines}"
 
-    slider.observe(show, "value")
-    show()
-    return widgets.VBox([slider, words])
+    return box("repair", [integer("round", 1, 1, len(rounds))], draw)
 
 
-def first_token(function: Callable) -> None:
+def _settings(r):
+    chosen = r.choice([None, 0, r.randint(1, 9)]), r.choice([None, 0, r.randint(1, 9)])
+    return chosen if chosen != (None, None) else None
+
+
+@exercise(
+    "the source never stands at the beginning of the answer",
+    [
+        ((2, 1), "the decoder start token, if the model names one"),
+        ((None, 1), "T5's custom: without one, the padding token"),
+        ((0, 5), "0 is a token like any other, and not the same as None"),
+    ],
+    _settings,
+)
+def first_token(decoder_start, pad):
     """decoder_start if there is one, else pad."""
-    cases = [
-        ((2, 1), _same(2, "the decoder start token, if the model names one")),
-        ((None, 1), _same(1, "T5's custom: without one, the padding token")),
-        ((0, 5), _same(0, "0 is a token like any other, and not the same as None")),
-    ]
-    _verdict(function, cases, "the source never stands at the beginning of the answer")
+    return decoder_start if decoder_start is not None else pad
 
 
-def caches_after(function: Callable) -> None:
+@exercise(
+    "the token that the round drew is read in the next one",
+    [
+        ((10, 30, 4, 4), "the newest token and four guesses were read, and all of them stay"),
+        ((10, 30, 4, 1), "the newest token and one guess stay; the source has nothing to do with guesses"),
+        ((0, 30, 0, 0), "a plain round reads one token"),
+    ],
+    lambda r: (r.randint(0, 40), r.randint(1, 60), n := r.randint(0, 8), r.randint(0, n)),
+)
+def caches_after(own, cross, drafted, accepted):
     """(own + 1 + accepted, cross)."""
-    cases = [
-        ((10, 30, 4, 4), _same((15, 30), "the newest token and four guesses were read, and all of them stay")),
-        (
-            (10, 30, 4, 1),
-            _same((12, 30), "the newest token and one guess stay; the source has nothing to do with guesses"),
-        ),
-        ((0, 30, 0, 0), _same((1, 30), "a plain round reads one token")),
-    ]
-    _verdict(function, cases, "the token that the round drew is read in the next one")
+    return own + 1 + accepted, cross
 
 
-def whole_speedup(function: Callable) -> None:
+@exercise(
+    "what is not sped up sets the limit (Amdahl's law)",
+    [
+        ((0, 40, 4.0, 1.0), "without an encoder it is the decoder's own speed-up"),
+        ((40, 40, 4.0, 1.0), "80 steps against 40 + 10"),
+        ((5, 30, 3.0, 1.5), "35 steps against 5 + 10 rounds of 1.5"),
+    ],
+    lambda r: (r.randint(0, 40), r.randint(1, 80), round(r.uniform(1, 6), 1), round(r.uniform(0.8, 3), 1)),
+)
+def whole_speedup(encoder, tokens, tokens_per_round, round_cost):
     """(E + N) / (E + N / tau cost)."""
-    cases = [
-        ((0, 40, 4.0, 1.0), _number(4.0, "without an encoder it is the decoder's own speed-up")),
-        ((40, 40, 4.0, 1.0), _number(1.6, "80 steps against 40 + 10")),
-        ((5, 30, 3.0, 1.5), _number(1.75, "35 steps against 5 + 10 rounds of 1.5")),
-    ]
-    _verdict(function, cases, "what is not sped up sets the limit (Amdahl's law)")
+    return (encoder + tokens) / (encoder + tokens / tokens_per_round * round_cost)
