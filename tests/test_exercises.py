@@ -695,7 +695,7 @@ def inputs(check, n: int = 400) -> list[tuple]:
 
 
 def general(check) -> tuple[dict, dict]:
-    """(wrong, right) answers that any exercise may get, made from its reference: what differs from it somewhere is wrong."""
+    """(wrong, right) answers that any exercise may get, made from its reference; what differs anywhere is wrong."""
     right, cases = check.__wrapped__, inputs(check)
     first, second = cases[0], cases[1]
     wrong = {
