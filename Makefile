@@ -33,7 +33,9 @@ test: install  ## everything that CI checks; each part runs, whatever the others
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
 lint: install  ## style
-	$(RUN) -m ruff check install.py speclib tests notebooks/*.py notebooks/lab
+	$(RUN) -m ruff check install.py speclib tests notebooks/*.py notebooks/lab data/vectors/adapters
+	$(RUN) -m importlinter.cli lint --no-cache
+	$(RUN) -m pytest -q -s -p no:cacheprovider tests/test_budgets.py
 
 unit: install  ## unit tests, one thread each
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 tests $(ARGS)
