@@ -34,7 +34,7 @@ test: install  ## everything that CI checks; each part runs, whatever the others
 
 lint: install  ## style
 	$(RUN) -m ruff check install.py speclib tests notebooks/*.py notebooks/lab data/vectors/adapters
-	$(RUN) -m importlinter.cli lint --no-cache
+	$(RUN) -c "from importlinter.cli import lint_imports_command; lint_imports_command()" --no-cache
 	$(RUN) -m pytest -q -s -p no:cacheprovider tests/test_budgets.py
 
 unit: install  ## unit tests, one thread each
