@@ -38,7 +38,7 @@ def recorded(target, prompts, drafter, tokens):
     """
     logits, contexts = [], target.context
 
-    def context(prompt=()):
+    def context(prompt=(), batch=None):
         made = contexts(prompt)
         extend, rows = made.extend, {}
         logits.append(rows)
@@ -57,7 +57,7 @@ def recorded(target, prompts, drafter, tokens):
 
     target.context = context
     try:
-        out = speclib.generate(target, prompts, drafter, GREEDY, 5, max_new_tokens=tokens, stop=[])
+        out = speclib.generate(target, prompts, drafter, GREEDY, 5, max_new_tokens=tokens, stop=[], batch_size=1)
     finally:
         del target.context
     return [t.tolist() for t in out.tokens], logits
