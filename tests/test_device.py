@@ -173,7 +173,7 @@ def test_graphs_give_the_text_of_the_fast_backend(graphs, guesser):
         }[guesser]
         for sampling in SETTINGS:
             written += speclib.generate(
-                target, [PROMPT, PROMPT[:2]], drafter, sampling, 3, max_new_tokens=150, stop=[]
+                target, [PROMPT, PROMPT[:2]], drafter, sampling, 3, max_new_tokens=150, stop=[], batch_size=1
             ).tokens
     assert all(torch.equal(one, other) for one, other in zip(*texts.values(), strict=True))
     assert len(graphs) == {"nobody": 2, "model": 2}.get(guesser, 3) and not any(programs.broken for programs in graphs)

@@ -181,6 +181,35 @@ ANSWERS = {
             lambda rounds: 1 - sum(p - a for p, a in rounds) / sum(p for p, _ in rounds),
         ],
     ),
+    "fastest": (
+        [lambda n, s, b: b / n, lambda n, s, b: b * s / n, lambda n, s, b: n * s / b, lambda n, s, b: b // (n * s)],
+        [lambda n, s, b: 1 / (n * s / b), lambda n, s, b: b / n / s],
+    ),
+    "speedup": (
+        [
+            lambda r, p: sum(t for _, t in r) / len(r),
+            lambda r, p: sum(t for _, t in r) * p[1] / sum(p[w] for w, _ in r[:1]),
+            lambda r, p: sum(t * p[1] / p[w] for w, t in r) / len(r),
+            lambda r, p: len(r) * p[1] / sum(p[w] for w, _ in r),
+            lambda r, p: sum(w for w, _ in r) * p[1] / sum(p[w] for w, _ in r),
+        ],
+        [
+            lambda r, p: sum(t for _, t in r) / sum(p[w] / p[1] for w, _ in r),
+            lambda r, p: p[1] / (sum(p[w] for w, _ in r) / sum(t for _, t in r)),
+        ],
+    ),
+    "parting": (
+        [
+            lambda a, b: next((k for k, (x, y) in enumerate(pairwise(a, b)) if x != y), None),
+            lambda a, b: next((k for k, (x, y) in enumerate(pairwise(a, b)) if x != y), min(len(a), len(b))),
+            lambda a, b: sum(x == y for x, y in pairwise(a, b)),
+            lambda a, b: next((k + 1 for k, (x, y) in enumerate(pairwise(a, b)) if x != y), None),
+        ],
+        [
+            lambda a, b: None if a == b else next(k for k in range(99) if a[: k + 1] != b[: k + 1]),
+            lambda a, b: next((k for k in range(max(len(a), len(b))) if a[k : k + 1] != b[k : k + 1]), None),
+        ],
+    ),
     "most_tokens_per_second": (
         [lambda n, s, b: b / n, lambda n, s, b: b * s / n, lambda n, s, b: n * s / b, lambda n, s, b: b // (n * s)],
         [lambda n, s, b: 1 / (n * s / b), lambda n, s, b: b / n / s],

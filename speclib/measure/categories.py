@@ -72,7 +72,7 @@ def predicted(frame: pd.DataFrame, curve: pd.DataFrame, one: float | None = None
 def loader(name: str | Path) -> trials.Load:
     """Loads a model once per dtype; the backends share its weights."""
 
-    @cache
+    @cache  # so that one way is one object
     def load(backend: str, dtype: str) -> LanguageModel:
         if backend == "eager":
             return load_model(name, dtype=dtype)
@@ -117,7 +117,8 @@ def measure(
         chosen = trials.choose(load, kinds, [prompts[0], prompts[-1]], backends, dtypes, progress=progress)
         alone, guided = chosen.ways[PLAIN], chosen.ways[LOOKUP]
         model, other = load(guided.backend, guided.dtype), load(alone.backend, alone.dtype)
-        curve, one = latency.width_curve(model, WIDTHS, CONTEXT), latency.width_curve(other, (1,), CONTEXT)["ms"][0]
+        curve = latency.width_curve(model, WIDTHS, CONTEXT)
+        one = None if model is other else latency.width_curve(other, (1,), CONTEXT)["ms"][0]
         methods = {PLAIN: method(other, None, sampling, 0, tokens)}
         methods |= {who: method(model, drafter, sampling, n, tokens) for who, (drafter, n) in drafters().items()}
         frame = experiments.interleaved(methods, prompts, repeats, progress=progress)

@@ -7,7 +7,7 @@ import ipywidgets as widgets
 import numpy as np
 import seaborn as sns
 
-from ..loop.trace import _harmless, pieces
+from ..loop.trace import harmless, pieces
 from .common import DRAFT, box, exercise, integer, law, plt, tight, visible
 
 
@@ -114,7 +114,7 @@ def lookup_round(tokenizer, text: list[int], drafted: list[int], accepted: int, 
 
 def _safe(text: str, marked: bool) -> str:
     """A token's text, harmless in HTML; in a mark white space is visible."""
-    text = _harmless(text)
+    text = harmless(text)
     text = visible(text).replace("⏎", "⏎\n") if marked else text
     return html.escape(text, quote=True).replace("$", "&#36;")  # a dollar sign would start a formula
 

@@ -20,7 +20,7 @@ from ..measure import experiments
 from ..measure.machine import busy, usual_dtype
 from ..model import gguf
 from ..model.language_model import LanguageModel, load_model
-from .common import ACCEPTED, MARKERS, PREDICTED, TARGET, _number, _same, _verdict, plt, tight
+from .common import ACCEPTED, MARKERS, PREDICTED, TARGET, exercise, plt, tight
 
 RECORD, RECORDING = "real_model", "SPECLIB_RECORD"  # data/results/real_model.json, and who writes it
 CHOSEN = {"explanation": 0, "code": 9, "sums": 20, "rewriting": 27, "lists": 41}  # of the chat prompts
@@ -202,37 +202,62 @@ def first_difference(one: list[int], other: list[int]) -> int | None:
     return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def fastest(function: Callable) -> None:
+@exercise(
+    "no plain decoding is faster, whatever the engine; a check of several tokens reads no more",
+    [
+        ((135e6, 2, 27e9), "0.27 GB of weights, a hundred times a second"),
+        ((135e6, 4, 27e9), "float32 is twice as much to read"),
+        ((1.7e9, 2, 320e9), "1.7 billion parameters on a Colab T4: 3.4 GB at 320 GB/s"),
+    ],
+    lambda r: (r.randint(1, 700) * 1e8, r.choice([0.5, 1, 2, 4, 8]), r.randint(1, 400) * 1e10),
+)
+def fastest(parameters, size, bandwidth):
     """Bytes per second over the bytes of the weights."""
-    cases = [
-        ((135e6, 2, 27e9), _number(100.0, "0.27 GB of weights, a hundred times a second")),
-        ((135e6, 4, 27e9), _number(50.0, "float32 is twice as much to read")),
-        ((1.7e9, 2, 320e9), _number(320 / 3.4, "1.7 billion parameters on a Colab T4: 3.4 GB at 320 GB/s")),
-    ]
-    _verdict(
-        function, cases, "no plain decoding is faster, whatever the engine; a check of several tokens reads no more"
-    )
+    return bandwidth / (parameters * size)
 
 
-def speedup(function: Callable) -> None:
+PRICE = {1: 10.0, 3: 12.0, 11: 20.0}
+
+
+def _rounds(r):
+    price = {1: r.uniform(5, 20), 3: r.uniform(10, 25), 11: r.uniform(15, 60)}
+    widths = [r.choice([1, 3, 11]) for _ in range(r.randint(1, 6))]
+    return [(width, r.randint(1, width)) for width in widths], price
+
+
+@exercise(
+    "speed-up = tokens x plain price / what the rounds cost",
+    [
+        (([(1, 1)] * 4, PRICE), "rounds of one token are plain decoding"),
+        (([(11, 11)], PRICE), "eleven tokens for twice the price of one"),
+        (([(11, 1)], PRICE), "ten wrong guesses: one token for twice the price"),
+        (([(11, 4), (3, 1), (1, 1)], PRICE), "6 tokens of 10 ms against 20 + 12 + 10 ms"),
+    ],
+    _rounds,
+)
+def speedup(rounds, price):
     """Tokens times the price of one, over the prices of the rounds."""
-    price = {1: 10.0, 3: 12.0, 11: 20.0}
-    cases = [
-        (([(1, 1)] * 4, price), _number(1.0, "rounds of one token are plain decoding")),
-        (([(11, 11)], price), _number(5.5, "eleven tokens for twice the price of one")),
-        (([(11, 1)], price), _number(0.5, "ten wrong guesses: one token for twice the price")),
-        (([(11, 4), (3, 1), (1, 1)], price), _number(60 / 42, "6 tokens of 10 ms against 20 + 12 + 10 ms")),
-    ]
-    _verdict(function, cases, "speed-up = tokens x plain price / what the rounds cost")
+    return sum(tokens for _, tokens in rounds) * price[1] / sum(price[width] for width, _ in rounds)
 
 
-def parting(function: Callable) -> None:
+def _two_texts(r):
+    one = [r.randint(0, 3) for _ in range(r.randint(0, 7))]
+    other = one[: r.randint(0, len(one))] + [r.randint(0, 3) for _ in range(r.randint(0, 2))]
+    return (one, other) if r.random() < 0.7 else (one, list(one))
+
+
+@exercise(
+    "behind it the texts are about different things: compare no further",
+    [
+        (([1, 2, 3], [1, 2, 3]), "the same text"),
+        (([1, 2, 3], [1, 5, 3]), "counted from 0"),
+        (([1, 2], [1, 2, 3]), "one ended where the other went on"),
+        (([], [4]), "an empty text parts at once"),
+        (([9, 1, 1], [8, 2, 1]), "the first difference, not the last"),
+    ],
+    _two_texts,
+)
+def parting(one, other):
     """`first_difference`."""
-    cases = [
-        (([1, 2, 3], [1, 2, 3]), _same(None, "the same text")),
-        (([1, 2, 3], [1, 5, 3]), _same(1, "counted from 0")),
-        (([1, 2], [1, 2, 3]), _same(2, "one ended where the other went on")),
-        (([], [4]), _same(0, "an empty text parts at once")),
-        (([9, 1, 1], [8, 2, 1]), _same(0, "the first difference, not the last")),
-    ]
-    _verdict(function, cases, "behind it the texts are about different things: compare no further")
+    shared = next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return None if shared == len(one) == len(other) else shared
