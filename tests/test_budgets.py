@@ -21,7 +21,7 @@ BUDGETS = {  # room: (code lines at most, what it ought to come down to)
     "training": (1395, 800),
     "museum": (445, 400),
     "exactness": (950, 950),
-    "workbook": (2225, 1500),
+    "workbook": (2240, 1500),
     "commands": (1455, 450),
     ".": (285, 250),
 }
