@@ -8,7 +8,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -272,40 +272,36 @@ class TooLong(BaseException):
 
 
 def fenced(function: Callable, arguments: tuple, wanted: Any, out: io.StringIO) -> tuple[Any, str | None]:
-    """(the answer as plain Python, what went wrong in words or None) of one call; what it prints goes to `out`."""
-    try:
-        with redirect_stdout(out), limited():
-            return plain(function(*arguments), wanted), None
-    except TooLong:
-        return None, "had not come to an end after some seconds: does a loop never stop?"
-    except SystemExit:
-        return None, "left Python by exit: return the answer instead"
-    except BaseException as error:  # also KeyboardInterrupt: the verdict is the end of the check
-        return None, f"raised {type(error).__name__}: {str(error)[:200]}; so nothing was returned"
+    """(the answer as plain Python, what went wrong in words or None) of one call; what it prints goes to `out`.
 
-
-@contextmanager
-def limited() -> Iterator[None]:
-    """Raises TooLong in the body, again and again (a bare `except` may swallow one), once its time is over.
-
-    A busy machine is no endless loop: what counts is processor time, and a fifth of the clock (for a body that sleeps).
-    A second thread watches, which ends with the body: signals reach the main thread alone, and Windows has no timers.
+    It runs in a thread of its own: an exception is raised in it from outside when its time is over, and again if a bare
+    `except` swallows that one; what swallows all of them is left behind, so that the notebook goes on. (Signals would
+    reach the main thread alone, and Windows has no timers.) A busy machine is no endless loop: what counts is processor
+    time, and a fifth of the clock.
     """
-    here, over, cpu, clock = ctypes.c_ulong(threading.get_ident()), threading.Event(), process_time(), monotonic()
+    found, cpu, clock = [], process_time(), monotonic()
 
-    def watch() -> None:
-        while not over.wait(0.02):
-            if max(process_time() - cpu, (monotonic() - clock) / 5) > SECONDS:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(here, ctypes.py_object(TooLong))
+    def work() -> None:
+        try:
+            found.append((plain(function(*arguments), wanted), None))
+        except TooLong:
+            pass
+        except SystemExit:
+            found.append((None, "left Python by exit: return the answer instead"))
+        except BaseException as error:
+            found.append((None, f"raised {type(error).__name__}: {str(error)[:200]}; so nothing was returned"))
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(here, None)  # one that was sent, and is no longer wanted
+    worker = threading.Thread(target=work, daemon=True)
+    with redirect_stdout(out):
+        worker.start()
+        worker.join(0.02)
+        while worker.is_alive() and (spent := max(process_time() - cpu, (monotonic() - clock) / 5)) < 2 * SECONDS:
+            if spent > SECONDS:
+                here, error = ctypes.c_ulong(worker.ident), ctypes.py_object(TooLong)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(here, error)
+            worker.join(0.02)
+    still = ", and cannot be stopped: restart the kernel" if worker.is_alive() else ""
+    return found[0] if found else (None, f"had not come to an end after some seconds{still}: does a loop never stop?")
 
 
 def plain(answer: Any, wanted: Any = ()) -> Any:
