@@ -2,14 +2,20 @@
 
 import ast
 import base64
+import gc
 from pathlib import Path
 
+import ipywidgets as widgets
+import matplotlib
 import pandas as pd
+import pytest
 import torch
+from ipywidgets.widgets import widget as registry
 
 import speclib
-from speclib import experiments
-from speclib.workbook import common, n09
+from speclib import experiments, lengths
+from speclib.loop.trace import Round, Trace
+from speclib.workbook import common, n00, n01, n02, n03, n05, n06, n07, n08, n09, n10
 
 HOME = Path(speclib.__file__).parent
 COMMANDS = {"demo.py", "bench.py"}  # they draw a figure when the work is done
@@ -83,3 +89,98 @@ def test_ten_oracles_of_the_leaderboard():
     assert list(table.index) == list(n09.TEN) and table.notna().all(axis=None)
     row = rows[(rows["method"] == "eagle") & (rows["domain"] == "edit") & (rows["temperature"] == 0)].iloc[0]
     assert table.loc["eagle", "edit, greedy"] == round(row["speedup"], 2)
+
+
+# --- widgets ---------------------------------------------------------------------------------------------------------
+
+TIMES = pd.Series({1: 10.0, 2: 11.0, 4: 12.0})
+WIDTHS = pd.DataFrame(
+    {"width": [1, 2, 4], "ms": [10.0, 11.0, 12.0], "low": [9.0, 10.0, 11.0], "high": [11.0, 12.0, 13.0]}
+)
+POINTS = pd.DataFrame({"kind": ["measured"], "alpha": [0.6], "speedup": [1.2]})
+EXITS = pd.DataFrame({"layers": [1, 2], "untrained": [0.1, 0.3], "trained": [0.4, None], "c": [0.2, 0.3]})
+
+
+@pytest.fixture(scope="module")
+def run():
+    """A pair and a text of its draft model."""
+    matplotlib.use("agg")
+    pair = speclib.load_pair(backend="fast")
+    out = speclib.generate(pair.target, "def f", speclib.drafters.ModelDrafter(pair.draft), max_new_tokens=8, stop=[])
+    return pair, out
+
+
+BOXES = {
+    "race": lambda pair, out: n00.race_slider(out, out),
+    "width": lambda pair, out: n01.width_explorer(WIDTHS, {"operations_per_second": 1e12}, [(1, 2), (1, 4), (1, 8)]),
+    "oracle": lambda pair, out: n02.oracle_dial(TIMES),
+    "round": lambda pair, out: n03.round_stepper(pair, "def f"),
+    "speed": lambda pair, out: n05.speed_explorer(POINTS),
+    "controller": lambda pair, out: n06.controller_stepper(out.trace, lengths.CostAwareLength({1: 1.0, 5: 1.1}, 0.1)),
+    "layers": lambda pair, out: n07.layer_dial(EXITS),
+    "lookup": lambda pair, out: n08.lookup_rounds(pair.tokenizer, [1] * 99, out.trace.rounds),
+    "tree": lambda pair, out: n09.tree_builder(pair, "def f"),
+    "repair": lambda pair, out: n10.repair_stepper("a source", out, pair.tokenizer),
+}
+
+
+def controls(box) -> list[widgets.Widget]:
+    """Every widget in a box that a reader moves."""
+    inner = [found for child in getattr(box, "children", ()) for found in controls(child)]
+    kinds = widgets.IntSlider | widgets.FloatSlider | widgets.SelectionSlider | widgets.Checkbox
+    return inner + [box] * isinstance(box, kinds)
+
+
+def move(control) -> None:
+    """To another value, and back."""
+    old = control.value
+    values = getattr(control, "options", None) or (getattr(control, "min", not old), getattr(control, "max", not old))
+    control.value = next(value for value in values if value != old)
+    control.value = old
+
+
+@pytest.mark.parametrize("kind", BOXES)
+def test_moves_and_a_second_run_leave_no_widget(kind, run):
+    BOXES[kind](*run)
+    box = BOXES[kind](*run)  # the cell is run again: the first box is closed
+    before = set(registry._instances)
+    for control in controls(box):
+        move(control)
+    assert set(registry._instances) == before
+    again = BOXES[kind](*run)
+    assert len(registry._instances) == len(before) and again.comm is not None and box.comm is None
+
+
+def test_a_widget_holds_no_model_of_an_earlier_run():
+    def live() -> int:
+        gc.collect()
+        return sum(type(thing) is speclib.LanguageModel for thing in gc.get_objects())
+
+    counts = []
+    for _ in range(3):
+        pair = speclib.load_pair(backend="fast")
+        n03.round_stepper(pair, "def f")
+        n09.tree_builder(pair, "def f")
+        counts.append(live())
+        del pair
+    assert counts[0] == counts[1] == counts[2]
+
+
+# --- what a display promises -----------------------------------------------------------------------------------------
+
+
+def test_a_lookup_shows_the_very_source_of_its_guesses(run):
+    tokenizer = run[0].tokenizer
+    text = tokenizer("alpha = beta\n" + "x = 1\n" * 60 + "alpha =")["input_ids"]
+    size, end = n08.last_match(text, 4)
+    page = n08.lookup_round(tokenizer, text, text[end : end + 2], 1)
+    assert size and page.count(n08.GREY) >= 2 and " … " in page  # the source lies far back, and is on the page
+    assert "no guess in this round" in n08.lookup_round(tokenizer, text, [], 0)
+
+
+def test_characters_of_several_tokens_can_be_read(run):
+    tokenizer, text = run[0].tokenizer, "# 平均 🎉\n"
+    ids = tokenizer(text)["input_ids"]
+    rounds = [Round(0, k, [], [], [1.0], 0, [token], 0.0, 0.0, 0.0) for k, token in enumerate(ids)]
+    for page in (Trace(tokenizer.decode, rounds).to_html(), n08.lookup_round(tokenizer, ids, [], 0)):
+        assert "平" in page and "🎉" in page and "\ufffd" not in page
