@@ -148,7 +148,7 @@ def test_generate_itself_follows_the_law_and_its_broken_versions_do_not(pair, ta
     wrong, _ = texts(
         target,
         ModelDrafter(draft),
-        Rule("everything", lambda p, q, d: Verdict(torch.eye(d.shape[1] + 1)[-1:].to(p), p), False, "wrong"),
+        Rule("everything", lambda p, q, d: Verdict(torch.eye(d.shape[1] + 1)[-1:].to(p).expand(len(p), -1), p), False, "wrong"),
         seed=4,
     )
     assert g_test(wrong, right).p_value < SIGNIFICANCE

@@ -81,15 +81,14 @@ def run(args: argparse.Namespace) -> int:
     gamma, prompt = args.draft_length, args.prompt if args.prompt is not None else embedded.prompts("code")[16]
     load, eagles = trials.loader(draft=args.draft), {}
     question = embedded.chat_prompts()[QUESTION]["prompt"] if args.question is None else args.question
+    if busy := machine.busy():
+        print(busy, flush=True)
     if gguf.packaged() and question:
         try:
             twice(question, args.tokens, args.backend, args.dtype, args.seed)
         except ModelLoadError as error:
             print(f"The real model stays out, and the embedded pair goes on: {error}\n")
-    print(
-        machine.busy() or "two short trials choose what runs plain and speculative decoding fastest here ...",
-        flush=True,
-    )
+    print("two short trials choose what runs plain and speculative decoding fastest here ...", flush=True)
 
     def speculative(pair: language_model.Pair, tokens: int) -> dict[str, experiments.Method]:
         # its programs belong to the one that they were made for

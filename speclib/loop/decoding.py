@@ -238,7 +238,7 @@ def settle(settings: Settings, row: Row, draft: Draft | None, seen: "Seen") -> t
     row.last = seen.next
     row.context.retain([0, *(node + 1 for node in path[: len(emitted) - 1])])  # the last token is not read yet
     going = not ended and len(row.new) < settings.max_new_tokens
-    if row.places and going:
+    if row.places and not ended:
         row.places.move(row.text, tuple(seen.drafted[node] for node in path))
     what = position, seen.drafted, overlaps, seen.stop_probs, len(path), emitted
     done = Round(row.number, *what, 0.0, 0.0, 0.0, parents)  # its times: see `play`
