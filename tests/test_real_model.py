@@ -51,7 +51,7 @@ def model(folder):
 def test_with_its_package_the_demo_answers_twice_and_without_it_goes_on(folder, monkeypatch, capsys, tmp_path):
     asked = []
     monkeypatch.setattr(demo, "twice", lambda *given: asked.append(given))
-    monkeypatch.setattr(demo.machine, "busy", lambda: (_ for _ in ()).throw(InvalidArgument("the pair's turn")))
+    monkeypatch.setattr(demo.trials, "choose", lambda *given: (_ for _ in ()).throw(InvalidArgument("the pair's turn")))
     for found, options in ((None, []), (folder, []), (folder, ["--question", "Why?"]), (folder, ["--question", ""])):
         monkeypatch.setattr(gguf, "packaged", lambda found=found: found)
         assert main(["demo", "--out", str(tmp_path / "x.png"), *options]) == 2
@@ -63,7 +63,7 @@ def test_a_package_that_cannot_be_read_stops_no_demo(monkeypatch, capsys, tmp_pa
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"no GGUF at all")
     monkeypatch.setattr(gguf, "packaged", lambda: broken)
-    monkeypatch.setattr(demo.machine, "busy", lambda: (_ for _ in ()).throw(InvalidArgument("the pair's turn")))
+    monkeypatch.setattr(demo.trials, "choose", lambda *given: (_ for _ in ()).throw(InvalidArgument("the pair's turn")))
     assert main(["demo", "--out", str(tmp_path / "x.png")]) == 2
     said, err = capsys.readouterr()
     assert "The real model stays out, and the embedded pair goes on: cannot read" in said and "the pair's turn" in err

@@ -136,6 +136,11 @@ def texts(target, drafter, rule="token", seed=0):
     return counts, out.summary()
 
 
+def all_pass(p, q, drafted):
+    """A wrong rule: every guess is accepted."""
+    return Verdict(torch.eye(drafted.shape[1] + 1)[-1:].to(p).expand(len(p), -1), p)
+
+
 def test_generate_itself_follows_the_law_and_its_broken_versions_do_not(pair, tables):
     """Models, caches, rollback and rule in float32: thousands of texts of the loop that a reader runs."""
     target, draft = pair
@@ -145,12 +150,7 @@ def test_generate_itself_follows_the_law_and_its_broken_versions_do_not(pair, ta
     assert g_test(plain, right).p_value > SIGNIFICANCE
     assert g_test(ours, right).p_value > SIGNIFICANCE and two_sample_g(ours, plain).p_value > SIGNIFICANCE
     assert summary["alpha"] < 0.98 and 0 < summary["accepted_share"] < 1  # guesses were taken and rejected
-    wrong, _ = texts(
-        target,
-        ModelDrafter(draft),
-        Rule("everything", lambda p, q, d: Verdict(torch.eye(d.shape[1] + 1)[-1:].to(p).expand(len(p), -1), p), False, "wrong"),
-        seed=4,
-    )
+    wrong, _ = texts(target, ModelDrafter(draft), Rule("everything", all_pass, False, "wrong"), seed=4)
     assert g_test(wrong, right).p_value < SIGNIFICANCE
     worse, _ = texts(target, GUESSERS["favourite as drawn"].around(ModelDrafter(draft)), seed=4)
     assert g_test(worse, right).p_value < SIGNIFICANCE
