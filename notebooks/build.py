@@ -125,7 +125,7 @@ CONTENTS = [
     ),
     Entry("09", "many_oracles", "Many oracles", "What if there are several guesses, or several guessers?", 45, "05"),
     Entry(
-        "10",
+        "11",
         "encoder_decoder",
         "Encoder-decoder",
         "What changes when the model reads one text and writes another?",
@@ -348,7 +348,8 @@ def renumber(old: str, new: str) -> None:
     words = {rf"\bn{old}\b": f"n{new}", rf"\b{old}_{entry.slug}\b": f"{new}_{entry.slug}"}
     words |= {rf"\b([Nn]otebook) {old}\b": rf"\1 {new}"}
     own = {after for _, after in moves}
-    for path in sorted({*own, *FOLDER.rglob("*.ipynb"), *ROOT.glob("*.md"), *ROOT.glob("speclib/**/*.py"), *ROOT.glob("tests/*.py")}):
+    code = (path for pattern in ("*.md", "speclib/**/*.py", "tests/*.py") for path in ROOT.glob(pattern))
+    for path in sorted({*own, *FOLDER.rglob("*.ipynb"), *code}):
         text = before = path.read_text(encoding="utf-8")
         for pattern, replacement in words.items():
             text = re.sub(pattern, replacement, text)

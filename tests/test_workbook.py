@@ -15,7 +15,7 @@ from ipywidgets.widgets import widget as registry
 import speclib
 from speclib import experiments, lengths
 from speclib.loop.trace import Round, Trace
-from speclib.workbook import common, n00, n01, n02, n03, n05, n06, n07, n08, n09, n10
+from speclib.workbook import common, n00, n01, n02, n03, n05, n06, n07, n08, n09, n11
 
 HOME = Path(speclib.__file__).parent
 COMMANDS = {"demo.py", "bench.py"}  # they draw a figure when the work is done
@@ -120,7 +120,7 @@ BOXES = {
     "layers": lambda pair, out: n07.layer_dial(EXITS),
     "lookup": lambda pair, out: n08.lookup_rounds(pair.tokenizer, [1] * 99, out.trace.rounds),
     "tree": lambda pair, out: n09.tree_builder(pair, "def f"),
-    "repair": lambda pair, out: n10.repair_stepper("a source", out, pair.tokenizer),
+    "repair": lambda pair, out: n11.repair_stepper("a source", out, pair.tokenizer),
 }
 
 
