@@ -5,6 +5,7 @@
     python notebooks/build.py run [03 ...]          execute 1..n from a clean kernel and keep the outputs
     python notebooks/build.py solutions [03 ...]    notebooks/solutions/: every exercise solved, and run
     python notebooks/build.py check [03 ...]        list what breaks the anatomy
+    python notebooks/build.py renumber 10 11        a notebook with its files and every mention of its number
 
 The repository's address is read from pyproject.toml; change it there and run `headers`.
 """
@@ -287,6 +288,33 @@ def headers() -> None:
         path.write_text(text, encoding="utf-8")
 
 
+def renumber(old: str, new: str) -> None:
+    """Moves a notebook to a free number: its files, its room in speclib/workbook, and what names them. Then run
+    `headers`.
+    """
+    if old not in (numbers := [entry.number for entry in CONTENTS]) or new in numbers:
+        sys.exit(f"renumber wants a number that is there and one that is free, not {old} and {new}")
+    (entry,) = chosen([old])
+    rooms = ROOT / "speclib" / "workbook"
+    moves = [(folder / entry.file, folder / f"{new}_{entry.slug}.ipynb") for folder in (FOLDER, FOLDER / "solutions")]
+    moves += [(rooms / f"n{old}.py", rooms / f"n{new}.py")]
+    for before, after in moves:
+        before.rename(after)
+    words = {rf"\bn{old}\b": f"n{new}", rf"\b{old}_{entry.slug}\b": f"{new}_{entry.slug}"}
+    words |= {rf"\b([Nn]otebook) {old}\b": rf"\1 {new}"}
+    own = {after for _, after in moves}
+    for path in sorted({*own, *FOLDER.rglob("*.ipynb"), *ROOT.glob("*.md"), *ROOT.glob("speclib/**/*.py")}):
+        text = before = path.read_text(encoding="utf-8")
+        for pattern, replacement in words.items():
+            text = re.sub(pattern, replacement, text)
+        if text != before:
+            path.write_text(text, encoding="utf-8")
+    source = Path(__file__)
+    at_home = source.read_text(encoding="utf-8")
+    place = rf'("{old}")(,\s+"{entry.slug}")'
+    source.write_text(re.sub(place, rf'"{new}"\2', at_home), encoding="utf-8")
+
+
 def generated() -> dict[str, dict[str, str]]:
     """File -> marker -> the text that belongs between the two occurrences of the marker."""
     row = "| [{e.number} · {e.title}](notebooks/{e.file}) | {e.question} | {e.minutes} | {badges} |"
@@ -504,8 +532,13 @@ def main() -> None:
         commands.add_parser(action.__name__, help=text).add_argument(
             "numbers", nargs="*", metavar="NN", help="which notebooks (default: all)"
         )
+    moving = commands.add_parser("renumber", help="move a notebook to a free number")
+    moving.add_argument("old")
+    moving.add_argument("new")
     options = parser.parse_args()
-    if options.command == "convert":
+    if options.command == "renumber":
+        renumber(options.old, options.new)
+    elif options.command == "convert":
         print(convert(options.source, options.number).relative_to(ROOT))
     elif options.command == "headers":
         headers()
