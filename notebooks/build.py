@@ -122,7 +122,7 @@ CONTENTS = [
     ),
     Entry("09", "many_oracles", "Many oracles", "What if there are several guesses, or several guessers?", 45, "05"),
     Entry(
-        "10",
+        "11",
         "encoder_decoder",
         "Encoder-decoder",
         "What changes when the model reads one text and writes another?",
@@ -309,7 +309,7 @@ def renumber(old: str, new: str) -> None:
             text = re.sub(pattern, replacement, text)
         if text != before:
             path.write_text(text, encoding="utf-8")
-    source = Path(__file__)
+    source = FOLDER / Path(__file__).name
     at_home = source.read_text(encoding="utf-8")
     place = rf'("{old}")(,\s+"{entry.slug}")'
     source.write_text(re.sub(place, rf'"{new}"\2', at_home), encoding="utf-8")

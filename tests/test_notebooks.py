@@ -93,6 +93,24 @@ def test_converting_again_changes_nothing(made, tmp_path):
     assert (tmp_path / entry.file).read_bytes() == before
 
 
+def test_a_notebook_moves_with_its_files_and_every_mention(made, tmp_path, monkeypatch):
+    room = tmp_path / "speclib" / "workbook" / "n03.py"
+    room.parent.mkdir(parents=True)
+    room.write_text('"""Notebook 03, and not notebook 031."""')
+    (tmp_path / "solutions").mkdir()
+    home = tmp_path / "03_speculative_sampling.ipynb"
+    (tmp_path / "solutions" / home.name).write_text(home.read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "README.md").write_text(f"[03](notebooks/{home.name}), Notebook 03")
+    (tmp_path / "build.py").write_text('Entry("02", "guess"), Entry(\n    "03",\n    "speculative_sampling",\n)')
+    with pytest.raises(SystemExit, match="free"):
+        build.renumber("03", "04")
+    build.renumber("03", "77")
+    assert not home.exists() and "n77.twice(twice)" in (tmp_path / "77_speculative_sampling.ipynb").read_text("utf-8")
+    assert room.with_name("n77.py").read_text() == '"""Notebook 77, and not notebook 031."""'
+    assert (tmp_path / "README.md").read_text() == "[03](notebooks/77_speculative_sampling.ipynb), Notebook 77"
+    assert (tmp_path / "build.py").read_text().split("Entry(")[2].split() == ['"77",', '"speculative_sampling",', ")"]
+
+
 def test_widgets_and_timing_are_tidied_away(made):
     nb, entry = made
     output = nbformat.v4.new_output("display_data", {build.WIDGET: {"model_id": "1234"}, "text/plain": "VBox()"})

@@ -1,4 +1,4 @@
-"""The encoder-decoder pair of notebook 10: it repairs small slips in Python source.
+"""The encoder-decoder pair of notebook 11: it repairs small slips in Python source.
 
 The source is a few lines of code with slips put in by fixed rules (`mangle`), the target the lines as they were. Most
 of the answer stands in the question, a few tokens of it do not: an easy task with hard places, which a model of a few

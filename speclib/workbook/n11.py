@@ -1,4 +1,4 @@
-"""Notebook 10, encoder-decoder: the race of repairs, and one repair round by round."""
+"""Notebook 11, encoder-decoder: the race of repairs, and one repair round by round."""
 
 import html
 from collections.abc import Callable
