@@ -125,6 +125,14 @@ CONTENTS = [
     ),
     Entry("09", "many_oracles", "Many oracles", "What if there are several guesses, or several guessers?", 45, "05"),
     Entry(
+        "10",
+        "which_rule",
+        "Which rule",
+        "Which rule keeps the most guesses, what may a drafter say of its own, and what does a lossy rule cost?",
+        45,
+        "09",
+    ),
+    Entry(
         "11",
         "encoder_decoder",
         "Encoder-decoder",

@@ -27,7 +27,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 ROOMS = {  # so that a reader writes `from speclib import theory`, and need not know in which room it stands
-    "law": ("distributions", "exact", "rules", "statistics", "theory"),
+    "law": ("distributions", "exact", "rules", "several", "statistics", "theory"),
     "model": ("adapter", "compiled", "context", "fast", "gguf", "language_model", "probe", "products", "quantized"),
     "loop": ("arguments", "decoding", "lengths", "processors", "stops", "trace"),
     "measure": ("categories", "experiments", "growth", "latency", "leaderboard", "machine", "published", "trials"),

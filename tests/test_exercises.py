@@ -12,6 +12,7 @@ from collections import Counter
 from copy import deepcopy
 from functools import cache, partial
 from importlib import import_module
+from itertools import combinations
 
 import matplotlib
 import numpy as np
@@ -151,6 +152,27 @@ def detective(sampler, draws=400, places=n04b.PLACES):
 def followed(text, n, last=True):
     places = [k for k in range(len(text) - 1) if text[k] == text[-1]]
     return text[(place := places[-1 if last else 0]) + 1 : place + 1 + n] if places else []
+
+
+def block(p, q, drafted, cut=min, rows=(1, 1), last=True):
+    """The block rule on two tokens, and ways to get it wrong."""
+    w1 = cut(1, p[0][drafted[0]] / q[0][drafted[0]])
+    w2 = cut(1, w1 * p[1][drafted[1]] / q[1][drafted[1]])
+    s1 = sum(max(w1 * a - b, 0) for a, b in pairwise(p[rows[0]], q[rows[1]]))
+    h1 = s1 / (s1 + 1 - w1) if s1 + 1 - w1 > 0 else 0
+    return [(1 - w2) * (1 - h1), (1 - w2) * h1, w2] if last else [1 - h1, h1 * (1 - w2), h1 * w2]
+
+
+def least_cut(p, q, n, sizes=None, other=lambda inside, n: 1 - inside**n):
+    tokens = range(len(p))
+    sets = [a for size in sizes or range(len(p) + 1) for a in combinations(tokens, size)]
+    return min(sum(p[x] for x in a) + other(sum(q[x] for x in a), n) for a in sets)
+
+
+def three_claims(p, q, best=None, match=None):
+    best = max(range(len(q)), key=q.__getitem__) if best is None else best(p, q)
+    match = sum(a * b for a, b in pairwise(p, q)) if match is None else match(p, q)
+    return [sum(map(min, p, q)), p[best], match]
 
 
 # name -> (wrong answers of its own, right ones of its own); `general` ones are added to both
@@ -480,6 +502,63 @@ ANSWERS = {
         [
             lambda A, c, T: (sum(A) + len(A)) / (sum(A) * c + sum(T[a + 1] for a in A)),
             lambda A, c, T: (np.array(A) + 1).sum() / (np.array(A) * c + [T[a + 1] for a in A]).sum(),
+        ],
+    ),
+    "block_stops": (
+        [
+            partial(block, last=False),
+            partial(block, rows=(0, 0)),
+            partial(block, rows=(1, 0)),
+            partial(block, rows=(0, 1)),
+            partial(block, cut=lambda one, w: w),
+            lambda p, q, d: block(p, q, d)[::-1],
+            lambda p, q, d: (lambda a, b: [1 - a, a * (1 - b), a * b])(
+                *(min(1, p[i][d[i]] / q[i][d[i]]) for i in (0, 1))
+            ),
+            lambda p, q, d: (lambda w: [1 - w[0], w[0] - w[1], w[1]])(
+                [min(1, (r := p[0][d[0]] / q[0][d[0]])), min(1, r, r * p[1][d[1]] / q[1][d[1]])]
+            ),
+        ],
+        [block, lambda p, q, d: np.array(block(p, q, d)), lambda p, q, d: (x for x in block(p, q, d))],
+    ),
+    "best_of": (
+        [
+            lambda p, q, n: sum(map(min, p, q)),
+            lambda p, q, n: 1 - (1 - sum(map(min, p, q))) ** n,
+            lambda p, q, n: min(1, n * sum(map(min, p, q))),
+            partial(least_cut, sizes=[1]),
+            partial(least_cut, sizes=[0, 1, 2]),
+            partial(least_cut, other=lambda inside, n: (1 - inside) ** n),
+            partial(least_cut, other=lambda inside, n: 1 - inside * n),
+            lambda p, q, n: least_cut(q, p, n),
+            lambda p, q, n: sum(min(a, 1 - (1 - b) ** n) for a, b in pairwise(p, q)),
+        ],
+        [
+            least_cut,
+            lambda p, q, n: min(
+                sum(a for k, a in enumerate(p) if bits >> k & 1)
+                + 1
+                - sum(b for k, b in enumerate(q) if bits >> k & 1) ** n
+                for bits in range(2 ** len(p))
+            ),
+        ],
+    ),
+    "claimed_alphas": (
+        [
+            partial(three_claims, best=lambda p, q: p.index(max(p))),
+            partial(three_claims, best=lambda p, q: len(q) - 1 - q[::-1].index(max(q))),
+            partial(three_claims, match=lambda p, q: sum(b * b for b in q)),
+            partial(three_claims, match=lambda p, q: sum(a * a for a in p)),
+            partial(three_claims, match=lambda p, q: sum(min(a, b) * b for a, b in pairwise(p, q))),
+            lambda p, q: [sum(map(min, p, q)), max(p), sum(a * b for a, b in pairwise(p, q))],
+            lambda p, q: [sum(map(min, p, q)), min(p[q.index(max(q))], max(q)), three_claims(p, q)[2]],
+            lambda p, q: three_claims(p, q)[::-1],
+            lambda p, q: [1 - max(abs(a - b) for a, b in pairwise(p, q)), *three_claims(p, q)[1:]],
+        ],
+        [
+            three_claims,
+            lambda p, q: np.array([np.minimum(p, q).sum(), p[int(np.argmax(q))], np.dot(p, q)]),
+            lambda p, q: (1 - sum(clipped(p, q)), p[q.index(max(q))], float(torch.tensor(p) @ torch.tensor(q))),
         ],
     ),
     "next_length": (

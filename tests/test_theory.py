@@ -83,6 +83,46 @@ def test_operations_factor():
     assert theory.operations_factor(1.0, 3, 0.1) == pytest.approx(4.3 / 4)
 
 
+def test_a_hazard_counts_what_was_reached_and_nothing_else():
+    rounds = [([0.9, 0.4, 0.1], 2), ([0.5, 0.8, 0.7], 0), ([0.7], 1), ([0.3, 0.6, 0.2], 1)]
+    hazard, reached = theory.hazard_by_position(rounds)
+    assert reached.tolist() == [4, 2, 1] and hazard == pytest.approx([0.6, 0.5, 0.1])
+    hazard, reached = theory.hazard_by_position([([0.5, 0.5], 0)])
+    assert reached.tolist() == [1, 0] and hazard[0] == 0.5 and np.isnan(hazard[1])
+    assert theory.tokens_from_hazard(hazard, 3) == pytest.approx(1 + 0.5 + 0.25 + 0.125)
+    assert theory.tokens_from_hazard([0.6, 0.5], 4) == pytest.approx(1 + 0.6 + 0.3 + 0.15 + 0.075)
+    assert theory.tokens_from_hazard([0.6, 0.5], 1) == 1.6 and theory.tokens_from_hazard([0.6], 0) == 1
+
+
+def test_a_hazard_estimated_at_one_length_foretells_the_others():
+    """Rounds of easy and hard places: 0.9 or 0.3 throughout. One rate for all misses what the hazard gets right."""
+    rng = np.random.default_rng(0)
+    beta = rng.choice([0.9, 0.3], 40_000)
+    accepted = (rng.random((len(beta), 6)) < beta[:, None]).cumprod(1).sum(1)
+    hazard, reached = theory.hazard_by_position((6 * [b], int(a)) for b, a in zip(beta, accepted, strict=True))
+    moments = [(0.9**k + 0.3**k) / 2 for k in range(8)]
+    assert hazard == pytest.approx([moments[k + 1] / moments[k] for k in range(6)], abs=0.01)
+    assert hazard[0] == pytest.approx(0.6, abs=0.01) and hazard[-1] > 0.85
+    for gamma in (1, 3, 6):
+        assert theory.tokens_from_hazard(hazard, gamma) == pytest.approx(sum(moments[: gamma + 1]), rel=0.01)
+    assert theory.tokens_from_hazard(hazard, 7) == pytest.approx(sum(moments), rel=0.01)
+    alpha = (hazard * reached).sum() / reached.sum()
+    assert theory.expected_tokens(alpha, 1) > 1.1 * theory.tokens_from_hazard(hazard, 1)
+
+
+@pytest.mark.parametrize("gamma", [0, 1, 2, 3, 5])
+def test_rounds_after_whole_ones_are_as_many_as_the_hazards_make_them(gamma):
+    other, whole = [0.5, 0.6, 0.7], [0.9, 0.8]
+    kept = [np.r_[other, 0.7, 0.7][:gamma], np.r_[whole, 0.8, 0.8, 0.8][:gamma]]
+    state, tokens = 0.5, 0.0
+    for _ in range(300):  # of many rounds, how many follow one that passed whole
+        tokens = (1 - state) * (1 + kept[0].cumprod().sum()) + state * (1 + kept[1].cumprod().sum())
+        state = (1 - state) * kept[0].prod() + state * kept[1].prod()
+    assert theory.tokens_from_hazard(other, gamma, whole) == pytest.approx(tokens, abs=1e-12)
+    assert theory.tokens_from_hazard(other, gamma, other) == pytest.approx(theory.tokens_from_hazard(other, gamma))
+    assert theory.tokens_from_hazard([0.0], 1, [1.0]) == 1
+
+
 @pytest.mark.parametrize(
     ("call", "word"),
     [
@@ -92,6 +132,8 @@ def test_operations_factor():
         (lambda: theory.speedup(0.5, -1, 0.1), "gamma"),
         (lambda: theory.speedup(0.5, 1, -0.1), "cost"),
         (lambda: theory.expected_tokens_from_positions([0.5, 1.5]), "alpha"),
+        (lambda: theory.hazard_by_position([([0.5], 2)]), "cannot have passed"),
+        (lambda: theory.tokens_from_hazard([], 2), "reached"),
     ],
 )
 def test_values_out_of_range(call, word):

@@ -5,7 +5,7 @@ round; c: the time of one draft forward over that of one target forward. The for
 independent and alike. Every function takes numbers or numpy arrays and broadcasts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -40,6 +40,53 @@ def expected_tokens_from_positions(betas: ArrayLike) -> np.ndarray:
     1 + b_1 + b_1 b_2 + ... + b_1...b_gamma."""
     betas, _, _ = _checked(betas)
     return 1 + np.cumprod(betas, axis=-1).sum(-1)
+
+
+def hazard_by_position(rounds: Iterable[tuple[Sequence[float], int]]) -> tuple[np.ndarray, np.ndarray]:
+    """The chance that a guess at each position is kept if it is reached, and how often it was: [gamma], [gamma].
+
+    rounds: of each the overlaps sum(min(p, q)) at its guesses, and how many passed. A position counts only where all
+    before it passed (the rest is censored), by its overlap and not by its coin, which says the same with less noise.
+    Rounds may differ in length; a position that was never reached has hazard nan. Raises InvalidArgument where more
+    passed than were guessed.
+    """
+    sums, reached = [], []
+    for overlaps, accepted in rounds:
+        if not 0 <= accepted <= len(overlaps):
+            raise InvalidArgument(f"{accepted} of {len(overlaps)} guesses cannot have passed")
+        for k, overlap in enumerate(overlaps):
+            if k == len(sums):
+                sums.append(0.0)
+                reached.append(0)
+            if k <= accepted:
+                sums[k] += float(overlap)
+                reached[k] += 1
+    with np.errstate(invalid="ignore"):
+        return np.array(sums) / np.array(reached), np.array(reached)
+
+
+def tokens_from_hazard(hazard: ArrayLike, gamma: int, after_whole: ArrayLike | None = None) -> float:
+    """Tokens per round at a draft length that need not have been measured: 1 + h_1 + h_1 h_2 + ...; behind the last
+    position that is known its hazard goes on.
+
+    after_whole: the hazard of rounds that follow one in which every guess passed; `hazard` is then that of the others.
+    Where text is easy, rounds pass whole, and short rounds do so more often: the share of rounds that follow one is
+    what the two hazards themselves bring about, by whole' = whole a + (1 - whole) b in balance.
+    """
+    other, whole = (_continued(h, gamma) for h in (hazard, hazard if after_whole is None else after_whole))
+    left = 1 - whole.prod() + other.prod()
+    share = other.prod() / left if left > 0 else 0.0
+    tokens = expected_tokens_from_positions(np.stack([other, whole]))
+    return float(tokens[0] + share * (tokens[1] - tokens[0]))
+
+
+def _continued(hazard: ArrayLike, gamma: int) -> np.ndarray:
+    """The hazard at gamma positions; the last one that was reached stands for those behind it."""
+    known = np.asarray(hazard, dtype=float)
+    known = known[: int(np.isnan(known).argmax())] if np.isnan(known).any() else known
+    if not known.size:
+        raise InvalidArgument("a hazard needs at least one position that was reached")
+    return known[np.minimum(np.arange(gamma), len(known) - 1)]
 
 
 def speedup(alpha: ArrayLike, gamma: ArrayLike, c: ArrayLike, width_ratio: WidthRatio = 1.0) -> np.ndarray:
