@@ -141,6 +141,14 @@ CONTENTS = [
         "03",
     ),
     Entry(
+        "12",
+        "the_engine",
+        "The engine",
+        "What can a faster engine spare, what does that leave for speculation, and what do equal bits cost?",
+        40,
+        "05",
+    ),
+    Entry(
         "13",
         "a_real_model",
         "A real model",
