@@ -1,4 +1,4 @@
-"""Every oracle on the same prompts, in one interleaved run: what `python -m speclib bench --drafters all` records.
+"""Every oracle on the same prompts, in one interleaved run: what `python -m speclib bench leaderboard` records.
 
 The baseline is plain decoding on the same backend; each oracle's draft length is chosen on prompts of its own. Edits
 are written by the target that was taught to (`language_model.EDITOR`): what guesses for it was trained for the plain
@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 from torch import nn
 
@@ -38,6 +37,7 @@ from ..model import language_model
 from ..model.language_model import LanguageModel, Pair
 from ..model.quantized import rounded_copy, weight_bytes
 from . import experiments
+from .experiments import Method
 
 # domain and temperature of each table
 SETTINGS = (("code", 1.0), ("code", 0.0), ("prose", 1.0), ("edit", 1.0), ("edit", 0.0))
@@ -54,6 +54,10 @@ class Oracle:
     lengths: Sequence[int | Length]
     megabytes: float = 0.0
     rule: str = "token"
+
+    def method(self, target: LanguageModel, sampling: Sampling, length: int | Length, tokens: int) -> Method:
+        """`experiments.ours` with one of its lengths."""
+        return experiments.ours(target, self.drafter, sampling, length, tokens, self.rule)
 
 
 def size(model: LanguageModel) -> float:
@@ -141,43 +145,33 @@ def measure(
     """{"machine", "settings", "rows"}: one row per domain, temperature and oracle, with the "target" that wrote the
     text, ready for JSON.
 
-    predicted: tokens per round over what a round costs, its drafting at the seconds it took, its check at the measured
-    width curve. extra_per_token: target tokens computed and thrown away for each emitted one.
+    predicted: as `experiments.predicted`, by the width curve. extra_per_token: target tokens computed and thrown away
+    for each emitted one.
     """
     c, widths = experiments.costs(pair, range(1, WIDEST + 1))
     prices = dict(zip(widths["width"].tolist(), (widths["ms"] / widths["ms"][0]).tolist(), strict=True))
-    one = widths["ms"][0] / 1e3
     found, rows = oracles(pair, (c, prices)), []
-    writers = {domain: writer(pair.target, domain) for domain, _ in settings}
     for domain, temperature in settings:
-        target, sampling, texts = (
-            writers[domain],
-            Sampling(temperature),
-            long_enough(domain, pair.tokenizer, tokens, prompts + tuning),
-        )
-        measured, spare = texts[:prompts], texts[-tuning:]
-        methods = {"plain": experiments.ours(target, None, sampling, 0, tokens)}
-        chosen = {}
+        target, sampling = writer(pair.target, domain), Sampling(temperature)
+        texts = long_enough(domain, pair.tokenizer, tokens, prompts + tuning)
+        methods, lengths = {"plain": experiments.ours(target, None, sampling, 0, tokens)}, {}
         for name, oracle in found.items():
-            chosen[name] = fastest(target, oracle, sampling, spare, tokens)
-            methods[name] = experiments.ours(target, oracle.drafter, sampling, chosen[name], tokens, oracle.rule)
-        frame = experiments.interleaved(methods, measured, progress=progress)
-        table = experiments.speedups(frame, "plain").join(experiments.acceptance(frame))
+            tried = {k: oracle.method(target, sampling, length, tokens) for k, length in enumerate(oracle.lengths)}
+            best = experiments.fastest(tried, texts[-tuning:])
+            methods[name], lengths[name] = tried[best], oracle.lengths[best]
+        frame = experiments.interleaved(methods, texts[:prompts], progress=progress)
         sums = frame.groupby("method")[["tokens", "target_forwards", "proposed", "draft_seconds"]].sum()
-        width = 1 + sums["proposed"] / sums["target_forwards"]
-        drafting = sums["draft_seconds"] / sums["target_forwards"] / one
-        table["tokens_per_round"] = sums["tokens"] / sums["target_forwards"]
-        table["cost_ratio"] = (sums["draft_seconds"] / one / sums["proposed"]).where(sums["proposed"] > 0)
-        table["predicted"] = table["tokens_per_round"] / (
-            drafting + np.interp(width, list(prices), list(prices.values()))
+        drafting = sums["draft_seconds"] / (widths["ms"][0] / 1e3)
+        table = experiments.table(frame, "plain").assign(
+            tokens_per_round=sums["tokens"] / sums["target_forwards"],
+            cost_ratio=(drafting / sums["proposed"]).where(sums["proposed"] > 0),
+            predicted=pd.Series({k: experiments.predicted(own, widths) for k, own in frame.groupby("method")}),
+            extra_per_token=(sums["target_forwards"] + sums["proposed"]) / sums["tokens"] - 1,
+            length=pd.Series({name: described(length) for name, length in lengths.items()}),
+            megabytes=pd.Series({name: oracle.megabytes for name, oracle in found.items()}),
         )
-        table["extra_per_token"] = (sums["target_forwards"] + sums["proposed"]) / sums["tokens"] - 1
-        table["repeated_4_grams"] = frame["text"].map(experiments.repeated_share).groupby(frame["method"]).mean()
-        table["length"] = pd.Series({name: described(length) for name, length in chosen.items()})
-        table["megabytes"] = pd.Series({name: oracle.megabytes for name, oracle in found.items()})
-        rows += (
-            table.reset_index().assign(domain=domain, temperature=temperature, target=target.name).to_dict("records")
-        )
+        about = {"domain": domain, "temperature": temperature, "target": target.name}
+        rows += experiments.rows(table.reset_index().assign(**about))
     about = {
         "prompts": prompts,
         "tokens": tokens,
@@ -185,11 +179,7 @@ def measure(
         "draft": repr(pair.draft),
         "dtype": str(pair.target.dtype).removeprefix("torch."),
     }
-    return {
-        "machine": experiments.machine(),
-        "settings": about,
-        "rows": [{k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()} for row in rows],
-    }
+    return {"machine": experiments.machine(), "settings": about, "rows": rows}
 
 
 def writer(target: LanguageModel, domain: str) -> LanguageModel:
@@ -210,20 +200,6 @@ def long_enough(domain: str, tokenizer, tokens: int, wanted: int) -> list[str]:
         entry for entry in entries if "answer" not in entry or len(tokenizer(entry["answer"])["input_ids"]) >= tokens
     ]
     return [entry["text"] for entry in (lasting if len(lasting) >= wanted else entries)]
-
-
-def fastest(
-    target: LanguageModel, oracle: Oracle, sampling: Sampling, texts: Sequence[str], tokens: int
-) -> int | Length:
-    """The length of the most tokens/s on these prompts."""
-    if len(oracle.lengths) == 1:
-        return oracle.lengths[0]
-    methods = {
-        str(k): experiments.ours(target, oracle.drafter, sampling, length, tokens, oracle.rule)
-        for k, length in enumerate(oracle.lengths)
-    }
-    frame = experiments.interleaved(methods, texts, progress=False)
-    return oracle.lengths[int(experiments.speedups(frame, "0")["tokens_per_second"].idxmax())]
 
 
 def described(length: int | Length) -> str:

@@ -166,16 +166,13 @@ def article(record: dict) -> dict[str, float]:
     plain_uncached, plain_cached = a["tokens"] * uncached[a["target"]], a["tokens"] * cached
     spec_uncached = plain_uncached / a["speedup"]
     spec_cached = plain_cached / float(theory.speedup(alpha, gamma, c, width))
-    return {
-        "alpha implied": alpha,
+    seconds = {
         "plain, no cache (s)": plain_uncached,
         "speculative, no cache (s)": spec_uncached,
         "plain, cached (s)": plain_cached,
         "speculative, cached (s)": spec_cached,
-        "article's kind of speed-up": a["speedup"],
-        "speculative without a cache over cached plain": plain_cached / spec_uncached,
-        "both cached": plain_cached / spec_cached,
     }
+    return {"alpha implied": alpha, **seconds, **compared(*seconds.values())}
 
 
 def downloaded(names: Sequence[str] = (ARTICLE["target"], ARTICLE["draft"]), owner: str = HUB) -> Pair | None:
@@ -207,19 +204,28 @@ def article_here(
         "plain, cached (s)": lambda: cached(None),
         "speculative, cached (s)": lambda: cached(ModelDrafter(pair.draft)),
     }
-    seconds, texts = {}, []
-    for name, loop in loops.items():
-        loop()  # warm up
+
+    def timed(loop: Callable[[], list[int]]) -> dict:
         began = time.perf_counter()
-        texts.append(loop())
-        seconds[name] = time.perf_counter() - began
-    plain_uncached, spec_uncached, plain_cached, spec_cached = seconds.values()
+        text = loop()
+        return {"seconds": time.perf_counter() - began, "text": text}
+
+    methods = {name: lambda prompt, seed, loop=loop: timed(loop) for name, loop in loops.items()}
+    frame = experiments.interleaved(methods, [prompt], progress=False).set_index("method")
+    seconds, texts = frame["seconds"].to_dict(), frame["text"].to_list()
     return {
         **seconds,
+        **compared(*seconds.values()),
+        "one text": float(all(text == texts[0] for text in texts)),
+    }
+
+
+def compared(plain_uncached: float, spec_uncached: float, plain_cached: float, spec_cached: float) -> dict[str, float]:
+    """The speed-up of four loops' seconds, over either baseline."""
+    return {
         "article's kind of speed-up": plain_uncached / spec_uncached,
         "speculative without a cache over cached plain": plain_cached / spec_uncached,
         "both cached": plain_cached / spec_cached,
-        "one text": float(all(text == texts[0] for text in texts)),
     }
 
 
