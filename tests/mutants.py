@@ -151,7 +151,7 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("a decoder that changes what it said is not noticed", "loop/trace.py", 'if "".join(found) != whole:', "if False:", TRACE),
     ("a file is written in its place", "files.py", "partial = path.with_name(f\".{path.stem}.{os.getpid()}.partial{path.suffix}\")", "partial = path", FILES),
     ("outputs are not checked", "files.py", "    if not path.parent.is_dir():", "    if False:", FILES),
-    ("bench goes on with another measurement", "measure/pairs.py", 'if kept.get("identity") == identity:', "if True:", FILES),
+    ("bench goes on with another measurement", "commands/pairs.py", 'if kept.get("identity") == identity:', "if True:", FILES),
     ("a training does not look at its corpus", "training/corpus.py", "if before != content:", "if False:", FILES),
     ("a neighbour called data makes a checkout", "embedded.py", "if not project.is_file() or not", "return True\n    if not project.is_file() or not", EMBEDDED),
     ("a folder takes the place of a model", "model/language_model.py", "own = isinstance(name, str) and", "own = not Path(name).is_dir() and", EMBEDDED),
@@ -221,7 +221,7 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("two backends are one method", "measure/experiments.py", "frame.groupby(WAY if WAY[1] in frame else WAY[0], sort=sort)", "frame.groupby(WAY[0], sort=sort)", TRIALS),
     ("methods do not take turns at being first", "measure/experiments.py", "first = (p + repeat) % len(names)", "first = 0", ["test_experiments.py", "-k", "in_turn"]),
     ("rounds are predicted without their guesses", "measure/experiments.py", "theory.speedup(1.0, gamma, c, ratio))", "theory.speedup(1.0, gamma, 0.0, ratio))", ["test_experiments.py", "-k", "prediction"]),
-    ("headline over the slowest plain decoding", "measure/pairs.py", "speed[is_plain].idxmax()", "speed[is_plain].idxmin()", TRIALS),
+    ("headline over the slowest plain decoding", "commands/pairs.py", "speed[is_plain].idxmax()", "speed[is_plain].idxmin()", TRIALS),
     ("a program is made inside what is timed", "measure/experiments.py", "while made != compiled.Programs.made:", "while made is None:", ["test_experiments.py", "-k", "made_again"]),
     # batches
     ("a neighbour's lengths", "model/fast.py", "positions.append(depths + (start if read.position is None else read.position))", "positions.append(depths + (starts[0] if read.position is None else read.position))", BATCHES),

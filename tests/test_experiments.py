@@ -14,10 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import speclib
 from speclib import LanguageModel, Sampling, bench, compiled, experiments, generate, theory, trials
 from speclib.__main__ import main
+from speclib.commands import pairs
 from speclib.drafters import ModelDrafter, TreeDrafter
 from speclib.errors import InvalidArgument
 from speclib.law.statistics import ratio_of_means
-from speclib.measure import pairs
 from speclib.measure.experiments import WAY, Way
 from speclib.model.language_model import Pair
 
@@ -265,14 +265,14 @@ def test_everybody_writes_exactly_as_many_tokens_and_configs_are_left_as_found(p
 
 def test_the_advised_length_weighs_the_yield_of_rounds_against_their_price(pair, monkeypatch):
     prices = {"free": lambda n: 0.0, "dear": lambda n: 10.0 * n}
-    at = pairs.place(speclib.Pair(pair.target, pair.target))
+    at, settings = pairs.place(speclib.Pair(pair.target, pair.target)), pairs.Settings(tokens=24, draft_length=[1, 4])
     for kind, best in (("free", 4), ("dear", 1)):
         monkeypatch.setattr(
             pairs.latency,
             "round_costs",
             lambda target, draft, n, context, kind=kind: {"plain": 1.0, "draft": prices[kind](n), "check": 1.0},
         )
-        found = pairs.advised({"eager": at}, Sampling(0), ["some text", "other words"], [1, 4], 24)
+        found = pairs.advised({"eager": at}, Sampling(0), ["some text", "other words"], settings)
         assert found == {Way(pairs.MODEL, "eager", "float32"): best}
 
 

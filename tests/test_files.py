@@ -15,10 +15,10 @@ import torch
 
 from speclib import bench, embedded, errors, experiments, files
 from speclib.__main__ import main
+from speclib.commands import pairs
 from speclib.drafters.eagle import read_eagle
 from speclib.drafters.heads import read_heads
 from speclib.drafters.layer_skip import read_exits
-from speclib.measure import pairs
 from speclib.model.language_model import Pair
 from speclib.training.state import load_state, save_state
 
@@ -188,8 +188,8 @@ def measured(monkeypatch):
     def run(partial, target=None, tokens=1):
         made.clear()
         try:
-            sizes = (1, tokens, 1)
-            return pairs.measure(target, None, *sizes, [1.0, 0.0], ["code"], [1], ["float32"], ["eager"], partial)
+            settings = pairs.Settings(target, None, 1, tokens, 1, [1], ["eager"])
+            return pairs.measure(settings, [1.0, 0.0], ["code"], ["float32"], partial)
         except KeyboardInterrupt:
             return None
 

@@ -9,8 +9,8 @@ from test_experiments import tiny
 
 from speclib import bench, experiments, language_model, trials
 from speclib.__main__ import main
+from speclib.commands import pairs
 from speclib.errors import UnsupportedModel
-from speclib.measure import pairs
 from speclib.measure.trials import PLAIN, SPECULATIVE, Way, choose
 from speclib.model.language_model import Pair
 
@@ -153,9 +153,7 @@ def test_the_short_headline_on_a_tiny_pair():
         experiments.Sampling(0),
         ["some text", "more"],
         ["others"],
-        16,
-        1,
-        ["eager", "fast"],
+        pairs.Settings(tokens=16, backend=["eager", "fast"]),
         ["float32"],
     )
     names = [m["method"] for m in found["methods"]]

@@ -5,6 +5,7 @@ other measurements that notebooks read.
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from .. import console, embedded
 from ..errors import InvalidArgument
 from ..files import check_folder, check_output, replacing, write_text
 from ..law.distributions import Sampling
-from ..measure import categories, experiments, growth, latency, leaderboard, machine, pairs, published, trials
-from ..measure.pairs import headline_of
+from ..measure import categories, experiments, growth, latency, leaderboard, machine, published, trials
 from ..model.language_model import BACKENDS, TARGET, load_model, load_pair
+from . import pairs
+from .options import command
+from .pairs import headline_of
 
 TEMPERATURES = (1.0, 0.7, 0.0)
 SHOWN = (
@@ -38,33 +41,18 @@ def prompts(value: str) -> int | Path:
     return int(value) if value.isdigit() else Path(value)
 
 
-# every option that a measurement may have; MEASUREMENTS says which has which. Several may be chosen from in "dtypes".
-OPTIONS = {
-    "target": {"help": "an embedded name, a folder, or a hub name (default: the embedded target)"},
-    "draft": {"help": "the same for the draft (default: the embedded draft)"},
-    "prompts": {"type": int, "default": 20, "metavar": "N", "help": "held-out prompts (default: %(default)s)"},
-    "tokens": {"type": int, "default": 128, "metavar": "N", "help": "new tokens per prompt (default: %(default)s)"},
-    "repeats": {"type": int, "default": 1, "metavar": "N", "help": "trials of a method on a prompt (default: 1)"},
-    "temperature": {"type": float, "nargs": "+", "metavar": "T", "help": "0 is greedy (default: %(default)s)"},
-    "domain": {"nargs": "+", "default": ["code"], "help": "which held-out prompts: code, prose (default: %(default)s)"},
-    "draft-length": {"type": int, "nargs": "+", "default": pairs.LENGTHS, "metavar": "N", "help": "to choose from"},
-    "dtype": {"help": "float32, bfloat16 or float16 (default: what suits the device)"},
-    "dtypes": {"nargs": "+", "default": trials.DTYPES, "help": "(default: %(default)s)"},
-    "backend": {"choices": BACKENDS, "default": "fast", "help": "(default: %(default)s)"},
-    "backends": {"nargs": "+", "choices": BACKENDS, "default": BACKENDS, "help": "(default: %(default)s)"},
-    "threads": {"type": int, "metavar": "N", "help": "CPU threads (default: torch's own choice)"},
-    "quick": {"action": "store_true", "help": "a few short texts, to see that it works: no figures to quote"},
-    "out": {"type": Path, "metavar": "FILE", "help": f"the JSON file to write (default: one in {FOLDER})"},
-}
+def asked(args: argparse.Namespace, **more) -> pairs.Settings:
+    """The options as settings."""
+    return pairs.Settings(args.target, args.draft, args.prompts, args.tokens, args.repeats, **more)
 
 
 def pair(args: argparse.Namespace) -> tuple[dict, Said]:
-    """tokens/s of plain, speculative and transformers' decoding with the same two models, interleaved, with 95%%
+    """tokens/s of plain, speculative and transformers' decoding with the same two models, interleaved, with
     intervals over prompts, in hours; interrupted, the same command goes on behind the last table"""
     partial = args.out.with_suffix(".partial.json")
-    texts = (args.temperature or TEMPERATURES, args.domain, args.draft_length, args.dtype, args.backend or BACKENDS)
-    sizes = (args.prompts, args.tokens, args.repeats)
-    record = pairs.measure(args.target, args.draft, *sizes, *texts, partial, args.progress)
+    settings = asked(args, draft_length=args.draft_length, backend=args.backend or BACKENDS)
+    where = (args.temperature or TEMPERATURES, args.domain, args.dtype)
+    record = pairs.measure(settings, *where, partial, args.progress)
     groups = ["dtype", "domain", "temperature"]
     about = [{name: table[name] for name in groups} for table in record["tables"]]
     lines = pd.concat(pd.DataFrame(t["methods"]).assign(**own) for t, own in zip(record["tables"], about, strict=True))
@@ -86,17 +74,18 @@ def pair(args: argparse.Namespace) -> tuple[dict, Said]:
 
 def headline(args: argparse.Namespace) -> tuple[dict, Said]:
     """the fastest way of each kind alone, chosen by a short trial over backends and dtypes, in minutes"""
-    load, tables, said = trials.loader(args.target, args.draft, pairs.place), [], []
+    settings, tables, said = asked(args, backend=args.backend), [], []
+    load = trials.loader(args.target, args.draft, pairs.place)
     for domain in args.domain:
         measured, tuning = pairs.split(args.prompts, domain)
         for temperature in args.temperature:
-            texts = (Sampling(temperature), measured, tuning[:2], args.tokens, args.repeats)
-            table = pairs.headline(load, *texts, args.backend, args.dtype, args.progress)
+            table = pairs.headline(
+                load, Sampling(temperature), measured, tuning[:2], settings, args.dtype, args.progress
+            )
             tables.append({"domain": domain, "temperature": temperature, **table})
             title = f"{domain}, temperature {temperature:g}: {table['said']}"
             said += [(title, pd.DataFrame(table["methods"])), (table["headline"], None)]
-    settings = {key: getattr(args, key) for key in ("target", "draft", "prompts", "tokens", "repeats")}
-    return {"machine": experiments.machine(), "settings": settings, "tables": tables}, said
+    return {"machine": experiments.machine(), "settings": vars(settings), "tables": tables}, said
 
 
 def chat(args: argparse.Namespace) -> tuple[dict, Said]:
@@ -174,63 +163,73 @@ def layouts(args: argparse.Namespace) -> tuple[dict, Said]:
     return record, said
 
 
-CHAT = {
-    "target": {"help": "a chat model (default: smollm2)"},
-    "temperature": {"help": "0 is greedy (default: 0 and 1)"},
-    "backends": {"default": None, "help": "(default: all but compiled)"},
-}
 FILE = (
-    "so many held-out prompts (default: %(default)s), or JSON lines with category and prompt, which a chat model "
-    "answers (--target, default smollm2; a --draft too, if you name one): its speed by category, written to chat.json"
+    "so many held-out prompts (default: 20), or JSON lines with category and prompt, which a chat model answers "
+    "(--target, default smollm2; a --draft too, if you name one): its speed by category, written to chat.json"
 )
-# name: (what measures it, its options, what differs in them). Its record has its name, but for that of `pair`: bench.
-MEASUREMENTS = {
+DOMAIN = {"default": ["code"], "help": "which held-out prompts: code, prose"}
+PROMPTS = {"default": 20, "help": "held-out prompts"}
+PAIR = dict.fromkeys(
+    ("target", "draft", "prompts", "tokens", "repeats", "temperature", "domain", "dtypes", "backends"), {}
+)
+# what measures, with its own options; its record has its name, but for that of `pair`, which is bench
+MEASUREMENTS: dict[str, tuple[Callable[[argparse.Namespace], tuple[dict, Said]], dict[str, dict]]] = {
     "pair": (
         pair,
-        "target draft prompts tokens repeats temperature domain draft-length dtypes backends",
-        {
-            "prompts": {"type": prompts, "metavar": "N|FILE", "help": FILE},
-            "temperature": {"help": f"0 is greedy (default: {TEMPERATURES}, of a FILE 0 and 1)"},
-            "dtypes": {"default": None, "help": "(default: by a short trial, those in which decoding is fastest)"},
-            "backends": {"default": None, "help": "(default: all, of a FILE all but compiled)"},
+        PAIR
+        | {
+            "prompts": {"default": 20, "type": prompts, "metavar": "N|FILE", "help": FILE},
+            "temperature": {"default": None, "type": float, "nargs": "+"}
+            | {"help": f"0 is greedy (default: {TEMPERATURES}, of a FILE 0 and 1)"},
+            "domain": DOMAIN,
+            "draft-length": {"default": pairs.LENGTHS, "help": "to choose from"},
+            "dtypes": {
+                "default": None,
+                "nargs": "+",
+                "help": "(default: by a short trial those in which decoding is fastest)",
+            },
+            "backends": {"default": None, "nargs": "+", "help": "(default: all, of a FILE all but compiled)"},
         },
     ),
-    "headline": (
-        headline,
-        "target draft prompts tokens repeats temperature domain dtypes backends",
-        {"temperature": {"default": (1.0, 0.0)}},
+    "headline": (headline, PAIR | {"prompts": PROMPTS, "temperature": {"default": (1.0, 0.0)}, "domain": DOMAIN}),
+    "chat": (
+        chat,
+        {
+            "target": {"default": "smollm2", "help": "a chat model"},
+            "tokens": {},
+            "repeats": {},
+            "temperature": {"default": (0.0, 1.0)},
+            "dtypes": {},
+            "backends": {"default": BACKENDS[:2]},
+        },
     ),
-    "chat": (chat, "target tokens repeats temperature dtypes backends", CHAT),
-    "ladder": (ladder, "prompts tokens dtype backend", {"backend": {"default": "eager"}}),
+    "ladder": (ladder, {"prompts": PROMPTS, "tokens": {}, "dtype": {}, "backend": {"default": "eager"}}),
     "leaderboard": (
         board,
-        "target draft prompts tokens dtype backend",
-        {"prompts": {"default": 8}, "tokens": {"default": 64}},
+        {"target": {}, "draft": {}, "prompts": PROMPTS | {"default": 8}, "tokens": {"default": 64}}
+        | {"dtype": {}, "backend": {}},
     ),
-    "published": (sizes, "dtype", {"dtype": {"default": "float32"}}),
-    "growth": (growing, "dtype", {}),
-    "layouts": (layouts, "target dtypes", {}),
+    "published": (sizes, {"dtype": {"default": "float32", "help": "of the weights"}}),
+    "growth": (growing, {"dtype": {}}),
+    "layouts": (layouts, {"target": {}, "dtypes": {}}),
 }
 
 
 def add_parser(subparsers) -> None:
     """Adds `bench` and its measurements to the subcommands of python -m speclib."""
-    parser = subparsers.add_parser(
-        "bench",
-        help="measure the speed-up on this machine, beside transformers, and more",
-        description="Measures, prints, and writes a record. Within a table each method's speed-up is over plain "
+    about = {
+        "help": "measure the speed-up on this machine, beside transformers, and more",
+        "description": "Measures, prints, and writes a record. Within a table each method's speed-up is over plain "
         "decoding with a cache on the same backend; the headline is over the best plain decoding of the machine.",
-        epilog="Begin with `python -m speclib bench headline`, which takes minutes, or `bench pair --quick`.",
-    )
-    parser.set_defaults(run=lambda args: print(parser.format_help()) or 0)
+        "epilog": "Begin with `python -m speclib bench headline`, which takes minutes, or `bench pair --quick`.",
+    }
+    parser = command(subparsers, "bench", lambda args: print(parser.format_help()) or 0, {}, **about)
     measurements = parser.add_subparsers(metavar="MEASUREMENT")
-    for name, (measure, options, own) in MEASUREMENTS.items():
+    last = {"threads": {}, "quick": {}, "out": {"type": Path, "help": f"JSON to write (default: one in {FOLDER})"}}
+    for name, (measure, options) in MEASUREMENTS.items():
         what = " ".join(measure.__doc__.split())
-        one = measurements.add_parser(name, help=what, description=f"Measures {what}.")
-        for option in [*options.split(), "threads", "quick", "out"]:
-            flag = option.removesuffix("s") if option in ("dtypes", "backends") else option
-            one.add_argument(f"--{flag}", **OPTIONS[option] | own.get(option, {}))
-        one.set_defaults(run=run, measure=measure, record="bench" if name == "pair" else name)
+        one = command(measurements, name, run, options | last, help=what, description=f"Measures {what}.")
+        one.set_defaults(measure=measure, record="bench" if name == "pair" else name)
 
 
 def run(args: argparse.Namespace) -> int:

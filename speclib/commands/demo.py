@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+from pathlib import Path
 
 import torch
 
@@ -17,10 +18,11 @@ from ..law import statistics
 from ..law.distributions import Sampling, seeded
 from ..law.rules import RULES
 from ..loop.decoding import generate
-from ..measure import categories, experiments, machine, pairs, trials
+from ..measure import categories, experiments, machine, trials
 from ..measure.experiments import Way
 from ..model import gguf, language_model
-from . import chat
+from . import chat, pairs
+from .options import command
 
 LOSSLESS_TEXTS = 3000
 FIGURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")  # what the figure can be
@@ -32,46 +34,28 @@ QUESTION = 27  # of the chat prompts: a text to correct
 
 def add_parser(subparsers) -> None:
     """Registers the subcommand with argparse."""
-    parser = subparsers.add_parser(
-        "demo",
-        help="one prompt, plain and speculative: text, target passes, speed, and a check that nothing was lost",
-        description="Decodes a held-out prompt plainly (with a cache) and by speculative sampling with two guessers, "
-        "several times in turn, each on the backend and in the dtype "
-        "that a short trial finds fastest for it here; shows which guesses passed, compares the measured speed-up "
-        "with the predicted one, tests that the text's law is "
-        "unchanged, and saves a figure. Works offline. `--backend eager fast compiled` tries the compiled backend "
-        "too, which is "
-        "often the fastest and makes its programs first: some minutes.",
-    )
-    parser.add_argument(
-        "--question",
-        help="for the real model; '' leaves it out (default: a text to correct)",
-    )
-    parser.add_argument("--prompt", help="your own text for the pair (default: a held-out function head)")
-    parser.add_argument("--draft", help="an embedded draft (default: the best one)")
-    parser.add_argument(
-        "--backend",
-        nargs="+",
-        choices=language_model.BACKENDS,
-        default=["eager", "fast"],
-        help="which to choose from (default: eager fast)",
-    )
-    parser.add_argument(
-        "--dtype",
-        nargs="+",
-        choices=trials.DTYPES,
-        default=list(trials.DTYPES),
-        help="which to choose from (default: all)",
-    )
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=128, help="new tokens (default: %(default)s)")
-    parser.add_argument("--draft-length", type=int, default=4, help="gamma, guesses per round (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="how often each way is timed (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument(
-        "--out", default="demo.png", metavar="FILE", help="where the figure goes (default: %(default)s)"
-    )
-    parser.set_defaults(run=run)
+    options = {
+        "question": {"help": "for the real model; '' leaves it out (default: a text to correct)"},
+        "prompt": {"help": "your own text for the pair (default: a held-out function head)"},
+        "draft": {"help": "an embedded draft (default: the best one)"},
+        "backends": {"default": ["eager", "fast"]},
+        "dtypes": {"choices": trials.DTYPES},
+        "temperature": {},
+        "tokens": {"help": "new tokens"},
+        "draft-length": {"default": 4, "help": "gamma, guesses per round"},
+        "repeats": {"default": 5, "help": "how often each way is timed"},
+        "seed": {},
+        "out": {"default": Path("demo.png"), "help": "where the figure goes"},
+    }
+    about = {
+        "help": "one prompt, plain and speculative: text, target passes, speed, and a check that nothing was lost",
+        "description": "Decodes a held-out prompt plainly (with a cache) and by speculative sampling, two guessers "
+        "and several turns, each on the backend and in the dtype that a short trial finds fastest for it here; "
+        "shows which guesses passed, compares the measured speed-up with the predicted one, tests that the text's law "
+        "is unchanged, and saves a figure. Works offline. `--backend eager fast compiled` tries the compiled backend "
+        "too, which is often the fastest and makes its programs first: some minutes.",
+    }
+    command(subparsers, "demo", run, options, **about)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,7 +7,6 @@ everywhere.
 from collections.abc import Sequence
 
 import torch
-from torch.utils.benchmark import Timer
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -16,7 +15,7 @@ from ..drafters import ModelDrafter
 from ..law import rules
 from ..law.distributions import Sampling, seeded
 from ..model.language_model import LanguageModel, Pair
-from . import experiments
+from . import experiments, latency
 
 PHASES = ["prefill", "draft", "target", "other", "total"]
 
@@ -26,17 +25,9 @@ def sized_pair(vocabulary: int, backend: str = "fast") -> Pair:
 
     def model(layers: int, seed: int) -> LanguageModel:
         torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=256,
-            intermediate_size=704,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
+        sizes = {"vocab_size": vocabulary, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": layers}
+        more = {"num_attention_heads": 4, "max_position_embeddings": 512, "tie_word_embeddings": True}
+        config = LlamaConfig(**sizes, **more, bos_token_id=None, eos_token_id=None)
         return LanguageModel(LlamaForCausalLM(config).eval(), name=f"random-{vocabulary}", backend=backend)
 
     return Pair(model(8, 0), model(1, 1))
@@ -65,9 +56,8 @@ def rules_alone(vocabulary: int, batch: int = 1, gamma: int = 4, min_seconds: fl
     def verify() -> torch.Tensor:
         return rules.token_law(p, q, drafted).draw(draw)[1]  # [B]
 
-    timer = Timer("verify()", globals={"verify": verify}, num_threads=torch.get_num_threads())
-    seconds = timer.blocked_autorange(min_run_time=min_seconds).median
-    return {"vocabulary": vocabulary, "batch": batch, "ms": 1e3 * seconds, "rounds_per_second": batch / seconds}
+    ms = latency.timed("verify()", min_seconds, verify=verify)
+    return {"vocabulary": vocabulary, "batch": batch, "ms": ms, "rounds_per_second": 1e3 * batch / ms}
 
 
 def measure(

@@ -21,9 +21,9 @@ from ..errors import InvalidArgument, UnsupportedModel
 from ..files import code_version, differing, reading, write_text
 from ..law import theory
 from ..law.distributions import Sampling
-from ..model.language_model import TARGET, LanguageModel, Pair
-from . import experiments, latency, trials
-from .experiments import BY_ROUND, WAY, Method, Way
+from ..measure import experiments, latency, trials
+from ..measure.experiments import BY_ROUND, WAY, Method, Way
+from ..model.language_model import BACKENDS, TARGET, LanguageModel, Pair
 
 LENGTHS = (2, 3, 4, 6, 8)  # draft lengths to choose from
 ASSISTANT_TOKENS = (3, 5, 8)  # the same for transformers' assisted generation, its default beside them
@@ -36,6 +36,20 @@ HF_PLAIN, HF_BEST, HF_LOOKUP = "transformers generate", "transformers assisted, 
 TRIED = 64  # tokens of a trial
 GUESSES = {EAGLE: (4, 8), MODEL: (4,), FIRST: (8, 15)}  # draft lengths that a trial tries
 FEW = 8  # prompts on which settings are chosen by the clock
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked for: two models by name, how many held-out prompts, new tokens of each and trials of a method, and
+    the draft lengths and backends to choose from."""
+
+    target: str | None = None
+    draft: str | None = None
+    prompts: int = 20
+    tokens: int = 128
+    repeats: int = 1
+    draft_length: Sequence[int] = LENGTHS
+    backend: Sequence[str] = BACKENDS
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,15 +117,13 @@ def other_backend(found: Mapping[str, Place]) -> str:
     return "fast" if "fast" in found else list(found)[-1]
 
 
-def choose(
-    found: dict[str, Place], sampling: Sampling, tuning: list[str], lengths: Sequence[int], tokens: int
-) -> dict[Way, int | str]:
+def choose(found: dict[str, Place], sampling: Sampling, tuning: list[str], settings: Settings) -> dict[Way, int | str]:
     """The draft length of every way that is compared, or its number of tokens in transformers: the fastest on the
     tuning prompts."""
-    here, chosen = found[other_backend(found)], advised(found, sampling, tuning, lengths, tokens)
+    here, chosen = found[other_backend(found)], advised(found, sampling, tuning, settings)
 
     def fastest(at: Place, name: str, numbers: Sequence[int | str]) -> int | str:
-        return experiments.fastest({n: at.method(name, sampling, n, tokens) for n in numbers}, tuning[:FEW])
+        return experiments.fastest({n: at.method(name, sampling, n, settings.tokens) for n in numbers}, tuning[:FEW])
 
     chosen |= {at.way(FIRST): fastest(at, FIRST, LOOKUP_LENGTHS) for at in found.values()}
     chosen[here.way(BLOCK)] = chosen[here.way(MODEL)]
@@ -122,9 +134,7 @@ def choose(
     return chosen
 
 
-def advised(
-    found: dict[str, Place], sampling: Sampling, tuning: list[str], lengths: Sequence[int], tokens: int
-) -> dict[Way, int]:
+def advised(found: dict[str, Place], sampling: Sampling, tuning: list[str], settings: Settings) -> dict[Way, int]:
     """The draft length of most tokens per second of the draft model and of eagle on each backend, from the tokens that
     rounds yield on the tuning prompts and what rounds cost.
 
@@ -135,11 +145,12 @@ def advised(
     for name in (MODEL, EAGLE):
         if name not in here.drafters:
             continue
-        counted = {str(n): here.method(name, sampling, n, tokens) for n in lengths}
+        counted = {str(n): here.method(name, sampling, n, settings.tokens) for n in settings.draft_length}
         sums = experiments.interleaved(counted, tuning, progress=False).groupby("method")[["tokens", "target_forwards"]]
         yields = sums.sum().eval("tokens / target_forwards")
         for at in found.values():
-            cost = {n: latency.round_costs(at.pair.target, at.drafters[name], n, CONTEXT) for n in lengths}
+            target, drafter = at.pair.target, at.drafters[name]
+            cost = {n: latency.round_costs(target, drafter, n, CONTEXT) for n in settings.draft_length}
             rate = {n: yields[str(n)] / (ms["draft"] + ms["check"]) for n, ms in cost.items()}
             best[at.way(name)] = max(rate, key=rate.get)
     return best
@@ -229,15 +240,13 @@ def one_table(
     sampling: Sampling,
     measured: list[str],
     tuning: list[str],
-    lengths: Sequence[int],
-    tokens: int,
-    repeats: int = 1,
+    settings: Settings,
     progress: bool = False,
 ) -> tuple[dict, pd.DataFrame]:
     """Every method on the same prompts in one interleaved run, its settings chosen on other prompts: (table, one row
     per trial). What rounds cost is timed before each prompt, briefly: the machine drifts.
     """
-    chosen, timed = choose(found, sampling, tuning, lengths, tokens), []
+    chosen, timed = choose(found, sampling, tuning, settings), []
     guessing = {way: n for way, n in chosen.items() if way.method in (MODEL, EAGLE)}
 
     def costs() -> None:
@@ -246,8 +255,8 @@ def one_table(
             once = latency.round_costs(at.pair.target, at.drafters[way.method], n, CONTEXT, turns=1)
             timed.append({**way._asdict(), **once})
 
-    compared = methods(found, sampling, chosen, tokens)
-    frame = experiments.interleaved(compared, measured, repeats, progress=progress, between=costs)
+    compared = methods(found, sampling, chosen, settings.tokens)
+    frame = experiments.interleaved(compared, measured, settings.repeats, progress=progress, between=costs)
     means = pd.DataFrame(timed).groupby(WAY).mean()
     cost = {way: means.loc[way].to_dict() for way in guessing}
     block = {way: cost[Way(MODEL, way.backend, way.dtype)] for way in chosen if way.method == BLOCK}
@@ -266,16 +275,10 @@ def one_table(
 
 
 def measure(
-    target: str | None,
-    draft: str | None,
-    prompts: int,
-    tokens: int,
-    repeats: int,
+    settings: Settings,
     temperatures: Sequence[float],
     domains: Sequence[str],
-    lengths: Sequence[int],
     dtypes: Sequence[str] | None,
-    backends: Sequence[str],
     partial: Path,
     progress: bool = False,
 ) -> dict:
@@ -287,12 +290,12 @@ def measure(
     in `partial`, with what it belongs to (settings, threads, machine, versions, code, weights in folders), and an
     interrupted run of the same goes on behind it. Raises FileError for a `partial` that is damaged.
     """
-    settings = {"target": target, "draft": draft, "prompts": prompts, "tokens": tokens, "repeats": repeats}
-    settings |= {"draft_length": list(lengths), "backend": list(backends)}
     here = {name: value for name, value in experiments.machine().items() if name != "date"}
-    files = [str(file) for name in (target, draft) if name for file in Path(name).glob("*.safetensors")]
+    files = [
+        str(file) for name in (settings.target, settings.draft) if name for file in Path(name).glob("*.safetensors")
+    ]
     weights = {file: pooch.file_hash(file) for file in sorted(files)}
-    identity = json.loads(json.dumps({**settings, **here, "weights": weights, "code": code_version()}))
+    identity = json.loads(json.dumps({**vars(settings), **here, "weights": weights, "code": code_version()}))
     record = {"identity": identity, "tables": [], "rows": [], "memory_gb": 0.0}
     if partial.exists():
         with reading(partial, "delete it to start afresh"):
@@ -303,24 +306,27 @@ def measure(
                 other = differing(kept.get("identity"), identity)
                 print(f"{partial} is of another measurement (other {other}): starting afresh", file=sys.stderr)
     finished = {(table["dtype"], table["domain"], table["temperature"]) for table in record["tables"]}
-    load = trials.loader(target, draft, place)
+    load = trials.loader(settings.target, settings.draft, place)
     if dtypes is None and "dtypes" not in record:
         # nothing is compiled for the trial, unless no other backend is asked for
-        quick = [backend for backend in backends if backend != "compiled"] or backends
-        tried = kinds(Sampling(temperatures[0]), min(tokens, TRIED))
-        chosen = trials.choose(load, tried, split(prompts, domains[0])[1][:2], quick, progress=progress)
+        quick = [backend for backend in settings.backend if backend != "compiled"] or settings.backend
+        tried, few = (
+            kinds(Sampling(temperatures[0]), min(settings.tokens, TRIED)),
+            split(settings.prompts, domains[0])[1],
+        )
+        chosen = trials.choose(load, tried, few[:2], quick, progress=progress)
         print(chosen)
         record["dtypes"] = list(dict.fromkeys(way.dtype for way in chosen.ways.values()))
     for dtype in dtypes or record["dtypes"]:
-        found = places(load, backends, dtype)
+        found = places(load, settings.backend, dtype)
         pair = next(iter(found.values())).pair
         name = str(pair.target.dtype).removeprefix("torch.")
         for domain in domains:
-            texts = split(prompts, domain)
+            texts = split(settings.prompts, domain)
             for temperature in temperatures:
                 if (name, domain, temperature) in finished:
                     continue
-                table, frame = one_table(found, Sampling(temperature), *texts, lengths, tokens, repeats, progress)
+                table, frame = one_table(found, Sampling(temperature), *texts, settings, progress)
                 where = {"dtype": name, "domain": domain, "temperature": temperature}
                 record["tables"].append({**where, "date": experiments.machine()["date"], **table})
                 record["rows"] += experiments.rows(frame.drop(columns=BY_ROUND).assign(**where))
@@ -330,7 +336,7 @@ def measure(
     about = {"target": f"{pair.target.name}, {pair.target.size}", "draft": f"{pair.draft.name}, {pair.draft.size}"}
     return {
         "machine": {**experiments.machine(), "memory_gb": record["memory_gb"]},
-        "settings": {**settings, **about},
+        "settings": {**vars(settings), **about},
         "tables": record["tables"],
         "rows": json.loads(pd.DataFrame(record["rows"]).to_json(orient="split", index=False, double_precision=6)),
     }
@@ -389,9 +395,7 @@ def headline(
     sampling: Sampling,
     measured: list[str],
     tuning: list[str],
-    tokens: int,
-    repeats: int,
-    backends: Sequence[str],
+    settings: Settings,
     dtypes: Sequence[str],
     progress: bool = False,
 ) -> dict:
@@ -399,16 +403,16 @@ def headline(
     prompts, and plain decoding by the forwards that the speculative one runs: {"said", "tried", "methods", "headline"},
     for JSON.
     """
-    theirs = "eager" in backends
-    short = kinds(sampling, min(tokens, TRIED), theirs)
-    chosen = trials.choose(load, short, tuning, backends, dtypes, near=0.8, progress=progress)
+    theirs = "eager" in settings.backend
+    short = kinds(sampling, min(settings.tokens, TRIED), theirs)
+    chosen = trials.choose(load, short, tuning, settings.backend, dtypes, near=0.8, progress=progress)
     alone, guided = chosen.ways[trials.PLAIN], chosen.ways[trials.SPECULATIVE]
-    same, whole = Way(PLAIN, guided.backend, guided.dtype), kinds(sampling, tokens, theirs)
+    same, whole = Way(PLAIN, guided.backend, guided.dtype), kinds(sampling, settings.tokens, theirs)
     compared = {
         way: whole[kind](load(way.backend, way.dtype))[way.method]
         for kind, way in [*chosen.ways.items(), (trials.PLAIN, same)]
     }
-    frame = experiments.interleaved(compared, measured, repeats, progress=progress)
+    frame = experiments.interleaved(compared, measured, settings.repeats, progress=progress)
     table = experiments.table(frame, alone)
     said = over_best(table, alone, guided)
     over_same = table["tokens_per_second"] / table.loc[same, "tokens_per_second"]
