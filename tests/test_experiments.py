@@ -12,12 +12,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import speclib
-from speclib import LanguageModel, Sampling, bench, compiled, experiments, generate, theory, trials
+from speclib import LanguageModel, Sampling, bench, compiled, experiments, generate, growth, leaderboard, theory, trials
 from speclib.__main__ import main
 from speclib.commands import pairs
 from speclib.drafters import ModelDrafter, TreeDrafter
 from speclib.errors import InvalidArgument
 from speclib.law.statistics import ratio_of_means
+from speclib.loop.lengths import ConfidenceLength
 from speclib.measure.experiments import WAY, Way
 from speclib.model.language_model import Pair
 
@@ -309,6 +310,74 @@ def test_a_measurement_of_a_pair_is_written_down_and_goes_on_where_it_stopped(pa
         assert set(own.groupby(WAY).groups) == set(lines)
         assert set(table["guessers"][pairs.MODEL]) == {"eager", "fast"}
     assert not {"text", "widths", "accepted"} & set(frame), "figures alone"
+
+
+def test_the_leaderboard_has_a_row_an_oracle_with_the_length_that_was_fastest(pair, monkeypatch):
+    """Lengths are chosen on other prompts than those measured, and the figures are those of the trials."""
+    asked = []
+
+    def ours(target, drafter, sampling, length, tokens, rule="token", stop=()):
+        def trial(prompt, seed):
+            asked.append((length, prompt))
+            n = length if isinstance(length, int) else length.most
+            return {
+                **{"tokens": 12, "target_forwards": 4, "proposed": 4 * n, "reached": 8 if n else 0, "text": [1, 2]},
+                **{"alpha": 0.5 if n else None, "accepted_share": 0.5 if n else None, "widths": [1 + n] * 4},
+                **{"prefill_seconds": 0.0, "draft_seconds": 0.004 * bool(n), "seconds": abs(n - 3) + 1.0},
+            }
+
+        return trial
+
+    board = {
+        "near": leaderboard.Oracle(ModelDrafter(pair.draft), (1, 3, 5), 2.5),
+        "far": leaderboard.Oracle(ModelDrafter(pair.draft), (ConfidenceLength(0.3, 8), ConfidenceLength(0.5, 4))),
+    }
+    monkeypatch.setattr(experiments, "ours", ours)
+    monkeypatch.setattr(leaderboard, "oracles", lambda pair, costs: board)
+    widths = pd.DataFrame({"width": [1, 4, 5], "ms": [10.0, 12.0, 14.0]})
+    monkeypatch.setattr(experiments, "costs", lambda pair, widths_, context=0: (0.1, widths))
+    monkeypatch.setattr(leaderboard, "long_enough", lambda *_: ["a", "b", "c", "d"])
+    record = leaderboard.measure(pair, prompts=2, tuning=1, settings=[("code", 1.0)])
+    rows = {row["method"]: row for row in json.loads(json.dumps(record))["rows"]}
+    assert {name: row["length"] for name, row in rows.items()} == {
+        "plain": None,
+        "near": "3",
+        "far": "confidence 0.5",
+    }
+    assert {prompt for length, prompt in asked if length == 1} == {"d"}, "what was not chosen met other prompts alone"
+    near = rows["near"]
+    assert near["speedup"] == 4 and near["tokens_per_round"] == 3 and near["megabytes"] == 2.5
+    assert near["extra_per_token"] == pytest.approx(16 / 12 - 1, abs=1e-5) and near["cost_ratio"] == pytest.approx(
+        0.4 / 12, abs=1e-5
+    )
+    assert near["predicted"] == pytest.approx(120 / (4 * 12 + 4), abs=1e-5) and rows["plain"]["cost_ratio"] is None
+
+
+def test_growth_has_a_row_a_value_for_plain_and_speculative_decoding(pair, monkeypatch):
+    monkeypatch.setattr(growth.embedded, "prompts", lambda domain: ["some text"] * 40)
+    monkeypatch.setattr(growth, "rules_alone", lambda vocabulary, batch=1: {"vocabulary": vocabulary, "batch": batch})
+    found = growth.measure(pair, (4,), (0, 2), (64,), texts=2, tokens=4, progress=False)
+    asked = {name: [(row["value"], row["gamma"]) for row in rows] for name, rows in found.items() if name != "rules"}
+    both = [(4, 0), (4, 4)]
+    assert asked == {"length": both, "gamma": [(0, 0), (2, 2)], "vocabulary": [(64, 0), (64, 4)]}
+    for row in found["gamma"]:
+        parts = [row[phase] for phase in ("prefill", "draft", "target", "other")]
+        assert 0 < sum(parts) <= 2 * row["total"] and (row["draft"] > 0.01) == (row["gamma"] > 0)
+
+
+def test_an_oracles_times_are_told_without_the_reading_of_the_prompt(monkeypatch):
+    clock = [0.0]
+
+    def loop(target, oracle, prompt, n, tokens):
+        clock[0] += 2.0 + (tokens and 12.0 / (n + 1))
+
+    monkeypatch.setattr(experiments.time, "perf_counter", lambda: clock[0])
+    rows = experiments.time_oracle(loop, None, None, [1, 2], [0, 2, 5], 12)
+    assert [(row["n"], row["seconds"], row["speedup"], row["low"]) for row in rows] == [
+        (0, 12.0, 1.0, 1.0),
+        (2, 4.0, 3.0, 3.0),
+        (5, 2.0, 6.0, 6.0),
+    ]
 
 
 def test_a_tie_is_the_gap_between_the_two_tokens(pair):

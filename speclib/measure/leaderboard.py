@@ -6,10 +6,11 @@ target, draft, heads and exits alike.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
+import torch
 from torch import nn
 
 from .. import embedded
@@ -24,6 +25,7 @@ from ..drafters import (
     ModelDrafter,
     NgramDrafter,
     RetrievalDrafter,
+    SearchIndex,
     TreeDrafter,
     load_eagle,
     load_exits,
@@ -60,78 +62,57 @@ class Oracle:
         return experiments.ours(target, self.drafter, sampling, length, tokens, self.rule)
 
 
-def size(model: LanguageModel) -> float:
-    """The memory of a model's weights, in MB."""
-    return weight_bytes(model) / 1e6
+def memory(held: LanguageModel | nn.Module | SearchIndex, dtype: torch.dtype) -> float:
+    """The memory of weights, kept in this dtype, or of what an index maps, in MB."""
+    if isinstance(held, LanguageModel):
+        return weight_bytes(held) / 1e6
+    if isinstance(held, nn.Module):
+        return sum(p.numel() for p in held.parameters()) * dtype.itemsize / 1e6
+    return (len(held.tokens) * held.tokens.itemsize + held.places.nbytes) / 1e6
 
 
 def oracles(pair: Pair, costs: tuple[float, dict[int, float]]) -> dict[str, Oracle]:
     """Every oracle of the workbook by name. costs: (c of the pair's draft, T(n)/T(1) by n). What is not there to be
     loaded is left out, and said.
     """
-    c, prices = costs
-    draft, small = (
-        pair.draft,
-        language_model.load_model(language_model.ladder()[1], dtype=pair.draft.dtype, backend=pair.draft.backend),
-    )
-    model = ModelDrafter(draft)
+    (c, prices), draft, lookup = costs, pair.draft, LookupDrafter()
+    small = language_model.load_model(language_model.ladder()[1], dtype=draft.dtype, backend=draft.backend)
+    model, rounded, copies = ModelDrafter(draft), rounded_copy(draft), LookupDrafter(16, 3)
+    cost_aware = CostAwareLength({n: t for n, t in prices.items() if n <= 9}, c)
+    size, tree = memory(draft, draft.dtype), TreeDrafter(draft, (4, 2, 1, 1), sampled=False, budget=8)
     found = {
-        "draft model": Oracle(model, (2, 3, 4, 6), size(draft)),
-        "draft model, block rule": Oracle(model, (3, 4, 6), size(draft), "block"),
-        "draft model, confidence": Oracle(model, (ConfidenceLength(0.3, 8), ConfidenceLength(0.5, 8)), size(draft)),
-        "draft model, cost-aware": Oracle(
-            model, (CostAwareLength({n: t for n, t in prices.items() if n <= 9}, c),), size(draft)
-        ),
-        "smaller draft": Oracle(ModelDrafter(small), (2, 4), size(small)),
-        "draft in int8": Oracle(ModelDrafter(rounded_copy(draft)), (2, 4), size(rounded_copy(draft))),
+        "draft model": Oracle(model, (2, 3, 4, 6), size),
+        "draft model, block rule": Oracle(model, (3, 4, 6), size, "block"),
+        "draft model, confidence": Oracle(model, (ConfidenceLength(0.3, 8), ConfidenceLength(0.5, 8)), size),
+        "draft model, cost-aware": Oracle(model, (cost_aware,), size),
+        "smaller draft": Oracle(ModelDrafter(small), (2, 4), memory(small, draft.dtype)),
+        "draft in int8": Oracle(ModelDrafter(rounded), (2, 4), memory(rounded, draft.dtype)),
         "target's first 4 layers": Oracle(LayerSkipDrafter(4), (1, 2, 3)),
-        "prompt lookup": Oracle(LookupDrafter(), (3, 6, 10, 16)),
+        "prompt lookup": Oracle(lookup, (3, 6, 10, 16)),
         "n-gram, counts": Oracle(NgramDrafter(3), (1, 3)),
         "n-gram, likeliest": Oracle(NgramDrafter(3, probabilities="point"), (2, 5)),
-        "tree, drawn": Oracle(TreeDrafter(draft, (2, 2, 1, 1)), (2, 4), size(draft)),
-        "tree, best first": Oracle(TreeDrafter(draft, (4, 2, 1, 1), sampled=False, budget=8), (3, 4), size(draft)),
-        "lookup and draft model": Oracle(EnsembleDrafter([LookupDrafter(), model]), (3, 5, 10), size(draft)),
+        "tree, drawn": Oracle(TreeDrafter(draft, (2, 2, 1, 1)), (2, 4), size),
+        "tree, best first": Oracle(tree, (3, 4), size),
+        "lookup and draft model": Oracle(EnsembleDrafter([lookup, model]), (3, 5, 10), size),
     }
-
-    def reading(
-        load: Callable[[], nn.Module], make: Callable[[nn.Module], Drafter], lengths: Sequence[int], rule: str = "token"
-    ) -> Oracle:
-        """A small module that reads the target's states, kept in the draft's precision."""
-        module = load()
-        return Oracle(
-            make(module), lengths, sum(p.numel() for p in module.parameters()) * draft.dtype.itemsize / 1e6, rule
-        )
-
-    optional = {
-        "eagle": lambda: reading(load_eagle, EagleDrafter, (2, 3, 4, 6)),
-        "eagle, block rule": lambda: reading(load_eagle, EagleDrafter, (3, 4, 6), "block"),
-        "lookup and eagle": lambda: reading(
-            load_eagle, lambda eagle: EnsembleDrafter([LookupDrafter(), EagleDrafter(eagle)]), (3, 5, 10)
-        ),
-        "lookup, else eagle": lambda: reading(
-            load_eagle, lambda eagle: FallbackDrafter(LookupDrafter(16, 3), EagleDrafter(eagle), most=4), (4, 8, 15)
-        ),
-        "parallel heads": lambda: reading(load_heads, HeadsDrafter, (2, 4)),
-        "parallel heads, tree": lambda: reading(
-            load_heads, lambda heads: HeadsDrafter(heads, width=3, choices="top"), (3, 4)
-        ),
-        "first 4 layers, trained exit": lambda: Oracle(LayerSkipDrafter(4, load_exits()), (1, 2, 3)),
-        "retrieval": lambda: retrieval(),
+    optional = {  # what is loaded, and what guesses with it
+        "eagle": (load_eagle, EagleDrafter, (2, 3, 4, 6)),
+        "eagle, block rule": (load_eagle, EagleDrafter, (3, 4, 6), "block"),
+        "lookup and eagle": (load_eagle, lambda eagle: EnsembleDrafter([lookup, EagleDrafter(eagle)]), (3, 5, 10)),
+        "lookup, else eagle": (load_eagle, lambda e: FallbackDrafter(copies, EagleDrafter(e), most=4), (4, 8, 15)),
+        "parallel heads": (load_heads, HeadsDrafter, (2, 4)),
+        "parallel heads, tree": (load_heads, lambda heads: HeadsDrafter(heads, width=3, choices="top"), (3, 4)),
+        "first 4 layers, trained exit": (load_exits, lambda exits: LayerSkipDrafter(4, exits), (1, 2, 3)),
+        "retrieval": (load_index, RetrievalDrafter, (2, 4, 8)),
     }
-    for name, make in optional.items():
+    for name, (load, make, lengths, *rule) in optional.items():
         try:
-            found[name] = make()
+            held = load()
         except SpeclibError as error:
             print(f"without {name}: {error}", file=sys.stderr)
+            continue
+        found[name] = Oracle(make(held), lengths, memory(held, draft.dtype), *rule)
     return found
-
-
-def retrieval() -> Oracle:
-    """The index that `python -m speclib index` made; its memory is what it maps."""
-    index = load_index()
-    return Oracle(
-        RetrievalDrafter(index), (2, 4, 8), (len(index.tokens) * index.tokens.itemsize + index.places.nbytes) / 1e6
-    )
 
 
 def measure(
@@ -172,13 +153,8 @@ def measure(
         )
         about = {"domain": domain, "temperature": temperature, "target": target.name}
         rows += experiments.rows(table.reset_index().assign(**about))
-    about = {
-        "prompts": prompts,
-        "tokens": tokens,
-        "target": repr(pair.target),
-        "draft": repr(pair.draft),
-        "dtype": str(pair.target.dtype).removeprefix("torch."),
-    }
+    about = {"prompts": prompts, "tokens": tokens, "target": repr(pair.target), "draft": repr(pair.draft)}
+    about["dtype"] = str(pair.target.dtype).removeprefix("torch.")
     return {"machine": experiments.machine(), "settings": about, "rows": rows}
 
 
