@@ -44,7 +44,7 @@ nb: install  ## every notebook, strictly against its committed outputs
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q --nbval --nbval-sanitize-with notebooks/sanitize.cfg -n 2 --dist loadscope notebooks/*.ipynb
 
 bench: install  ## the table of the README, measured on this machine
-	$(RUN) -m speclib bench $(ARGS)
+	$(RUN) -m speclib bench pair $(ARGS)
 
 matrix: install  ## lowest, tested and newest versions, each in an environment of its own: an hour, and GBs to fetch
 	$(RUN) tests/matrix.py $(ARGS)

@@ -14,15 +14,15 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "speclib"
 BUDGETS = {  # room: (code lines at most, what it ought to come down to)
     "law": (785, 700),
-    "model": (1700, 850),
+    "model": (1695, 850),
     "drafters": (1240, 1150),
     "loop": (910, 550),
-    "measure": (1280, 650),
+    "measure": (1120, 650),
     "training": (1395, 800),
     "museum": (445, 400),
     "exactness": (950, 950),
-    "workbook": (2465, 1500),
-    "commands": (1455, 450),
+    "workbook": (2710, 1500),
+    "commands": (1225, 450),
     ".": (285, 250),
 }
 SILENT = {getattr(tokenize, name) for name in "COMMENT NL NEWLINE INDENT DEDENT ENDMARKER".split()}

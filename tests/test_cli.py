@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from speclib import bench
 from speclib.__main__ import main
 
 
@@ -32,6 +33,19 @@ def test_help_lists_every_command_and_each_explains_itself(capsys):
         assert code == 0 and err == "" and f"speclib {command}" in out and len(out.splitlines()) > 4
 
 
+@pytest.mark.parametrize("name", bench.MEASUREMENTS)
+def test_each_measurement_of_bench_explains_itself(name, capsys):
+    code, out, err = call(["bench", name, "--help"], capsys)
+    assert code == 0 and err == "" and f"speclib bench {name}" in out and "--quick" in out and "--out" in out
+    assert ("--backend" in out) == (name not in ("growth", "published", "layouts"))
+
+
+def test_bench_alone_says_what_to_do_and_measures_nothing(capsys):
+    code, out, err = call(["bench"], capsys)
+    assert code == 0 and err == "" and "python -m speclib bench headline" in out
+    assert re.findall(r"^    ([a-z]+)(?: |$)", out, re.M) == list(bench.MEASUREMENTS)
+
+
 def test_version(capsys):
     import speclib
 
@@ -52,8 +66,12 @@ def test_version(capsys):
         (["demo", "--tokens", "0"], "max_new_tokens must be"),
         (["demo", "--draft-length", "-3"], "draft_length must be"),
         (["demo", "--prompt", ""], "prompt 0 is empty"),
-        (["bench", "--prompts", "0"], "must be at least 1"),
-        (["bench", "--dtype", "float31"], "dtype must be a torch dtype"),
+        (["bench", "fly"], "invalid choice: 'fly'"),
+        (["bench", "pair", "--prompts", "0"], "--prompts must be at least 1"),
+        (["bench", "headline", "--threads", "0"], "--threads must be at least 1"),
+        (["bench", "growth", "--tokens", "8"], "unrecognized arguments: --tokens"),
+        (["bench", "pair", "--prompts", "no_such.jsonl"], "no_such.jsonl is damaged"),
+        (["bench", "pair", "--dtype", "float31"], "dtype must be a torch dtype"),
         (["train", "no-such-recipe"], "no recipe is called no-such-recipe"),
         (["train", "--tokens", "0"], "--tokens must be at least 1"),
         (["train", "--corpus", "/no/such/file.txt"], "cannot read the corpus /no/such/file.txt"),

@@ -78,14 +78,14 @@ def test_an_installed_package_finds_its_files_and_writes_nothing_beside_itself(i
     first = run(*load)
     assert first.stdout.split() == ["target", *speclib.ladder()]
     script = (
-        "import sys; from speclib import bench\nbench.measure = lambda args, partial: (_ for _ in "
-        "()).throw(KeyboardInterrupt)\nfrom speclib.__main__ import main; sys.exit(main(['bench']))"
+        "import sys; from speclib import bench\nbench.pairs.measure = lambda *_: (_ for _ in "
+        "()).throw(KeyboardInterrupt)\nfrom speclib.__main__ import main; sys.exit(main(['bench', 'pair']))"
     )
     done = run("-c", script)
     assert done.returncode == 130 and f"results go to {here / 'speclib-results'}" in done.stderr
     growth = (
         "import sys; from speclib import bench, growth\ngrowth.measure = lambda *_, **__: {'rules': [{'ms': "
-        "1.0}]}\nfrom speclib.__main__ import main; code = main(['bench', '--growth'])\nfrom speclib import "
+        "1.0}]}\nfrom speclib.__main__ import main; code = main(['bench', 'growth'])\nfrom speclib import "
         "experiments; print(experiments.recorded('growth')['rules']); sys.exit(code)"
     )
     done = run("-c", growth)

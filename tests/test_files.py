@@ -2,7 +2,6 @@
 damaged.
 """
 
-import argparse
 import json
 import os
 import signal
@@ -16,9 +15,11 @@ import torch
 
 from speclib import bench, embedded, errors, experiments, files
 from speclib.__main__ import main
+from speclib.commands import pairs
 from speclib.drafters.eagle import read_eagle
 from speclib.drafters.heads import read_heads
 from speclib.drafters.layer_skip import read_exits
+from speclib.model.language_model import Pair
 from speclib.training.state import load_state, save_state
 
 
@@ -123,12 +124,13 @@ def test_a_disk_that_takes_nothing_is_found_before_the_work(tmp_path, monkeypatc
         ["demo", "--out", "x"],
         ["demo", "--out", "folder"],
         ["demo", "--out", "file/x.png"],
-        ["bench", "--out", "no/such/x.json"],
-        ["bench", "--out", "x.csv"],
-        ["bench", "--ladder", "--out", "folder"],
-        ["bench", "--growth", "--out", "x"],
-        ["bench", "--drafters", "all", "--out", "file/x.json"],
-        ["bench", "--published", "--out", "x.png"],
+        ["bench", "pair", "--out", "no/such/x.json"],
+        ["bench", "pair", "--out", "x.csv"],
+        ["bench", "headline", "--out", "x.png"],
+        ["bench", "ladder", "--out", "folder"],
+        ["bench", "growth", "--out", "x"],
+        ["bench", "leaderboard", "--out", "file/x.json"],
+        ["bench", "published", "--out", "x.png"],
         ["index", "--out", "file"],
         ["index", "--out", "file/below"],
         ["train", "--out", "file"],
@@ -142,7 +144,8 @@ def test_a_path_is_refused_before_the_work(arguments, tmp_path, monkeypatch, cap
 
     for module, name in (
         (experiments, "ladder"),
-        (bench, "measure"),
+        (bench.pairs, "measure"),
+        (bench.pairs, "headline"),
         (bench, "load_pair"),
         (bench.published, "measure"),
     ):
@@ -161,52 +164,32 @@ def test_a_path_is_refused_before_the_work(arguments, tmp_path, monkeypatch, cap
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder"]
 
 
-# --- the partial record of `bench`
+# --- the partial record of `bench pair`
 # --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def measured(monkeypatch):
-    """`bench.measure` with tables that cost nothing: a list of the temperatures of those that it makes, and a function
+    """`pairs.measure` with tables that cost nothing: a list of the temperatures of those that it makes, and a function
     that calls it.
     """
     made, model = [], SimpleNamespace(dtype="torch.float32", name="t", size="s")
-    monkeypatch.setattr(bench, "load", lambda *_: {"eager": SimpleNamespace(target=model, draft=model)})
-    monkeypatch.setattr(bench, "split", lambda *_: ([], []))
+    monkeypatch.setattr(pairs, "places", lambda *_: {"eager": SimpleNamespace(pair=Pair(model, model))})
+    monkeypatch.setattr(pairs, "split", lambda *_: ([], []))
 
-    def table(pairs, sampling, *_):
+    def table(found, sampling, *_):
         made.append(sampling.temperature)
         if len(made) == 2:
             raise KeyboardInterrupt
-        return {"methods": ["x"]}, pd.DataFrame({"text": ["a"], "y": [1]})
+        return {"methods": ["x"]}, pd.DataFrame({"text": ["a"], "widths": [[1]], "accepted": [[0]], "y": [1]})
 
-    monkeypatch.setattr(bench, "one_table", table)
+    monkeypatch.setattr(pairs, "one_table", table)
 
-    def run(partial, **more):
+    def run(partial, target=None, tokens=1):
         made.clear()
-        settings = {
-            "target": None,
-            "draft": None,
-            "prompts": 1,
-            "tokens": 1,
-            "repeats": 1,
-            "draft_length": [1],
-            "backend": ["eager"],
-        }
         try:
-            return bench.measure(
-                argparse.Namespace(
-                    **{
-                        **settings,
-                        "dtype": [None],
-                        "domain": ["code"],
-                        "temperature": [1.0, 0.0],
-                        "threads": None,
-                        **more,
-                    }
-                ),
-                partial,
-            )
+            settings = pairs.Settings(target, None, 1, tokens, 1, [1], ["eager"])
+            return pairs.measure(settings, [1.0, 0.0], ["code"], ["float32"], partial)
         except KeyboardInterrupt:
             return None
 
@@ -233,7 +216,7 @@ def test_another_measurement_does_not_go_on_with_it(change, measured, tmp_path, 
     elif change == "threads":
         monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     elif change == "code":
-        monkeypatch.setattr(bench, "code_version", lambda: "another")
+        monkeypatch.setattr(pairs, "code_version", lambda: "another")
     elif change == "weights":
         (folder / "model.safetensors").write_bytes(b"two")
     elif change == "machine":
@@ -256,38 +239,19 @@ def test_a_torn_record_is_one_clear_line(content, measured, tmp_path):
     assert "\n" not in str(caught.value) and made == []
 
 
-# --- trials, recorded measurements, weights
+# --- recorded measurements, weights
 # -----------------------------------------------------------------------------
-
-
-def test_trials_of_another_experiment_are_refused(tmp_path):
-    file = tmp_path / "trials.jsonl"
-
-    def run(names="ab", prompts=("x", "y"), seed=0):
-        methods = {name: lambda prompt, seed: {"tokens": 1, "seconds": 1.0} for name in names}
-        return experiments.interleaved(methods, prompts, file=file, seed=seed, progress=False)
-
-    assert len(run()) == len(run()) == 4
-    kept = file.read_bytes()
-    for change, word in (({"names": "abc"}, "methods"), ({"prompts": ("x", "z")}, "prompts"), ({"seed": 1}, "seed")):
-        with pytest.raises(errors.FileError, match=f"another experiment .other {word}."):
-            run(**change)
-    assert file.read_bytes() == kept
-    for content in (b'{"method": "a", "prompt": 0, "repeat": 0}\n', b"5\n", b"not JSON\n" + kept):
-        file.write_bytes(content)
-        with pytest.raises(errors.FileError, match="delete it, or give another file"):
-            run()
 
 
 def test_a_recorded_measurement_that_is_missing_or_torn_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "RESULTS", tmp_path)
     with pytest.raises(
-        errors.InvalidArgument, match=r"growth.json is missing; record it with: python -m speclib bench --growth"
+        errors.InvalidArgument, match=r"growth.json is missing; record it with: python -m speclib bench growth"
     ):
         experiments.recorded("growth")
     (tmp_path / "ladder.json").write_text('{"machine": ')
     with pytest.raises(
-        errors.FileError, match=r"ladder.json is damaged.*record it with: python -m speclib bench --ladder"
+        errors.FileError, match=r"ladder.json is damaged.*record it with: python -m speclib bench ladder"
     ):
         experiments.recorded("ladder")
 

@@ -52,10 +52,10 @@ def test_demo_and_bench_say_it_before_they_measure(monkeypatch, capsys, tmp_path
 
     monkeypatch.setattr(machine, "busy", lambda: "busy machine: told")
     monkeypatch.setattr(experiments, "interleaved", measuring)
-    monkeypatch.setattr(bench, "measure", measuring)
+    monkeypatch.setattr(bench.pairs, "measure", measuring)
     for arguments in (
         ["demo", "--tokens", "2", "--backend", "eager", "--out", str(tmp_path / "x.png")],
-        ["bench", "--out", str(tmp_path / "x.json")],
+        ["bench", "pair", "--out", str(tmp_path / "x.json")],
     ):
         with pytest.raises(Measuring):
             main(arguments)

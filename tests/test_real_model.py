@@ -174,8 +174,8 @@ def test_speeds_by_category_are_recorded_without_a_word_of_text(folder, capsys, 
     ]
     file.write_text("".join(json.dumps({"id": 7, **entry}) + "\n" for entry in entries))
     options = ["--target", str(folder), "--backend", "fast", "--dtype", "float32", "--tokens", "10", "--out", str(out)]
-    assert main(["bench", "--chat", str(file), *options]) == 0
-    assert "b, temperature 1; plain (fast, float32), guesses lookup (fast, float32)" in capsys.readouterr().out
+    assert main(["bench", "pair", "--prompts", str(file), *options]) == 0
+    assert "\nb, temperature 1\n" in capsys.readouterr().out
     text = out.read_text()
     assert not any(word in text for word in ("xylo", "wren", "kelp", '"text"'))
     record = json.loads(text)
@@ -184,6 +184,8 @@ def test_speeds_by_category_are_recorded_without_a_word_of_text(folder, capsys, 
     ]
     shown = categories.by_category(record)
     assert set(shown.columns) == {categories.PLAIN, *categories.drafters()} and (shown["plain"] == 1).all()
+    ways = pd.DataFrame(record["trials"])[["backend", "dtype"]]
+    assert (ways == ["fast", "float32"]).all(axis=None), "the method, and where it ran, in columns of their own"
     whole = {r["method"]: r for r in record["tables"][0]["methods"]}
     trials = pd.DataFrame(record["trials"])
     own = trials[(trials["method"] == "lookup") & (trials["temperature"] == 0)]

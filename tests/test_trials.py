@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 from test_experiments import tiny
 
-from speclib import LanguageModel, bench, experiments, language_model, trials
+from speclib import bench, experiments, language_model, trials
+from speclib.__main__ import main
+from speclib.commands import pairs
 from speclib.errors import UnsupportedModel
 from speclib.measure.trials import PLAIN, SPECULATIVE, Way, choose
 from speclib.model.language_model import Pair
@@ -107,9 +109,11 @@ def test_the_backends_share_weights_and_are_loaded_once(monkeypatch):
     assert loaded == ["float32", "bfloat16"]
 
 
-def row(method, dtype, prompt, seconds, temperature=1.0):
+def row(method, place, prompt, seconds, temperature=1.0):
+    backend, dtype = place.split()
     return {
         "method": method,
+        "backend": backend,
         "dtype": dtype,
         "domain": "code",
         "temperature": temperature,
@@ -123,16 +127,16 @@ def row(method, dtype, prompt, seconds, temperature=1.0):
 def test_the_headline_is_over_the_best_plain_decoding_of_all_tables():
     """Three times plain decoding by its own forwards, one and a half times the best of the machine."""
     rows = [
-        row(method, dtype, p, seconds)
+        row(method, place, p, seconds)
         for p in (0, 1)
-        for method, dtype, seconds in [
-            ("plain (eager)", "float32", 6.0),
-            ("plain (compiled)", "bfloat16", 3.0),
-            ("eagle (fast)", "float32", 2.0),
-            ("eagle (compiled)", "bfloat16", 2.5),
-            ("transformers lookup, best", "float32", 1.0),
+        for method, place, seconds in [
+            ("plain", "eager float32", 6.0),
+            ("plain", "compiled bfloat16", 3.0),
+            ("eagle", "fast float32", 2.0),
+            ("eagle", "compiled bfloat16", 2.5),
+            ("transformers lookup, best", "transformers float32", 1.0),
         ]
-    ] + [row("plain (fast)", "float32", 0, 0.1, temperature=0.0)]
+    ] + [row("plain", "fast float32", 0, 0.1, temperature=0.0)]
     columns = list(rows[0])
     record = {"rows": {"columns": columns, "data": [[r[c] for c in columns] for r in rows]}}
     said = bench.headline_of(record, "code", 1.0)
@@ -143,28 +147,23 @@ def test_the_headline_is_over_the_best_plain_decoding_of_all_tables():
 def test_the_short_headline_on_a_tiny_pair():
     """Everything that is compared is in one interleaved run, its ratios are over the best plain way and over the one of
     the same forwards."""
-    slow = (tiny(0, 2), tiny(1, 1))
-    both = {"eager": Pair(*slow), "fast": Pair(*(LanguageModel(m.model, m.tokenizer, m.name, "fast") for m in slow))}
-    found = bench.headline(
-        lambda backend, dtype: both[backend],
+    slow = Pair(tiny(0, 2), tiny(1, 1))
+    found = pairs.headline(
+        trials.Loader(lambda dtype: slow, pairs.place),
         experiments.Sampling(0),
         ["some text", "more"],
         ["others"],
-        16,
-        1,
-        ["eager", "fast"],
+        pairs.Settings(tokens=16, backend=["eager", "fast"]),
         ["float32"],
-        8,
-        False,
     )
-    speed = {m["method"]: m["tokens_per_second"] for m in found["methods"]}
+    names = [m["method"] for m in found["methods"]]
     plain = found["methods"][0]
-    assert plain["method"].startswith("plain (") and plain["over_best_plain"] == 1
+    assert plain["method"] == "plain" and plain["over_best_plain"] == 1
     for method in found["methods"]:
         ratio = method["tokens_per_second"] / plain["tokens_per_second"]
         assert method["over_best_plain"] == pytest.approx(ratio, rel=1e-4)
-    assert sum(name.startswith("plain") for name in speed) in (1, 2)
-    assert sum(name.startswith("transformers") for name in speed) == 1
+    assert names.count("plain") in (1, 2) and sum(name.startswith("transformers") for name in names) == 1
+    assert {(m["backend"], m["dtype"]) for m in found["methods"]} <= {("eager", "float32"), ("fast", "float32")}
     assert len(found["tried"]) == 2 * (1 + 1 + 2) + 6
     assert "over the best plain decoding of this machine" in found["headline"]
 
@@ -174,7 +173,8 @@ def test_the_record_of_layouts_says_where_the_chosen_one_is_behind(monkeypatch, 
     frame = pd.DataFrame(times, index=pd.Index([1, 2, 3], name="rows")).reset_index()
     frame = frame.melt("rows", var_name="weights", value_name="ms")
     monkeypatch.setattr(bench.latency, "layout_curves", lambda model, context, passes: frame)
-    assert bench.run_layouts(tmp_path / "layouts.json", None, ["float32"], 1) == 0
+    monkeypatch.setattr(bench, "load_model", lambda name, dtype: None)
+    assert main(["bench", "layouts", "--dtype", "float32", "--out", str(tmp_path / "layouts.json")]) == 0
     record = json.loads((tmp_path / "layouts.json").read_text())
     assert record["over_the_better"] == {"float32": {"1": 1.04, "2": 0.75, "3": 1.1}}
     assert record["machine"]["instructions"]

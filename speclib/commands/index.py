@@ -3,32 +3,26 @@
 import argparse
 import shutil
 import time
-from pathlib import Path
 
 from ..drafters import retrieval
 from ..files import check_folder
 from ..model import language_model
 from ..training import corpus
+from .options import command
 
 
 def add_parser(subparsers) -> None:
     """Registers the subcommand with argparse."""
-    parser = subparsers.add_parser(
-        "index",
-        help="make a search index of the installed Python source, for RetrievalDrafter",
-        description="Tokenizes the Python source installed here (without the held-out modules), or FILE, and sorts "
-        "every place in it by what stands there. "
-        "Takes a few minutes and half a gigabyte of disk at most.",
-    )
-    parser.add_argument("--corpus", metavar="FILE", help="a UTF-8 text to index instead of the installed Python source")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=retrieval.default_folder(),
-        metavar="DIR",
-        help="where the index goes (default: %(default)s)",
-    )
-    parser.set_defaults(run=run)
+    options = {
+        "corpus": {"metavar": "FILE", "help": "a UTF-8 text to index instead of the installed Python source"},
+        "out": {"default": retrieval.default_folder(), "help": "where the index goes"},
+    }
+    about = {
+        "help": "make a search index of the installed Python source, for RetrievalDrafter",
+        "description": "Tokenizes the Python source installed here (without the held-out modules), or FILE, and sorts "
+        "every place in it by what stands there. Takes a few minutes and half a gigabyte of disk at most.",
+    }
+    command(subparsers, "index", run, options, **about)
 
 
 def run(args: argparse.Namespace) -> int:

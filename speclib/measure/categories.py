@@ -2,21 +2,18 @@
 that need no training; recorded without the text of a question or an answer.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from ..drafters import Drafter, FallbackDrafter, LayerSkipDrafter, LookupDrafter, NgramDrafter
+from ..drafters import Drafter, FallbackDrafter, LayerSkipDrafter, LookupDrafter, ModelDrafter, NgramDrafter
 from ..errors import InvalidArgument
 from ..files import digest
 from ..law.distributions import Sampling
-from ..loop.trace import Trace
-from ..model.language_model import BACKENDS, LanguageModel, load_model
+from ..model.language_model import BACKENDS, LanguageModel, Pair, load_model, load_pair
 from . import experiments, latency, machine, trials
+from .experiments import Way, predicted
 
 PLAIN, LOOKUP, GUESSES = "plain", "lookup", 10  # a copy is free, and often long
 WIDTHS = (1, 2, 3, 5, 8, 11)  # where the width curve is timed
@@ -36,50 +33,19 @@ def drafters() -> dict[str, tuple[Drafter, int]]:
     }
 
 
-def by_round(trace: Trace) -> dict:
-    """How many tokens each forward of an answer read, what `predicted` needs, and how many guesses it kept."""
-    return {"widths": [1 + len(r.drafted) for r in trace.rounds], "accepted": [r.accepted for r in trace.rounds]}
-
-
 def method(target: LanguageModel, drafter: Drafter | None, sampling: Sampling, n: int, tokens: int):
     """`experiments.ours` for chat: answers end where the model ends them, after at most `tokens` tokens."""
-    return experiments.ours(target, drafter, sampling, n, tokens, stop=None, keep=by_round)
+    return experiments.ours(target, drafter, sampling, n, tokens, stop=None)
 
 
-def table(frame: pd.DataFrame, curve: pd.DataFrame, one: float | None = None) -> pd.DataFrame:
+def table(
+    frame: pd.DataFrame, curve: pd.DataFrame, one: float | None = None, baseline: str | Way = PLAIN
+) -> pd.DataFrame:
     """A row a method: tokens/s, speed-up over plain decoding with its interval over prompts and as `predicted`,
     acceptance, and how far its text repeats itself."""
-    found = experiments.speedups(frame, PLAIN).join(experiments.acceptance(frame))
-    drafting = frame[frame["method"] != PLAIN].groupby("method")
-    found["predicted"] = pd.Series({name: predicted(own, curve, one) for name, own in drafting}, dtype=float)
-    found["repeated_4_grams"] = frame["text"].map(experiments.repeated_share).groupby(frame["method"]).mean()
-    return found
-
-
-def predicted(frame: pd.DataFrame, curve: pd.DataFrame, one: float | None = None) -> float:
-    """The speed-up over plain decoding that rounds of these widths allow: their tokens, each at `one` ms, over what
-    forwards of such widths cost by the width `curve`, and the guesses; the prompt costs both the same.
-
-    one: a token of plain decoding, if that runs on other forwards than the curve's. Chains of different lengths have
-    no closed form, so the rounds are counted as they came.
-    """
-    ms = np.interp([width for row in frame["widths"] for width in row], curve["width"], curve["ms"])
-    rest = 1e3 * frame["prefill_seconds"].sum()
-    one = float(np.interp(1, curve["width"], curve["ms"])) if one is None else one
-    return (rest + frame["tokens"].sum() * one) / (rest + ms.sum() + 1e3 * frame["draft_seconds"].sum())
-
-
-def loader(name: str | Path) -> trials.Load:
-    """Loads a model once per dtype; the backends share its weights."""
-
-    @cache  # so that one way is one object
-    def load(backend: str, dtype: str) -> LanguageModel:
-        if backend == "eager":
-            return load_model(name, dtype=dtype)
-        whole = load("eager", dtype)
-        return LanguageModel(whole.model, whole.tokenizer, whole.name, backend)
-
-    return load
+    guessed = experiments.by_way(frame[frame["method"] != PLAIN])
+    foretold = pd.Series({way: predicted(own, curve, one) for way, own in guessed}, dtype=float)
+    return experiments.table(frame, baseline).assign(predicted=foretold)
 
 
 def measure(
@@ -90,59 +56,56 @@ def measure(
     repeats: int = 1,
     backends: Sequence[str] = BACKENDS,
     dtypes: Sequence[str] = trials.DTYPES,
+    draft: str | Path | None = None,
     progress: bool = False,
 ) -> dict:
     """Speeds by category of a chat model's answers to `entries` ("category" and "prompt" each, see
     `embedded.chat_prompts`).
 
     At each temperature a trial on two of the prompts chooses backend and dtype for plain decoding and for lookup; all
-    guessers run where lookup is fastest, and the baseline is the best plain decoding. Returns {"machine", "settings",
-    "tables", "trials"}, ready for JSON: a table has a row a method, for "all" categories and for each; trials hold
-    numbers alone. Raises InvalidArgument if the model has no chat template.
+    guessers run where lookup is fastest, a `draft` model among them if one is named, and the baseline is the best plain
+    decoding. Returns {"machine", "settings", "tables", "trials"}, ready for JSON: a table has a row a method, for "all"
+    categories and for each; trials hold numbers alone. Raises InvalidArgument if the model has no chat template.
     """
     if tokens < 1 or repeats < 1 or not entries:
         raise InvalidArgument("categories need at least one prompt, one token and one repeat")
-    load, busy = loader(name), machine.busy()
-    first = load("eager", dtypes[0])
+    busy = machine.busy()
+    load = trials.Loader(
+        lambda dtype: load_pair(name, draft, dtype=dtype) if draft else load_model(name, dtype=dtype),
+        lambda models: (models.target, models.draft) if isinstance(models, Pair) else (models, None),
+    )
+    first, _ = load("eager", dtypes[0])
     prompts = [[first.chat(entry["prompt"])] for entry in entries]
     categories = pd.Series([entry["category"] for entry in entries])
     tables, kept = [], []
     for temperature in temperatures:
-        sampling = Sampling(temperature)
-        few = min(tokens, TRIED)
+        sampling, few = Sampling(temperature), min(tokens, TRIED)
         kinds = {
-            PLAIN: lambda model: {PLAIN: method(model, None, sampling, 0, few)},  # noqa: B023
-            LOOKUP: lambda model: {LOOKUP: method(model, LookupDrafter(), sampling, GUESSES, few)},  # noqa: B023
+            kind: lambda models, kind=kind, drafter=drafter: {kind: method(models[0], drafter, sampling, GUESSES, few)}  # noqa: B023
+            for kind, drafter in ((PLAIN, None), (LOOKUP, LookupDrafter()))
         }
         chosen = trials.choose(load, kinds, [prompts[0], prompts[-1]], backends, dtypes, progress=progress)
         alone, guided = chosen.ways[PLAIN], chosen.ways[LOOKUP]
-        model, other = load(guided.backend, guided.dtype), load(alone.backend, alone.dtype)
+        (model, small), (other, _) = load(*guided[1:]), load(*alone[1:])
         curve = latency.width_curve(model, WIDTHS, CONTEXT)
         one = None if model is other else latency.width_curve(other, (1,), CONTEXT)["ms"][0]
-        methods = {PLAIN: method(other, None, sampling, 0, tokens)}
-        methods |= {who: method(model, drafter, sampling, n, tokens) for who, (drafter, n) in drafters().items()}
+        guessers = drafters() | ({"draft model": (ModelDrafter(small), 4)} if small else {})
+        methods = {alone: method(other, None, sampling, 0, tokens)}
+        for who, (drafter, n) in guessers.items():
+            methods[guided._replace(method=who)] = method(model, drafter, sampling, n, tokens)
         frame = experiments.interleaved(methods, prompts, repeats, progress=progress)
         frame = frame.assign(temperature=temperature, category=frame["prompt"].map(categories))
         for category, part in [("all", frame), *frame.groupby("category", sort=False)]:
             where = {"temperature": temperature, "category": category, "prompts": part["prompt"].nunique()}
-            where |= {"plain": str(alone), "guesses": str(guided)}
-            tables.append({**where, "methods": _rows(table(part, curve, one).reset_index())})
-        kept += _rows(frame.drop(columns="text"))
+            found = table(part, curve, one, alone).reset_index()
+            tables.append({**where, "methods": experiments.rows(found)})
+        kept += experiments.rows(frame.drop(columns="text"))
     settings = {"model": first.name, "weights": getattr(first.model.config, "gguf_sha256", None), "tokens": tokens}
     settings |= {"repeats": repeats, "prompts": digest(*(entry["prompt"] for entry in entries))}
     return {"machine": {**experiments.machine(), "busy": busy}, "settings": settings, "tables": tables, "trials": kept}
 
 
-def _rows(frame: pd.DataFrame) -> list[dict]:
-    return json.loads(frame.to_json(orient="records", double_precision=6))
-
-
 def by_category(record: dict, column: str = "speedup") -> pd.DataFrame:
     """One figure of a record: a row a temperature and category, a column a method."""
-    rows = [
-        {"category": part["category"], "temperature": part["temperature"], "method": row["method"], column: row[column]}
-        for part in record["tables"]
-        for row in part["methods"]
-    ]
-    frame = pd.DataFrame(rows)
-    return frame.pivot(index=["temperature", "category"], columns="method", values=column)
+    rows = [part | row for part in record["tables"] for row in part["methods"]]
+    return pd.DataFrame(rows).pivot(index=["temperature", "category"], columns="method", values=column)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,16 +22,15 @@ from transformers import GenerationConfig
 
 from .. import embedded
 from ..drafters import Drafter, ModelDrafter
-from ..errors import FileError, InvalidArgument
-from ..files import check_output, code_version, differing, digest, reading, write_text
+from ..errors import InvalidArgument
+from ..files import reading
 from ..law import rules, theory
 from ..law.distributions import Sampling, overlap, seeded
 from ..law.statistics import jackknife_interval
 from ..loop.decoding import generate
-from ..loop.trace import Trace
 from ..model import compiled, products
 from ..model.context import ancestry
-from ..model.language_model import DEFAULT_DRAFT, LanguageModel, Pair, load_model
+from ..model.language_model import BACKENDS, DEFAULT_DRAFT, LanguageModel, Pair, load_model
 from ..model.language_model import ladder as draft_names
 from . import latency
 
@@ -39,6 +38,21 @@ MAX_LENGTH = 8  # the longest draft that the ladder considers
 
 # One trial: (prompt, seed) -> what is to be recorded, with at least "tokens" and "seconds".
 Method = Callable[[str, int], dict]
+
+
+class Way(NamedTuple):
+    """One way to decode: a method by name, and whose forwards run it in which dtype."""
+
+    method: str
+    backend: str
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.method} ({self.backend}, {self.dtype})"
+
+
+WAY = list(Way._fields)
+BY_ROUND = ["text", "widths", "accepted"]  # what a trial has a list of
 
 
 def machine() -> dict:
@@ -77,10 +91,10 @@ def ours(
     tokens: int,
     rule: str = "token",
     stop: Sequence[int | str] | None = (),
-    keep: Callable[[Trace], dict] | None = None,
 ) -> Method:
     """`generate` as a method: exactly `tokens` new tokens, whatever comes, unless `stop` says otherwise. A trial in
-    which a program was made is made again: that is no part of decoding. keep: what else of a trace is recorded."""
+    which a program was made is made again: that is no part of decoding. By round are recorded "widths", the tokens
+    that its forward read, and "accepted", the guesses that it kept."""
 
     def trial(prompt: str, seed: int) -> dict:
         made = None
@@ -89,10 +103,12 @@ def ours(
             out = generate(target, prompt, drafter, sampling, draft_length, rule, tokens, stop=stop, seed=seed)
         summary = out.summary()
         seconds = summary.pop("seconds")
-        summary["reached"] = sum(min(r.accepted + 1, len(r.drafted)) for r in out.trace.rounds)
+        rounds = out.trace.rounds
         return {
             **summary,
-            **(keep(out.trace) if keep else {}),
+            "reached": sum(min(r.accepted + 1, len(r.drafted)) for r in rounds),
+            "widths": [1 + len(r.drafted) for r in rounds],
+            "accepted": [r.accepted for r in rounds],
             **{f"{k}_seconds": v for k, v in seconds.items()},
             "seconds": seconds["total"],
             "text": out.tokens[0].tolist(),
@@ -154,118 +170,118 @@ def without_end_of_text(*models) -> Iterator[None]:
 
 
 def interleaved(
-    methods: Mapping[str, Method],
+    methods: Mapping[str | Way, Method],
     prompts: Sequence[str],
     repeats: int = 1,
-    file: str | Path | None = None,
     seed: int = 0,
     progress: bool = True,
-    between: Callable[[], None] | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
     """Every method on every prompt, taking turns, in an order that rotates: one row per method, prompt and repeat.
 
-    Each method is warmed up once, unrecorded. With `file`, each finished trial is appended there as a JSON line, and a
-    run that was interrupted goes on behind the last one: one file for one experiment, whose first line says which.
+    Each method is warmed up once, unrecorded. A `Way` has its columns method, backend and dtype, a name is the method.
     between: is called before each prompt's first trial, for what is to be measured in the same minutes.
-    Raises FileError for a file of another experiment.
     """
     if not methods or not prompts or repeats < 1:
         raise InvalidArgument("interleaved needs at least one method, one prompt and one repeat")
-    rows = []
-    if file:
-        identity = {"prompts": digest(*prompts), "methods": list(methods), "seed": seed}
-        rows = _finished(Path(file), {**identity, "threads": torch.get_num_threads(), "code": code_version()})
-    done = {(row["method"], row["prompt"], row["repeat"]) for row in rows}
-    names = list(methods)
-    warmed, begun = set(), set()
-    trials = [
-        (names[(k + shift) % len(names)], p, r)
-        for r in range(repeats)
-        for p in range(len(prompts))
-        for shift in [p + r]
-        for k in range(len(names))
-    ]
-    for name, p, repeat in tqdm(
-        [trial for trial in trials if trial not in done], desc="trials", unit="text", disable=not progress
-    ):
-        if name not in warmed:
-            methods[name](prompts[-1], seed)
-            warmed.add(name)
-        if between and (p, repeat) not in begun:
-            between()
-            begun.add((p, repeat))
-        row = {"method": name, "prompt": p, "repeat": repeat, **methods[name](prompts[p], seed + 1000 * repeat + p)}
-        rows.append(row)
-        if file:
-            with open(file, "a", encoding="utf-8") as lines:
-                lines.write(json.dumps(row) + "\n")
+    names, rows, warm = list(methods), [], set()
+    turns = [(repeat, p) for repeat in range(repeats) for p in range(len(prompts))]
+    with tqdm(total=len(turns) * len(names), desc="trials", unit="text", disable=not progress) as bar:
+        for repeat, p in turns:
+            first = (p + repeat) % len(names)
+            for k, name in enumerate(names[first:] + names[:first]):
+                if name not in warm:
+                    methods[name](prompts[-1], seed)
+                    warm.add(name)
+                if k == 0:
+                    between()
+                about = name._asdict() if isinstance(name, Way) else {"method": name}
+                done = methods[name](prompts[p], seed + 1000 * repeat + p)
+                rows.append({**about, "prompt": p, "repeat": repeat, **done})
+                bar.update()
     return pd.DataFrame(rows)
 
 
-def _finished(file: Path, identity: dict) -> list[dict]:
-    """The trials that a file holds. A line that a kill cut short is removed from it, or the next one would be glued to
-    it.
-    """
-    check_output(file)
-    remedy = "delete it, or give another file"
-    with reading(file, remedy):
-        text = file.read_text("utf-8") if file.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        first, *rows = [json.loads(line) for line in whole.splitlines()] or [identity]
-    if first != identity:
-        raise FileError(f"{file} holds trials of another experiment (other {differing(first, identity)}); {remedy}")
-    if whole != text or not whole:
-        write_text(file, whole or json.dumps(identity) + "\n")
-    return rows
+def by_way(frame: pd.DataFrame, sort: bool = True):
+    """A frame's trials grouped by method, or by all columns of a `Way`, if it has them."""
+    return frame.groupby(WAY if WAY[1] in frame else WAY[0], sort=sort)
 
 
-def speedups(frame: pd.DataFrame, baseline: str) -> pd.DataFrame:
+def speedups(frame: pd.DataFrame, baseline: str | Way) -> pd.DataFrame:
     """Tokens/s of each method and its ratio to the baseline's, with a 95% interval over prompts
     (`statistics.jackknife_interval`).
 
     A prompt left out takes its trials of both methods with it: easy prompts are easy for both.
     """
-    totals = frame.groupby(["method", "prompt"])[["tokens", "seconds"]].sum()
-    if baseline not in totals.index.get_level_values(0):
-        raise InvalidArgument(
-            f"the baseline {baseline!r} is not among the methods: {', '.join(frame['method'].unique())}"
-        )
-    base, rows = totals.loc[baseline], []
-    for name in frame["method"].unique():
-        own = totals.loc[name].loc[base.index]
-        both = np.column_stack([own["tokens"], own["seconds"], base["tokens"], base["seconds"]])
+    groups, rows = by_way(frame, sort=False), {}
+    totals = {way: own.groupby("prompt")[["tokens", "seconds"]].sum() for way, own in groups}
+    if baseline not in totals:
+        raise InvalidArgument(f"the baseline {baseline!r} is not among the methods: {', '.join(map(str, totals))}")
+    base = totals[baseline]
 
-        def ratio(sample):
-            tokens, seconds, base_tokens, base_seconds = sample.sum(0)
-            return (tokens / seconds) / (base_tokens / base_seconds)
+    def ratio(sample):
+        tokens, seconds, base_tokens, base_seconds = sample.sum(0)
+        return (tokens / seconds) / (base_tokens / base_seconds)
 
-        interval = jackknife_interval(both, ratio)
-        rows.append(
-            {
-                "method": name,
-                "tokens_per_second": own["tokens"].sum() / own["seconds"].sum(),
-                "speedup": interval.estimate,
-                "low": interval.low,
-                "high": interval.high,
-            }
-        )
-    return pd.DataFrame(rows).set_index("method")
+    for way, own in totals.items():
+        interval = jackknife_interval(np.hstack([own.loc[base.index], base]), ratio)
+        speed = {"tokens_per_second": own["tokens"].sum() / own["seconds"].sum(), "speedup": interval.estimate}
+        rows[way] = {**speed, "low": interval.low, "high": interval.high}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(groups.keys)
 
 
 def acceptance(frame: pd.DataFrame) -> pd.DataFrame:
     """Alpha (over all positions that verification reached), accepted share and tokens per round of each method that
     drafts.
     """
-    drafting = frame[frame.get("proposed", pd.Series(0, frame.index)).fillna(0) > 0]
     rows = {}
-    for name, own in drafting.groupby("method"):
-        weight = own["target_forwards"]
-        rows[name] = {
+    for way, own in by_way(frame[frame.get("proposed", pd.Series(0, frame.index)).fillna(0) > 0]):
+        rows[way] = {
             "alpha": np.average(own["alpha"], weights=own["reached"]),
             "accepted_share": np.average(own["accepted_share"], weights=own["proposed"]),
-            "tokens_per_round": own["tokens"].sum() / weight.sum(),
+            "tokens_per_round": own["tokens"].sum() / own["target_forwards"].sum(),
         }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    found = pd.DataFrame.from_dict(rows, orient="index", columns=["alpha", "accepted_share", "tokens_per_round"])
+    return found.rename_axis(WAY) if found.index.nlevels > 1 else found
+
+
+def table(frame: pd.DataFrame, baseline: str | Way) -> pd.DataFrame:
+    """`speedups` and `acceptance` of each method, and how far its text repeats itself."""
+    repeated = by_way(frame.assign(repeated_4_grams=frame["text"].map(repeated_share)))["repeated_4_grams"].mean()
+    return speedups(frame, baseline).join(acceptance(frame)).join(repeated)
+
+
+def rows(frame: pd.DataFrame) -> list[dict]:
+    """A frame for JSON: NaN becomes null."""
+    return json.loads(frame.to_json(orient="records", double_precision=6))
+
+
+def fastest(methods: Mapping, prompts: Sequence[str]):
+    """The key of the method with the most tokens/s on prompts set aside for choosing it."""
+    keys = list(methods)
+    if len(keys) > 1:
+        frame = interleaved({str(k): methods[key] for k, key in enumerate(keys)}, prompts, progress=False)
+        return keys[int(speedups(frame, "0")["tokens_per_second"].idxmax())]
+    return keys[0]
+
+
+def from_rounds(tokens_per_round: float, gamma: int, c: float, ratio: float) -> float:
+    """The speed-up by the tokens per round that came, however they came: `theory.speedup`, where each guess that
+    passes counts alike, of gamma + 1 of them."""
+    return float(tokens_per_round / (gamma + 1) * theory.speedup(1.0, gamma, c, ratio))
+
+
+def predicted(frame: pd.DataFrame, curve: pd.DataFrame, one: float | None = None) -> float:
+    """The speed-up over plain decoding that rounds of these widths allow: their tokens, each at `one` ms, over what
+    forwards of such widths cost by the width `curve`, and the guesses; the prompt costs both the same.
+
+    one: a token of plain decoding, if that runs on other forwards than the curve's. Rounds of different lengths have
+    no closed form, so they are counted as they came.
+    """
+    ms = np.interp([width for row in frame["widths"] for width in row], curve["width"], curve["ms"])
+    rest = 1e3 * frame["prefill_seconds"].sum()
+    one = float(np.interp(1, curve["width"], curve["ms"])) if one is None else one
+    return (rest + frame["tokens"].sum() * one) / (rest + ms.sum() + 1e3 * frame["draft_seconds"].sum())
 
 
 def predict(alpha: float, tokens_per_round: float, gamma: int, c: float, widths: pd.DataFrame) -> dict[str, float]:
@@ -281,17 +297,8 @@ def predict(alpha: float, tokens_per_round: float, gamma: int, c: float, widths:
         "ideal": float(theory.expected_tokens(alpha, gamma)),
         "draft": float(theory.speedup(alpha, gamma, c)),
         "width": float(theory.speedup(alpha, gamma, c, ratio)),
-        "rounds": float(tokens_per_round / (gamma * c + ratio)),
+        "rounds": from_rounds(tokens_per_round, gamma, c, ratio),
     }
-
-
-def best_draft_length(
-    pair: Pair, drafter: Drafter, sampling: Sampling, prompts: Sequence[str], lengths: Sequence[int], tokens: int
-) -> int:
-    """The draft length with the most tokens/s on prompts set aside for choosing it."""
-    methods = {str(n): ours(pair.target, drafter, sampling, n, tokens) for n in lengths}
-    frame = interleaved(methods, prompts, progress=False)
-    return int(speedups(frame, str(lengths[0]))["tokens_per_second"].idxmax())
 
 
 def repeated_share(tokens: Sequence[int], n: int = 4) -> float:
@@ -404,20 +411,14 @@ def ladder(
         ("prose", prose, 1.0, few),
     ):
         sampling = Sampling(temperature)
-        own = [
-            generate(target, prompt, None, sampling, max_new_tokens=tokens, stop=[], seed=k).tokens[0].tolist()
-            for k, prompt in enumerate(tuning)
-        ]
-        similar = {
-            n: np.concatenate(
-                [overlaps(target, drafts[n], p, text, sampling) for p, text in zip(tuning, own, strict=True)]
-            ).mean()
-            for n in chosen
-        }
-        gammas = {name: advised_length(similar[name], c[name], widths) for name in chosen}
         methods = {"plain": ours(target, None, sampling, 0, tokens)}
-        methods |= {name: ours(target, ModelDrafter(drafts[name]), sampling, gammas[name], tokens) for name in chosen}
-        frame = interleaved(methods, texts, progress=progress).drop(columns="text")
+        own = interleaved(methods, tuning, progress=False)["text"]
+        gammas = {}
+        for name in chosen:
+            similar = [overlaps(target, drafts[name], *pair, sampling) for pair in zip(tuning, own, strict=True)]
+            gammas[name] = advised_length(np.concatenate(similar).mean(), c[name], widths)
+            methods[name] = ours(target, ModelDrafter(drafts[name]), sampling, gammas[name], tokens)
+        frame = interleaved(methods, texts, progress=progress).drop(columns=BY_ROUND)
         table = speedups(frame, "plain").join(acceptance(frame))
         for name in chosen:
             steps = predict(
@@ -435,18 +436,17 @@ def ladder(
             "dtype": str(target.dtype).removeprefix("torch."),
             "backend": backend,
         },
-        "widths": json.loads(widths.to_json(orient="records")),
+        "widths": rows(widths),
         "drafts": [{"draft": name, "parameters": model.parameters, "c": c[name]} for name, model in drafts.items()],
-        "summary": json.loads(pd.concat(summaries).to_json(orient="records")),
-        "trials": json.loads(pd.concat(trials).to_json(orient="records")),
+        "summary": rows(pd.concat(summaries)),
+        "trials": rows(pd.concat(trials)),
     }
 
 
 def advised_length(alpha: float, c: float, widths: pd.DataFrame) -> int:
     """The draft length of the greatest predicted speed-up, at least 1, as far as the width curve was measured."""
-    times = widths.set_index("width")["ms"]
-    lengths = [gamma for gamma in range(1, MAX_LENGTH + 1) if gamma + 1 in times.index]
-    return max(lengths, key=lambda gamma: predict(alpha, 1.0, gamma, c, widths)["width"])
+    price = lambda width: np.interp(width, widths["width"], widths["ms"] / widths["ms"][0])  # noqa: E731
+    return max(1, int(theory.optimal_gamma(alpha, c, min(MAX_LENGTH, widths["width"].max() - 1), price)))
 
 
 def recorded(name: str) -> dict:
@@ -455,14 +455,22 @@ def recorded(name: str) -> dict:
     Raises InvalidArgument if there is none, FileError if it is damaged.
     """
     file = embedded.RESULTS / f"{name}.json"
-    option = {"leaderboard": " --drafters all"} | {kind: f" --{kind}" for kind in ("ladder", "published", "growth")}
-    remedy = f"record it with: python -m speclib bench{option.get(name, '')}"
+    remedy = f"record it with: python -m speclib bench {'pair' if name == 'bench' else name}"
     if embedded.CHECKOUT:
         remedy += f", or restore it with: git checkout -- data/results/{name}.json"
     if not file.exists():
         raise InvalidArgument(f"{file} is missing; {remedy}")
     with reading(file, remedy):
-        return json.loads(file.read_text("utf-8"))
+        record = json.loads(file.read_text("utf-8"))
+    return named(record) if name.startswith("bench") else record
+
+
+def named(record: dict) -> dict:
+    """A record of `bench pair` as it is shown, many backends in one table: a method's name with its backend's."""
+    theirs = lambda row: row["backend"] not in BACKENDS  # noqa: E731
+    name = lambda row: row["method"] if theirs(row) else f"{row['method']} ({row['backend']})"  # noqa: E731
+    tables = [{**t, "methods": [{**row, "method": name(row)} for row in t["methods"]]} for t in record["tables"]]
+    return {**record, "tables": tables}
 
 
 def time_oracle(
@@ -481,14 +489,15 @@ def time_oracle(
     extremes over the passes of the ratio within a pass.
     """
 
-    def timed(n: int, tokens: int) -> float:
+    def timed(n: int, tokens: int) -> dict:
         began = time.perf_counter()
         loop(target, oracle, prompt, n, tokens)
-        return time.perf_counter() - began
+        return {"tokens": tokens, "seconds": time.perf_counter() - began}
 
-    timed(max(lengths), tokens)  # warm up
-    reading = min(timed(0, 0) for _ in range(5))
-    seconds = np.array([[timed(n, tokens) - reading for n in lengths] for _ in range(passes)])
+    methods = {str(n): lambda text, seed, n=n: timed(n, tokens) for n in lengths}
+    frame = interleaved(methods, [prompt], passes, progress=False)
+    reading = min(timed(0, 0)["seconds"] for _ in range(5))
+    seconds = frame.pivot(index="repeat", columns="method", values="seconds")[list(methods)].to_numpy() - reading
     ratios = seconds[:, :1] / seconds
     return [
         {

@@ -6,9 +6,7 @@ everywhere.
 
 from collections.abc import Sequence
 
-import pandas as pd
 import torch
-from torch.utils.benchmark import Timer
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -16,8 +14,10 @@ from .. import embedded
 from ..drafters import ModelDrafter
 from ..law import rules
 from ..law.distributions import Sampling, seeded
-from ..loop.decoding import generate
 from ..model.language_model import LanguageModel, Pair
+from . import experiments, latency
+
+PHASES = ["prefill", "draft", "target", "other", "total"]
 
 
 def sized_pair(vocabulary: int, backend: str = "fast") -> Pair:
@@ -25,17 +25,9 @@ def sized_pair(vocabulary: int, backend: str = "fast") -> Pair:
 
     def model(layers: int, seed: int) -> LanguageModel:
         torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=256,
-            intermediate_size=704,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
+        sizes = {"vocab_size": vocabulary, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": layers}
+        more = {"num_attention_heads": 4, "max_position_embeddings": 512, "tie_word_embeddings": True}
+        config = LlamaConfig(**sizes, **more, bos_token_id=None, eos_token_id=None)
         return LanguageModel(LlamaForCausalLM(config).eval(), name=f"random-{vocabulary}", backend=backend)
 
     return Pair(model(8, 0), model(1, 1))
@@ -45,19 +37,11 @@ def per_token(
     pair: Pair, prompts: Sequence[Sequence[int]], gamma: int, tokens: int, sampling: Sampling | None = None
 ) -> dict[str, float]:
     """Milliseconds per new token by phase: draft, target, prefill, other, total (each the median over prompts)."""
-    rows = []
-    for prompt in [prompts[0], *prompts]:
-        out = generate(
-            pair.target,
-            [list(prompt)],
-            ModelDrafter(pair.draft) if gamma else None,
-            sampling,
-            gamma,
-            max_new_tokens=tokens,
-            stop=[],
-        )
-        rows.append({name: 1e3 * seconds / tokens for name, seconds in out.summary()["seconds"].items()})
-    return pd.DataFrame(rows[1:]).median().to_dict()  # the first was the warm-up
+    drafter = ModelDrafter(pair.draft) if gamma else None
+    trial = experiments.ours(pair.target, drafter, sampling or Sampling(), gamma, tokens)
+    frame = experiments.interleaved({"this": trial}, [[list(prompt)] for prompt in prompts], progress=False)
+    phases = frame[[f"{phase}_seconds" for phase in PHASES]].set_axis(PHASES, axis=1)
+    return (1e3 * phases / tokens).median().to_dict()
 
 
 def rules_alone(vocabulary: int, batch: int = 1, gamma: int = 4, min_seconds: float = 0.3) -> dict[str, float]:
@@ -72,9 +56,8 @@ def rules_alone(vocabulary: int, batch: int = 1, gamma: int = 4, min_seconds: fl
     def verify() -> torch.Tensor:
         return rules.token_law(p, q, drafted).draw(draw)[1]  # [B]
 
-    timer = Timer("verify()", globals={"verify": verify}, num_threads=torch.get_num_threads())
-    seconds = timer.blocked_autorange(min_run_time=min_seconds).median
-    return {"vocabulary": vocabulary, "batch": batch, "ms": 1e3 * seconds, "rounds_per_second": batch / seconds}
+    ms = latency.timed("verify()", min_seconds, verify=verify)
+    return {"vocabulary": vocabulary, "batch": batch, "ms": ms, "rounds_per_second": 1e3 * batch / ms}
 
 
 def measure(
@@ -92,26 +75,14 @@ def measure(
     """
     ids = [pair.tokenizer(text)["input_ids"] for text in embedded.prompts("code")]
     stream = [token for text in ids for token in text]
-    found = {
-        "length": [],
-        "gamma": [],
-        "vocabulary": [],
-        "rules": [rules_alone(8, batch=10_000), *(rules_alone(vocabulary) for vocabulary in vocabularies)],
-    }
-    with tqdm(total=len(lengths) + len(gammas) + len(vocabularies), desc="growth", disable=not progress) as bar:
-        for length in lengths:
-            prompts = [stream[k * 97 : k * 97 + length] for k in range(texts)]
-            for gamma in (0, 4):
-                found["length"].append({"value": length, "gamma": gamma, **per_token(pair, prompts, gamma, tokens)})
-            bar.update()
-        for gamma in gammas:
-            found["gamma"].append({"value": gamma, "gamma": gamma, **per_token(pair, ids[:texts], gamma, tokens)})
-            bar.update()
-        for vocabulary in vocabularies:
-            sized = sized_pair(vocabulary, pair.target.backend)
-            for gamma in (0, 4):
-                found["vocabulary"].append(
-                    {"value": vocabulary, "gamma": gamma, **per_token(sized, ids[:texts], gamma, tokens)}
-                )
-            bar.update()
+    cut = {length: [stream[k * 97 : k * 97 + length] for k in range(texts)] for length in lengths}
+    cases = [("length", n, gamma, pair, cut[n]) for n in lengths for gamma in (0, 4)]
+    cases += [("gamma", gamma, gamma, pair, ids[:texts]) for gamma in gammas]
+    for vocabulary in vocabularies:
+        sized = sized_pair(vocabulary, pair.target.backend)
+        cases += [("vocabulary", vocabulary, gamma, sized, ids[:texts]) for gamma in (0, 4)]
+    found = {name: [] for name, *_ in cases}
+    found["rules"] = [rules_alone(8, batch=10_000), *map(rules_alone, vocabularies)]
+    for name, value, gamma, models, prompts in tqdm(cases, desc="growth", disable=not progress):
+        found[name].append({"value": value, "gamma": gamma, **per_token(models, prompts, gamma, tokens)})
     return found

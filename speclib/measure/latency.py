@@ -25,6 +25,12 @@ WIDTHS = tuple(range(1, 10))
 TURN = 16  # forwards of one kind behind each other, where kinds take turns
 
 
+def timed(statement: str, min_seconds: float, **names) -> float:
+    """Milliseconds of a statement over `names`: the median of runs that together take so long."""
+    timer = Timer(statement, globals=names, num_threads=torch.get_num_threads())
+    return 1e3 * timer.blocked_autorange(min_run_time=min_seconds).median
+
+
 def width_curve(
     language_model: LanguageModel,
     widths: Iterable[int] = WIDTHS,
@@ -50,12 +56,7 @@ def width_curve(
 
     for _ in range(passes):
         for width in widths:
-            timer = Timer(
-                "forward(new)",
-                globals={"forward": forward, "new": fill[:, :width]},
-                num_threads=torch.get_num_threads(),
-            )
-            times[width].append(1e3 * timer.blocked_autorange(min_run_time=min_seconds).median)
+            times[width].append(timed("forward(new)", min_seconds, forward=forward, new=fill[:, :width]))
     frame = pd.DataFrame(times).quantile([0.5, 0.25, 0.75]).T
     return frame.set_axis(["ms", "low", "high"], axis=1).rename_axis("width").reset_index()
 
@@ -190,34 +191,12 @@ def _now(device: torch.device) -> float:
 WARM_UP = 2  # forwards before those that count
 # what an operation belongs to, by parts of its name; the first kind that fits
 KINDS = {
-    "matrix products": (
-        "aten::mm",
-        "aten::addmm",
-        "aten::bmm",
-        "aten::linear",
-        "linear_pointwise",
-        "mkldnn_linear",
-        "mkl_linear",
-        "aten::matmul",
-        "gemm",
-        "gemv",
-    ),
-    "attention": ("attention", "flash", "fmha"),
-    "cache": ("aten::cat", "aten::copy_", "aten::slice_scatter", "aten::index_copy_"),
-    "norms, rotation, activation": (
-        "norm",
-        "aten::mul",
-        "aten::add",
-        "aten::pow",
-        "aten::mean",
-        "aten::rsqrt",
-        "aten::silu",
-        "aten::neg",
-        "aten::cos",
-        "aten::sin",
-        "gelu",
-        "tanh",
-    ),
+    "matrix products": "aten::mm aten::addmm aten::bmm aten::linear linear_pointwise mkldnn_linear mkl_linear "
+    "aten::matmul gemm gemv".split(),
+    "attention": "attention flash fmha".split(),
+    "cache": "aten::cat aten::copy_ aten::slice_scatter aten::index_copy_".split(),
+    "norms, rotation, activation": "norm aten::mul aten::add aten::pow aten::mean aten::rsqrt aten::silu aten::neg "
+    "aten::cos aten::sin gelu tanh".split(),
 }
 
 
@@ -301,18 +280,8 @@ def roofline(
     big = torch.ones(side, side, dtype=dtype, device=device)
     vector = torch.ones(side, dtype=dtype, device=device)
     square = big[:2048, :2048].contiguous()
-    threads = torch.get_num_threads()
-    read = (
-        Timer("big @ vector", globals={"big": big, "vector": vector}, num_threads=threads)
-        .blocked_autorange(min_run_time=min_seconds)
-        .median
-    )
-    multiply = (
-        Timer("square @ square", globals={"square": square}, num_threads=threads)
-        .blocked_autorange(min_run_time=min_seconds)
-        .median
-    )
+    read, multiply = timed("m @ v", min_seconds, m=big, v=vector), timed("m @ m", min_seconds, m=square)
     return {
-        "bytes_per_second": big.numel() * big.element_size() / read,
-        "operations_per_second": 2 * 2048**3 / multiply,
+        "bytes_per_second": big.numel() * big.element_size() / (read / 1e3),
+        "operations_per_second": 2 * 2048**3 / (multiply / 1e3),
     }

@@ -1,4 +1,4 @@
-"""Every oracle on the same prompts, in one interleaved run: what `python -m speclib bench --drafters all` records.
+"""Every oracle on the same prompts, in one interleaved run: what `python -m speclib bench leaderboard` records.
 
 The baseline is plain decoding on the same backend; each oracle's draft length is chosen on prompts of its own. Edits
 are written by the target that was taught to (`language_model.EDITOR`): what guesses for it was trained for the plain
@@ -6,11 +6,11 @@ target, draft, heads and exits alike.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
 from .. import embedded
@@ -25,6 +25,7 @@ from ..drafters import (
     ModelDrafter,
     NgramDrafter,
     RetrievalDrafter,
+    SearchIndex,
     TreeDrafter,
     load_eagle,
     load_exits,
@@ -38,6 +39,7 @@ from ..model import language_model
 from ..model.language_model import LanguageModel, Pair
 from ..model.quantized import rounded_copy, weight_bytes
 from . import experiments
+from .experiments import Method
 
 # domain and temperature of each table
 SETTINGS = (("code", 1.0), ("code", 0.0), ("prose", 1.0), ("edit", 1.0), ("edit", 0.0))
@@ -55,79 +57,62 @@ class Oracle:
     megabytes: float = 0.0
     rule: str = "token"
 
+    def method(self, target: LanguageModel, sampling: Sampling, length: int | Length, tokens: int) -> Method:
+        """`experiments.ours` with one of its lengths."""
+        return experiments.ours(target, self.drafter, sampling, length, tokens, self.rule)
 
-def size(model: LanguageModel) -> float:
-    """The memory of a model's weights, in MB."""
-    return weight_bytes(model) / 1e6
+
+def memory(held: LanguageModel | nn.Module | SearchIndex, dtype: torch.dtype) -> float:
+    """The memory of weights, kept in this dtype, or of what an index maps, in MB."""
+    if isinstance(held, LanguageModel):
+        return weight_bytes(held) / 1e6
+    if isinstance(held, nn.Module):
+        return sum(p.numel() for p in held.parameters()) * dtype.itemsize / 1e6
+    return (len(held.tokens) * held.tokens.itemsize + held.places.nbytes) / 1e6
 
 
 def oracles(pair: Pair, costs: tuple[float, dict[int, float]]) -> dict[str, Oracle]:
     """Every oracle of the workbook by name. costs: (c of the pair's draft, T(n)/T(1) by n). What is not there to be
     loaded is left out, and said.
     """
-    c, prices = costs
-    draft, small = (
-        pair.draft,
-        language_model.load_model(language_model.ladder()[1], dtype=pair.draft.dtype, backend=pair.draft.backend),
-    )
-    model = ModelDrafter(draft)
+    (c, prices), draft, lookup = costs, pair.draft, LookupDrafter()
+    small = language_model.load_model(language_model.ladder()[1], dtype=draft.dtype, backend=draft.backend)
+    model, rounded, copies = ModelDrafter(draft), rounded_copy(draft), LookupDrafter(16, 3)
+    cost_aware = CostAwareLength({n: t for n, t in prices.items() if n <= 9}, c)
+    size, tree = memory(draft, draft.dtype), TreeDrafter(draft, (4, 2, 1, 1), sampled=False, budget=8)
     found = {
-        "draft model": Oracle(model, (2, 3, 4, 6), size(draft)),
-        "draft model, block rule": Oracle(model, (3, 4, 6), size(draft), "block"),
-        "draft model, confidence": Oracle(model, (ConfidenceLength(0.3, 8), ConfidenceLength(0.5, 8)), size(draft)),
-        "draft model, cost-aware": Oracle(
-            model, (CostAwareLength({n: t for n, t in prices.items() if n <= 9}, c),), size(draft)
-        ),
-        "smaller draft": Oracle(ModelDrafter(small), (2, 4), size(small)),
-        "draft in int8": Oracle(ModelDrafter(rounded_copy(draft)), (2, 4), size(rounded_copy(draft))),
+        "draft model": Oracle(model, (2, 3, 4, 6), size),
+        "draft model, block rule": Oracle(model, (3, 4, 6), size, "block"),
+        "draft model, confidence": Oracle(model, (ConfidenceLength(0.3, 8), ConfidenceLength(0.5, 8)), size),
+        "draft model, cost-aware": Oracle(model, (cost_aware,), size),
+        "smaller draft": Oracle(ModelDrafter(small), (2, 4), memory(small, draft.dtype)),
+        "draft in int8": Oracle(ModelDrafter(rounded), (2, 4), memory(rounded, draft.dtype)),
         "target's first 4 layers": Oracle(LayerSkipDrafter(4), (1, 2, 3)),
-        "prompt lookup": Oracle(LookupDrafter(), (3, 6, 10, 16)),
+        "prompt lookup": Oracle(lookup, (3, 6, 10, 16)),
         "n-gram, counts": Oracle(NgramDrafter(3), (1, 3)),
         "n-gram, likeliest": Oracle(NgramDrafter(3, probabilities="point"), (2, 5)),
-        "tree, drawn": Oracle(TreeDrafter(draft, (2, 2, 1, 1)), (2, 4), size(draft)),
-        "tree, best first": Oracle(TreeDrafter(draft, (4, 2, 1, 1), sampled=False, budget=8), (3, 4), size(draft)),
-        "lookup and draft model": Oracle(EnsembleDrafter([LookupDrafter(), model]), (3, 5, 10), size(draft)),
+        "tree, drawn": Oracle(TreeDrafter(draft, (2, 2, 1, 1)), (2, 4), size),
+        "tree, best first": Oracle(tree, (3, 4), size),
+        "lookup and draft model": Oracle(EnsembleDrafter([lookup, model]), (3, 5, 10), size),
     }
-
-    def reading(
-        load: Callable[[], nn.Module], make: Callable[[nn.Module], Drafter], lengths: Sequence[int], rule: str = "token"
-    ) -> Oracle:
-        """A small module that reads the target's states, kept in the draft's precision."""
-        module = load()
-        return Oracle(
-            make(module), lengths, sum(p.numel() for p in module.parameters()) * draft.dtype.itemsize / 1e6, rule
-        )
-
-    optional = {
-        "eagle": lambda: reading(load_eagle, EagleDrafter, (2, 3, 4, 6)),
-        "eagle, block rule": lambda: reading(load_eagle, EagleDrafter, (3, 4, 6), "block"),
-        "lookup and eagle": lambda: reading(
-            load_eagle, lambda eagle: EnsembleDrafter([LookupDrafter(), EagleDrafter(eagle)]), (3, 5, 10)
-        ),
-        "lookup, else eagle": lambda: reading(
-            load_eagle, lambda eagle: FallbackDrafter(LookupDrafter(16, 3), EagleDrafter(eagle), most=4), (4, 8, 15)
-        ),
-        "parallel heads": lambda: reading(load_heads, HeadsDrafter, (2, 4)),
-        "parallel heads, tree": lambda: reading(
-            load_heads, lambda heads: HeadsDrafter(heads, width=3, choices="top"), (3, 4)
-        ),
-        "first 4 layers, trained exit": lambda: Oracle(LayerSkipDrafter(4, load_exits()), (1, 2, 3)),
-        "retrieval": lambda: retrieval(),
+    optional = {  # what is loaded, and what guesses with it
+        "eagle": (load_eagle, EagleDrafter, (2, 3, 4, 6)),
+        "eagle, block rule": (load_eagle, EagleDrafter, (3, 4, 6), "block"),
+        "lookup and eagle": (load_eagle, lambda eagle: EnsembleDrafter([lookup, EagleDrafter(eagle)]), (3, 5, 10)),
+        "lookup, else eagle": (load_eagle, lambda e: FallbackDrafter(copies, EagleDrafter(e), most=4), (4, 8, 15)),
+        "parallel heads": (load_heads, HeadsDrafter, (2, 4)),
+        "parallel heads, tree": (load_heads, lambda heads: HeadsDrafter(heads, width=3, choices="top"), (3, 4)),
+        "first 4 layers, trained exit": (load_exits, lambda exits: LayerSkipDrafter(4, exits), (1, 2, 3)),
+        "retrieval": (load_index, RetrievalDrafter, (2, 4, 8)),
     }
-    for name, make in optional.items():
+    for name, (load, make, lengths, *rule) in optional.items():
         try:
-            found[name] = make()
+            held = load()
         except SpeclibError as error:
             print(f"without {name}: {error}", file=sys.stderr)
+            continue
+        found[name] = Oracle(make(held), lengths, memory(held, draft.dtype), *rule)
     return found
-
-
-def retrieval() -> Oracle:
-    """The index that `python -m speclib index` made; its memory is what it maps."""
-    index = load_index()
-    return Oracle(
-        RetrievalDrafter(index), (2, 4, 8), (len(index.tokens) * index.tokens.itemsize + index.places.nbytes) / 1e6
-    )
 
 
 def measure(
@@ -141,55 +126,36 @@ def measure(
     """{"machine", "settings", "rows"}: one row per domain, temperature and oracle, with the "target" that wrote the
     text, ready for JSON.
 
-    predicted: tokens per round over what a round costs, its drafting at the seconds it took, its check at the measured
-    width curve. extra_per_token: target tokens computed and thrown away for each emitted one.
+    predicted: as `experiments.predicted`, by the width curve. extra_per_token: target tokens computed and thrown away
+    for each emitted one.
     """
     c, widths = experiments.costs(pair, range(1, WIDEST + 1))
     prices = dict(zip(widths["width"].tolist(), (widths["ms"] / widths["ms"][0]).tolist(), strict=True))
-    one = widths["ms"][0] / 1e3
     found, rows = oracles(pair, (c, prices)), []
-    writers = {domain: writer(pair.target, domain) for domain, _ in settings}
     for domain, temperature in settings:
-        target, sampling, texts = (
-            writers[domain],
-            Sampling(temperature),
-            long_enough(domain, pair.tokenizer, tokens, prompts + tuning),
-        )
-        measured, spare = texts[:prompts], texts[-tuning:]
-        methods = {"plain": experiments.ours(target, None, sampling, 0, tokens)}
-        chosen = {}
+        target, sampling = writer(pair.target, domain), Sampling(temperature)
+        texts = long_enough(domain, pair.tokenizer, tokens, prompts + tuning)
+        methods, lengths = {"plain": experiments.ours(target, None, sampling, 0, tokens)}, {}
         for name, oracle in found.items():
-            chosen[name] = fastest(target, oracle, sampling, spare, tokens)
-            methods[name] = experiments.ours(target, oracle.drafter, sampling, chosen[name], tokens, oracle.rule)
-        frame = experiments.interleaved(methods, measured, progress=progress)
-        table = experiments.speedups(frame, "plain").join(experiments.acceptance(frame))
+            tried = {k: oracle.method(target, sampling, length, tokens) for k, length in enumerate(oracle.lengths)}
+            best = experiments.fastest(tried, texts[-tuning:])
+            methods[name], lengths[name] = tried[best], oracle.lengths[best]
+        frame = experiments.interleaved(methods, texts[:prompts], progress=progress)
         sums = frame.groupby("method")[["tokens", "target_forwards", "proposed", "draft_seconds"]].sum()
-        width = 1 + sums["proposed"] / sums["target_forwards"]
-        drafting = sums["draft_seconds"] / sums["target_forwards"] / one
-        table["tokens_per_round"] = sums["tokens"] / sums["target_forwards"]
-        table["cost_ratio"] = (sums["draft_seconds"] / one / sums["proposed"]).where(sums["proposed"] > 0)
-        table["predicted"] = table["tokens_per_round"] / (
-            drafting + np.interp(width, list(prices), list(prices.values()))
+        drafting = sums["draft_seconds"] / (widths["ms"][0] / 1e3)
+        table = experiments.table(frame, "plain").assign(
+            tokens_per_round=sums["tokens"] / sums["target_forwards"],
+            cost_ratio=(drafting / sums["proposed"]).where(sums["proposed"] > 0),
+            predicted=pd.Series({k: experiments.predicted(own, widths) for k, own in frame.groupby("method")}),
+            extra_per_token=(sums["target_forwards"] + sums["proposed"]) / sums["tokens"] - 1,
+            length=pd.Series({name: described(length) for name, length in lengths.items()}),
+            megabytes=pd.Series({name: oracle.megabytes for name, oracle in found.items()}),
         )
-        table["extra_per_token"] = (sums["target_forwards"] + sums["proposed"]) / sums["tokens"] - 1
-        table["repeated_4_grams"] = frame["text"].map(experiments.repeated_share).groupby(frame["method"]).mean()
-        table["length"] = pd.Series({name: described(length) for name, length in chosen.items()})
-        table["megabytes"] = pd.Series({name: oracle.megabytes for name, oracle in found.items()})
-        rows += (
-            table.reset_index().assign(domain=domain, temperature=temperature, target=target.name).to_dict("records")
-        )
-    about = {
-        "prompts": prompts,
-        "tokens": tokens,
-        "target": repr(pair.target),
-        "draft": repr(pair.draft),
-        "dtype": str(pair.target.dtype).removeprefix("torch."),
-    }
-    return {
-        "machine": experiments.machine(),
-        "settings": about,
-        "rows": [{k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()} for row in rows],
-    }
+        about = {"domain": domain, "temperature": temperature, "target": target.name}
+        rows += experiments.rows(table.reset_index().assign(**about))
+    about = {"prompts": prompts, "tokens": tokens, "target": repr(pair.target), "draft": repr(pair.draft)}
+    about["dtype"] = str(pair.target.dtype).removeprefix("torch.")
+    return {"machine": experiments.machine(), "settings": about, "rows": rows}
 
 
 def writer(target: LanguageModel, domain: str) -> LanguageModel:
@@ -210,20 +176,6 @@ def long_enough(domain: str, tokenizer, tokens: int, wanted: int) -> list[str]:
         entry for entry in entries if "answer" not in entry or len(tokenizer(entry["answer"])["input_ids"]) >= tokens
     ]
     return [entry["text"] for entry in (lasting if len(lasting) >= wanted else entries)]
-
-
-def fastest(
-    target: LanguageModel, oracle: Oracle, sampling: Sampling, texts: Sequence[str], tokens: int
-) -> int | Length:
-    """The length of the most tokens/s on these prompts."""
-    if len(oracle.lengths) == 1:
-        return oracle.lengths[0]
-    methods = {
-        str(k): experiments.ours(target, oracle.drafter, sampling, length, tokens, oracle.rule)
-        for k, length in enumerate(oracle.lengths)
-    }
-    frame = experiments.interleaved(methods, texts, progress=False)
-    return oracle.lengths[int(experiments.speedups(frame, "0")["tokens_per_second"].idxmax())]
 
 
 def described(length: int | Length) -> str:

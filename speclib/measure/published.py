@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 import torch
 from scipy.optimize import brentq
-from torch.utils.benchmark import Timer
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig
 from transformers.utils import cached_file
@@ -24,30 +23,17 @@ from ..loop.decoding import generate
 from ..model.language_model import LanguageModel, Pair, load_pair
 from . import experiments, latency
 
+LLAMA_1B = {
+    **{"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_key_value_heads": 8},
+    **{"head_dim": 64, "vocab_size": 128_256, "max_position_embeddings": 2048, "tie_word_embeddings": True},
+}
 SHAPES: dict[str, Callable[[], PretrainedConfig]] = {
     "distilgpt2": lambda: GPT2Config(n_layer=6),
-    "gpt2": lambda: GPT2Config(),
+    "gpt2": GPT2Config,
     "gpt2-large": lambda: GPT2Config(n_embd=1280, n_layer=36, n_head=20),
     "gpt2-xl": lambda: GPT2Config(n_embd=1600, n_layer=48, n_head=25),
-    "llama-1b": lambda: LlamaConfig(
-        vocab_size=128_256,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=64,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-    ),
-    "llama-7b": lambda: LlamaConfig(
-        vocab_size=32_000,
-        hidden_size=4096,
-        intermediate_size=11_008,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        max_position_embeddings=2048,
-    ),
+    "llama-1b": lambda: LlamaConfig(**LLAMA_1B),
+    "llama-7b": LlamaConfig,
 }
 ON_CPU = ("distilgpt2", "gpt2", "gpt2-large", "gpt2-xl", "llama-1b")
 
@@ -107,8 +93,7 @@ def measure(
         uncached = []
         for length in (10, 30, 50):
             text = torch.arange(length, device=device)[None]
-            timer = Timer("c().extend(t)", globals={"c": model.context, "t": text}, num_threads=torch.get_num_threads())
-            uncached.append({"length": length, "ms": 1e3 * timer.blocked_autorange(min_run_time=0.5).median})
+            uncached.append({"length": length, "ms": latency.timed("c().extend(t)", 0.5, c=model.context, t=text)})
         models[name] = {
             "parameters": model.parameters,
             "widths": widths.round(3).to_dict("records"),
@@ -126,20 +111,10 @@ def predictions(record: dict) -> pd.DataFrame:
     for target, draft, alpha, gamma, published, source in KNOWN:
         if target in record["models"] and draft in record["models"]:
             c, width = ratios(record, target, draft, gamma)
-            rows.append(
-                {
-                    "target": target,
-                    "draft": draft,
-                    "alpha": alpha,
-                    "gamma": gamma,
-                    "c": c,
-                    "width": width,
-                    "predicted here": float(theory.speedup(alpha, gamma, c, width)),
-                    "measured there": published,
-                    "source": source,
-                }
-            )
-    return pd.DataFrame(rows)
+            here = float(theory.speedup(alpha, gamma, c, width))
+            rows.append((target, draft, alpha, gamma, c, width, here, published, source))
+    columns = "target draft alpha gamma c width".split() + ["predicted here", "measured there", "source"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def ratios(record: dict, target: str, draft: str, gamma: int) -> tuple[float, float]:
@@ -166,16 +141,13 @@ def article(record: dict) -> dict[str, float]:
     plain_uncached, plain_cached = a["tokens"] * uncached[a["target"]], a["tokens"] * cached
     spec_uncached = plain_uncached / a["speedup"]
     spec_cached = plain_cached / float(theory.speedup(alpha, gamma, c, width))
-    return {
-        "alpha implied": alpha,
+    seconds = {
         "plain, no cache (s)": plain_uncached,
         "speculative, no cache (s)": spec_uncached,
         "plain, cached (s)": plain_cached,
         "speculative, cached (s)": spec_cached,
-        "article's kind of speed-up": a["speedup"],
-        "speculative without a cache over cached plain": plain_cached / spec_uncached,
-        "both cached": plain_cached / spec_cached,
     }
+    return {"alpha implied": alpha, **seconds, **compared(*seconds.values())}
 
 
 def downloaded(names: Sequence[str] = (ARTICLE["target"], ARTICLE["draft"]), owner: str = HUB) -> Pair | None:
@@ -207,19 +179,28 @@ def article_here(
         "plain, cached (s)": lambda: cached(None),
         "speculative, cached (s)": lambda: cached(ModelDrafter(pair.draft)),
     }
-    seconds, texts = {}, []
-    for name, loop in loops.items():
-        loop()  # warm up
+
+    def timed(loop: Callable[[], list[int]]) -> dict:
         began = time.perf_counter()
-        texts.append(loop())
-        seconds[name] = time.perf_counter() - began
-    plain_uncached, spec_uncached, plain_cached, spec_cached = seconds.values()
+        text = loop()
+        return {"seconds": time.perf_counter() - began, "text": text}
+
+    methods = {name: lambda prompt, seed, loop=loop: timed(loop) for name, loop in loops.items()}
+    frame = experiments.interleaved(methods, [prompt], progress=False).set_index("method")
+    seconds, texts = frame["seconds"].to_dict(), frame["text"].to_list()
     return {
         **seconds,
+        **compared(*seconds.values()),
+        "one text": float(all(text == texts[0] for text in texts)),
+    }
+
+
+def compared(plain_uncached: float, spec_uncached: float, plain_cached: float, spec_cached: float) -> dict[str, float]:
+    """The speed-up of four loops' seconds, over either baseline."""
+    return {
         "article's kind of speed-up": plain_uncached / spec_uncached,
         "speculative without a cache over cached plain": plain_cached / spec_uncached,
         "both cached": plain_cached / spec_cached,
-        "one text": float(all(text == texts[0] for text in texts)),
     }
 
 

@@ -7,30 +7,20 @@ it and a check of several hopeless. So a speed-up is told over the best plain de
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from pathlib import Path
+from typing import Any
 
 from ..errors import UnsupportedModel
 from ..model import language_model
 from ..model.language_model import LanguageModel, Pair
 from . import experiments
+from .experiments import WAY, Way
 
 DTYPES = ("float32", "bfloat16")
 PLAIN, SPECULATIVE = "plain", "speculative"  # the kinds of which each has a fastest way
 
-# (backend, dtype) -> the pair there; raises UnsupportedModel where a backend cannot read it
-Load = Callable[[str, str], Pair]
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to decode: a method by name, and whose forwards run it in which dtype."""
-
-    method: str
-    backend: str
-    dtype: str
-
-    def __str__(self) -> str:
-        return f"{self.method} ({self.backend}, {self.dtype})"
+# (backend, dtype) -> what decodes there; raises UnsupportedModel where a backend cannot read it
+Load = Callable[[str, str], Any]
 
 
 @dataclass(frozen=True)
@@ -48,22 +38,43 @@ class Chosen:
         )
 
 
-def loader(target: str | None = None, draft: str | None = None, device: str | None = None) -> Load:
-    """Loads the pair once per dtype; the backends share its weights."""
+class Loader:
+    """Loads once per dtype; the backends share the weights.
 
-    @cache
-    def load(backend: str, dtype: str) -> Pair:
-        if backend == "eager":
-            return language_model.load_pair(target=target, draft=draft, device=device, dtype=dtype)
-        whole = load("eager", dtype)
-        return Pair(*(LanguageModel(m.model, m.tokenizer, m.name, backend) for m in (whole.target, whole.draft)))
+    load: the models on the eager backend, by dtype. dress: what is made of them on each backend, once: a program
+    belongs to the guesser that it was made for.
+    """
 
-    return load
+    def __init__(self, load: Callable[[str], Any], dress: Callable[[Any], Any] = lambda models: models):
+        self.load, self.dress, self.loaded, self.dressed = load, dress, {}, {}
+
+    def __call__(self, backend: str, dtype: str):
+        if dtype not in self.loaded:
+            self.loaded[dtype] = self.load(dtype)
+        if (backend, dtype) not in self.dressed:
+            self.dressed[backend, dtype] = self.dress(on(self.loaded[dtype], backend))
+        return self.dressed[backend, dtype]
+
+
+def on(models: Pair | LanguageModel, backend: str) -> Pair | LanguageModel:
+    """The same weights on another backend."""
+    if isinstance(models, Pair):
+        return Pair(on(models.target, backend), on(models.draft, backend))
+    if backend == models.backend:
+        return models
+    return LanguageModel(models.model, models.tokenizer, models.name, backend)
+
+
+def loader(
+    target: str | Path | None = None, draft: str | Path | None = None, dress: Callable[[Pair], Any] = lambda pair: pair
+) -> Loader:
+    """Loads a pair as `load_pair` does."""
+    return Loader(lambda dtype: language_model.load_pair(target=target, draft=draft, dtype=dtype), dress)
 
 
 def choose(
     load: Load,
-    kinds: Mapping[str, Callable[[Pair], Mapping[str, experiments.Method]]],
+    kinds: Mapping[str, Callable[[Any], Mapping[str, experiments.Method]]],
     prompts: Sequence[str],
     backends: Sequence[str] = language_model.BACKENDS,
     dtypes: Sequence[str] = DTYPES,
@@ -72,44 +83,44 @@ def choose(
 ) -> Chosen:
     """Times every method of every kind, taking turns, on these prompts, and names the fastest way of each kind.
 
-    kinds: by name, what makes the methods of that kind for a pair. Programs take long to make, so on the compiled
-    backend a kind is tried only in dtypes whose best way on the other backends reaches the share `near` of the best,
-    and by that method alone. A backend that cannot read the models is left out. Raises UnsupportedModel if none can.
+    kinds: by name, what makes the methods of that kind, each with a name of its own, for what was loaded. Programs
+    take long to make, so on the compiled backend a kind is tried only in dtypes whose best way on the other backends
+    reaches the share `near` of the best, and by that method alone. A backend that cannot read the models is left out.
+    Raises UnsupportedModel if none can.
     """
     speeds: dict[str, dict[Way, float]] = {kind: {} for kind in kinds}
+    best: dict[str, Way] = {}
+    found: dict[Way, tuple[str, experiments.Method]] = {}
     refused = UnsupportedModel("there is no backend to try")
 
     def promising(kind: str, name: str, dtype: str) -> bool:
         here = {way: speed for way, speed in speeds[kind].items() if way.dtype == dtype}
-        best = max(here, key=here.get, default=None)
+        first = max(here, key=here.get, default=None)
         return not speeds[kind] or (
-            best is not None and best.method == name and here[best] >= near * max(speeds[kind].values())
+            first is not None and first.method == name and here[first] >= near * max(speeds[kind].values())
         )
 
-    winners: dict[str, tuple[Way, experiments.Method]] = {}
     for quick in (True, False):
-        found = {str(way): (kind, way, method) for kind, (way, method) in winners.items()}  # again, in the same minutes
+        found = {way: found[way] for way in best.values()}  # again, in the same minutes
         for backend, dtype in [(b, d) for d in dtypes for b in backends if (b != "compiled") == quick]:
             try:
-                pair = load(backend, dtype)
+                models = load(backend, dtype)
             except UnsupportedModel as error:
                 refused = error
                 continue
             for kind, make in kinds.items():
-                for name, method in make(pair).items():
+                for name, method in make(models).items():
                     if quick or promising(kind, name, dtype):
-                        way = Way(name, backend, dtype)
-                        found[str(way)] = kind, way, method
-        if len(found) == len(winners):
+                        found[Way(name, backend, dtype)] = kind, method
+        if len(found) == len(best):
             continue  # nothing new to try
-        methods = {name: method for name, (_, _, method) in found.items()}
-        frame = experiments.interleaved(methods, prompts, progress=progress)
-        totals = frame.groupby("method")[["tokens", "seconds"]].sum()
-        for name, speed in (totals["tokens"] / totals["seconds"]).sort_values().items():
-            kind, way, method = found[name]
-            speeds[kind][way] = speed
-            winners[kind] = way, method  # the last is the fastest
-    if len(winners) < len(kinds):
+        methods = {way: method for way, (_, method) in found.items()}
+        totals = experiments.interleaved(methods, prompts, progress=progress).groupby(WAY)[["tokens", "seconds"]].sum()
+        for way, speed in (totals["tokens"] / totals["seconds"]).sort_values().items():
+            kind = found[Way(*way)][0]
+            speeds[kind][Way(*way)] = speed
+            best[kind] = Way(*way)  # the last is the fastest
+    if len(best) < len(kinds):
         raise refused
     tried = {way: speed for own in speeds.values() for way, speed in own.items()}
-    return Chosen({kind: winners[kind][0] for kind in kinds}, tried)
+    return Chosen({kind: best[kind] for kind in kinds}, tried)

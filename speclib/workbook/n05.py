@@ -24,8 +24,8 @@ from .common import (
 
 
 def headline(result: dict) -> plt.Figure:
-    """Tokens per second of every method of `python -m speclib bench`, one panel a sampling setting (of the first dtype
-    and domain), with 95% intervals of the ratio to plain decoding on the same backend.
+    """Tokens per second of every method of `python -m speclib bench pair`, one panel a sampling setting (of the
+    first dtype and domain), with 95% intervals of the ratio to plain decoding on the same backend.
     """
     style()
     first = result["tables"][0]
@@ -34,7 +34,7 @@ def headline(result: dict) -> plt.Figure:
     for axis, table in zip(axes[0], tables, strict=True):
         rows = table["methods"]
         for k, r in enumerate(rows):
-            ours = not r["method"].startswith("transformers")
+            ours = r["backend"] != "transformers"
             colour = "#999999" if not ours else TARGET if r["method"].startswith("plain") else ACCEPTED
             speed, base = r["tokens_per_second"], r["tokens_per_second"] / r["speedup"]
             axis.barh(r["method"], speed, color=colour, edgecolor="black", linewidth=0.5, hatch="" if ours else "//")
@@ -225,7 +225,7 @@ def speed_map(
 
 def growth(record: dict) -> plt.Figure:
     """Milliseconds per token by phase, against the length of the text, the draft length and the vocabulary (`python -m
-    speclib bench --growth`).
+    speclib bench growth`).
     """
     figure, axes = plt.subplots(1, 3, figsize=(13, 4))
     for axis, (name, unit) in zip(

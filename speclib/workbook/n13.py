@@ -127,7 +127,7 @@ def by_category(table: pd.DataFrame, name: str) -> plt.Figure:
 def positions(trials: list[dict], method: str, edges: tuple[int, ...] = (0, 16, 32, 64, 128)) -> pd.DataFrame:
     """Tokens per round by the place in the answer at which a round began: a row a stretch, a column a temperature.
 
-    trials: rows with "temperature", and by round "accepted", as `bench --chat` records them.
+    trials: rows with "temperature", and by round "accepted", as `bench chat` records them.
     """
     rows = []
     for trial in trials:
