@@ -2,6 +2,7 @@
 
 import ipywidgets as widgets
 import seaborn as sns
+from matplotlib.ticker import LogLocator
 
 from .common import ACCEPTED, REJECTED, TARGET, box, choice, exercise, plt, tight
 
@@ -108,9 +109,13 @@ def roofline(roof: dict, table, counts: list[tuple[int, int]]) -> plt.Figure:
             f"{width} token{'s' if width > 1 else ''}",
             (intensity[k], speed[k]),
             textcoords="offset points",
-            xytext=(6, -14),
-            fontsize=9,
+            xytext=(8, -4),
+            fontsize=10,
         )
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    for ruler in (axis.xaxis, axis.yaxis):
+        ruler.set_major_formatter("{x:g}")
+        ruler.set_minor_formatter("")
     axis.set(xlabel="operations per byte of weights read", ylabel="GFLOP/s", title="Roofline, measured on this machine")
     axis.legend()
     return tight(figure)

@@ -30,7 +30,7 @@ def headline(result: dict) -> plt.Figure:
     style()
     first = result["tables"][0]
     tables = [t for t in result["tables"] if (t["dtype"], t["domain"]) == (first["dtype"], first["domain"])]
-    figure, axes = plt.subplots(1, len(tables), figsize=(4.3 * len(tables) + 1, 4.6), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(tables), figsize=(4.6 * len(tables) + 1.6, 7), sharey=True, squeeze=False)
     for axis, table in zip(axes[0], tables, strict=True):
         rows = table["methods"]
         for k, r in enumerate(rows):
@@ -40,7 +40,7 @@ def headline(result: dict) -> plt.Figure:
             axis.barh(r["method"], speed, color=colour, edgecolor="black", linewidth=0.5, hatch="" if ours else "//")
             axis.plot([base * r["low"], base * r["high"]], [k, k], color="black", linewidth=1.5)
             length = f", $\\gamma$ {r['draft_length']:g}" if r["draft_length"] else ""
-            axis.text(base * r["high"], k, f" {r['speedup']:.2f}x{length}", va="center", fontsize=9)
+            axis.text(base * r["high"], k, f" {r['speedup']:.2f}x{length}", va="center", fontsize=11)
         axis.set(
             title=f"T = {table['temperature']:g}" if table["temperature"] else "greedy", xlabel="tokens per second"
         )
@@ -101,8 +101,8 @@ def dial(points, gamma: int) -> plt.Figure:
 
 
 def ladder(drafts) -> plt.Figure:
-    """Speed-up against alpha, one marker a draft (columns method, alpha, speedup, low, high, c), larger for a more
-    costly one.
+    """Speed-up against alpha, one marker a draft (columns method, alpha, speedup, low, high, c), its area in
+    proportion to c.
     """
     figure, axis = plt.subplots(figsize=(9, 4.6))
     for k, row in enumerate(drafts.sort_values("alpha").itertuples()):
@@ -114,7 +114,7 @@ def ladder(drafts) -> plt.Figure:
         axis.scatter(
             row.alpha,
             row.speedup,
-            s=40 + 500 * row.c,
+            s=3500 * row.c,
             color=colour,
             marker=marker,
             edgecolor="black",
@@ -125,9 +125,9 @@ def ladder(drafts) -> plt.Figure:
     axis.set(
         xlabel="alpha",
         ylabel="speed-up over cached plain decoding",
-        title="The ladder: measured, with 95% intervals over prompts (larger mark: larger c)",
+        title="The ladder: measured, with 95% intervals over prompts (area of the mark: c)",
     )
-    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9)
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=10, labelspacing=1)
     return tight(figure)
 
 
@@ -259,7 +259,7 @@ def growth(record: dict) -> plt.Figure:
         axis.set(xlabel=unit, ylim=(0, None))
     axes[0].set_ylabel("ms per new token")
     axes[1].set_xticks(range(0, 17, 4))
-    axes[2].legend(fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, 1), ncol=4)
     return tight(figure)
 
 

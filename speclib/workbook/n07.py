@@ -1,6 +1,7 @@
 """Notebook 07, smaller, earlier, parallel: exits, heads, and the map of oracles."""
 
 import math
+from collections.abc import Sequence
 
 import ipywidgets as widgets
 import numpy as np
@@ -75,6 +76,13 @@ def by_distance(curves: dict[str, list[float]]) -> plt.Figure:
     return tight(figure)
 
 
+def level(betas: Sequence[float]) -> float:
+    """The alpha at which as many guesses, if all were alike, would bring as many tokens a round as those of `betas`."""
+    grid = np.linspace(0, 1, 1001)
+    tokens = theory.expected_tokens_from_positions(betas)
+    return float(np.interp(tokens, theory.expected_tokens(grid, len(betas)), grid))
+
+
 def oracles(table) -> plt.Figure:
     """Every oracle by its cost and its similarity, over lines of equal predicted speed-up (columns kind, alpha, c; the
     index names them).
@@ -114,14 +122,14 @@ def write_beside(axis: plt.Axes, points: dict[str, tuple[float, float]]) -> None
     """Names beside their points, each at the first of ten places where it stays inside and covers no mark, no name and
     no other text.
     """
-    heights = (3, -9, 12, -18, 21)  # points above the mark's middle
+    heights = (4, -12, 16, -24, 28)  # points above the mark's middle
     places = [(x, y, side) for y in heights for x, side in ((7, "left"), (-7, "right"))]
     covered = [
         Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in axis.transData.transform(list(points.values()))
     ]
     covered += [text.get_window_extent() for text in axis.texts]
     for name, point in points.items():
-        text = axis.annotate(name, point, textcoords="offset points", xytext=(0, 0), fontsize=8)
+        text = axis.annotate(name, point, textcoords="offset points", xytext=(0, 0), fontsize=9)
         for x, y, side in [*places, places[0]]:  # back to the first if none is free
             text.set(position=(x, y), ha=side)
             box = text.get_window_extent()
