@@ -105,13 +105,8 @@ def roofline(roof: dict, table, counts: list[tuple[int, int]]) -> plt.Figure:
     axis.loglog(intensity, speed, "o", color=TARGET, label="forwards of this model")
     for width in (1, 8, 64):
         k = list(table["width"]).index(width)
-        axis.annotate(
-            f"{width} token{'s' if width > 1 else ''}",
-            (intensity[k], speed[k]),
-            textcoords="offset points",
-            xytext=(8, -4),
-            fontsize=10,
-        )
+        words = f"{width} token{'s' * (width > 1)}"
+        axis.annotate(words, (intensity[k], speed[k]), xytext=(8, -4), textcoords="offset points", fontsize=10)
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     for ruler in (axis.xaxis, axis.yaxis):
         ruler.set_major_formatter("{x:g}")

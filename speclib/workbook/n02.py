@@ -78,16 +78,9 @@ def priced_oracle(times, quality: float, prices: tuple[float, ...], top: float |
         speed = [float(theory.speedup(quality, n, price, times[n + 1] / times[1])) for n in lengths]
         best = max(range(len(lengths)), key=speed.__getitem__)
         label = f"a guess costs {price:g}: best {lengths[best]} guesses, {speed[best]:.2f}x"
-        axis.plot(
-            lengths,
-            speed,
-            marker=MARKERS[k],
-            markersize=4,
-            linestyle=("-", "--", "-.")[k % 3],
-            color=f"C{k}",
-            label=label,
-        )
-        axis.plot(lengths[best], speed[best], marker=MARKERS[k], markersize=11, color=f"C{k}", markeredgecolor="black")
+        look = {"marker": MARKERS[k], "color": f"C{k}"}
+        axis.plot(lengths, speed, ("-", "--", "-.")[k % 3], markersize=4, label=label, **look)
+        axis.plot(lengths[best], speed[best], markersize=11, markeredgecolor="black", **look)
     axis.axhline(1, color="black", linestyle=":", linewidth=1)
     axis.set(xlabel="guesses a round", ylabel="predicted speed-up", title=f"Guesses right with probability {quality:g}")
     axis.margins(y=0.08)  # the best is marked by a large dot

@@ -53,14 +53,8 @@ def baselines(clocks: dict[str, list[float]], where: str = "this machine") -> pl
     ):
         left.plot(tokens, seconds, color=colour, linestyle=line, linewidth=2, label=name)
         if name != list(clocks)[-1]:
-            right.plot(
-                tokens[8:],
-                (np.array(seconds) / best)[8:],
-                color=colour,
-                linestyle=line,
-                linewidth=2,
-                label=f"over {name}",
-            )
+            ratio = np.array(seconds) / best
+            right.plot(tokens[8:], ratio[8:], line, color=colour, linewidth=2, label=f"over {name}")
     right.axhline(1, color="black", linewidth=1)
     left.set(xlabel="new tokens", ylabel="seconds, with the prompt", title="One text, three programs")
     right.set(xlabel="new tokens", ylabel="times as fast", title="The speed-up of the same program")

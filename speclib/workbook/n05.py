@@ -2,6 +2,7 @@
 
 import ipywidgets as widgets
 import numpy as np
+import pandas as pd
 
 from ..law import theory
 from .common import (
@@ -111,16 +112,8 @@ def ladder(drafts) -> plt.Figure:
             row.alpha, row.speedup, yerr=[[row.speedup - row.low], [row.high - row.speedup]], color=colour, capsize=3
         )
         label = f"{row.method.removeprefix('draft-')}, c = {row.c:.2f}"
-        axis.scatter(
-            row.alpha,
-            row.speedup,
-            s=3500 * row.c,
-            color=colour,
-            marker=marker,
-            edgecolor="black",
-            label=label,
-            zorder=3,
-        )
+        mark = {"color": colour, "marker": marker, "edgecolor": "black", "zorder": 3}
+        axis.scatter(row.alpha, row.speedup, 3500 * row.c, label=label, **mark)
     axis.axhline(1, color="black", linestyle=":", label="plain decoding")
     axis.set(
         xlabel="alpha",
@@ -203,20 +196,13 @@ def speed_map(
             axis.plot(grid, best, linestyle=line, color=PREDICTED, label=f"theory, c = {cost:g}")
     else:
         axis.plot(grid, theory.speedup(grid, gamma, c), color=PREDICTED, label=f"theory, gamma = {gamma}, c = {c:g}")
-        axis.plot(
-            alpha,
-            theory.speedup(alpha, gamma, c),
-            "o",
-            color="black",
-            markersize=10,
-            label=f"alpha = {alpha:g}: {theory.speedup(alpha, gamma, c):.2f}x",
-        )
+        speed = theory.speedup(alpha, gamma, c)
+        axis.plot(alpha, speed, "o", color="black", markersize=10, label=f"alpha = {alpha:g}: {speed:.2f}x")
     for (kind, rows), colour, marker in zip(
         points.groupby("kind", sort=False), (TARGET, DRAFT, ACCEPTED), "osD", strict=False
     ):
-        axis.scatter(
-            rows["alpha"], rows["speedup"], color=colour, marker=marker, edgecolor="black", label=kind, zorder=3
-        )
+        mark = {"color": colour, "marker": marker, "edgecolor": "black", "zorder": 3}
+        axis.scatter(rows["alpha"], rows["speedup"], label=kind, **mark)
     axis.axhline(1, color="black", linewidth=1)
     axis.set(xlabel="alpha", ylabel="speed-up", title=title, ylim=(0, 5 if gamma is None else 10.5), xlim=(0, 1))
     axis.legend(loc="upper left", fontsize=9)
@@ -236,25 +222,14 @@ def growth(record: dict) -> plt.Figure:
         rows = [r for r in record[name] if r["gamma"] or name == "gamma"]
         x = [r["value"] for r in rows]
         for phase, marker, colour in (("target", "o", TARGET), ("draft", "s", DRAFT), ("other", "^", REJECTED)):
-            axis.plot(
-                x,
-                [r[phase] for r in rows],
-                marker=marker,
-                color=colour,
-                label={"other": "loop: drawing, rule, record"}.get(phase, phase),
-            )
+            label = {"other": "loop: drawing, rule, record"}.get(phase, phase)
+            axis.plot(x, [r[phase] for r in rows], marker=marker, color=colour, label=label)
         plain = [r for r in record[name] if not r["gamma"]]
         if name == "gamma":
             axis.axhline(plain[0]["target"], color="black", linestyle=":", label="plain decoding")
         else:
-            axis.plot(
-                [r["value"] for r in plain],
-                [r["target"] for r in plain],
-                color="black",
-                linestyle=":",
-                marker="x",
-                label="plain decoding",
-            )
+            curve = pd.DataFrame(plain)
+            axis.plot(curve["value"], curve["target"], ":x", color="black", label="plain decoding")
             axis.set_xscale("log", base=2)
         axis.set(xlabel=unit, ylim=(0, None))
     axes[0].set_ylabel("ms per new token")

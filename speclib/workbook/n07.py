@@ -43,14 +43,8 @@ def fan(laws: list[dict[str, float]], truth: list[str]) -> plt.Figure:
     figure, axes = plt.subplots(1, len(laws), figsize=(2.7 * len(laws), 2.8), sharex=True, squeeze=False)
     for k, (axis, law, came) in enumerate(zip(axes[0], laws, truth, strict=True), 1):
         for token, probability in law.items():
-            axis.barh(
-                token,
-                probability,
-                color=ACCEPTED if token == came else TARGET,
-                hatch="//" if token == came else "",
-                edgecolor="black",
-                linewidth=0.5,
-            )
+            colour, hatch = (ACCEPTED, "//") if token == came else (TARGET, "")
+            axis.barh(token, probability, color=colour, hatch=hatch, edgecolor="black", linewidth=0.5)
         axis.invert_yaxis()
         axis.set_title(f"head {k}; {came} came", fontsize=10)
         axis.tick_params(axis="y", labelsize=8)
@@ -95,16 +89,8 @@ def oracles(table) -> plt.Figure:
     )
     axis.clabel(lines, fmt=lambda value: f"{value:.3g}x", fontsize=8)
     for k, (kind, rows) in enumerate(table.groupby("kind", sort=False)):
-        axis.scatter(
-            rows["c"],
-            rows["alpha"],
-            color=f"C{k}",
-            marker=MARKERS[k % len(MARKERS)],
-            edgecolor="black",
-            s=70,
-            label=kind,
-            zorder=3,
-        )
+        mark = {"color": f"C{k}", "marker": MARKERS[k % len(MARKERS)], "edgecolor": "black", "zorder": 3}
+        axis.scatter(rows["c"], rows["alpha"], 70, label=kind, **mark)
     axis.set(
         xlabel="cost c: time of a guess over that of a target forward",
         ylabel="alpha",
