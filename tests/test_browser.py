@@ -14,9 +14,12 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import browser as chromium
+import nbformat
 import pytest
 
 from notebooks import build
@@ -43,14 +46,15 @@ PAGE = """window.lab = {
     const all = this.outputs().flatMap(o => [...o.querySelectorAll('img, .widget-vbox')]);
     return all.filter(e => e.tagName === 'IMG' ? !e.naturalWidth : !e.offsetHeight).map(e => e.outerHTML.slice(0, 99));
   },
-  pale(least) {  // words that differ too little from what is behind them, by WCAG's contrast
+  pale(least) {  // words of ours that differ too little from what is behind them, by WCAG's contrast
     const light = c => c.map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
       .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
     const numbers = text => text.match(/[\\d.]+/g).map(Number);
     const ground = e => { for (; e; e = e.parentElement) { const c = numbers(getComputedStyle(e).backgroundColor);
       if (c.length < 4 || c[3] > 0.5) return c; } return [255, 255, 255]; };
     const worded = e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) && e.offsetHeight;
-    return this.outputs().flatMap(o => [...o.querySelectorAll('*')]).filter(worded).filter(e => {
+    return this.outputs().flatMap(o => [...o.querySelectorAll(':not(.jp-RenderedText, .jp-RenderedText *)')])
+      .filter(worded).filter(e => {
       const [one, other] = [numbers(getComputedStyle(e).color), ground(e)].map(c => light(c.slice(0, 3)));
       return (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05) < least;
     }).map(e => e.textContent.trim().slice(0, 60));
@@ -71,7 +75,7 @@ PAGE = """window.lab = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The address of a JupyterLab that serves a copy of the notebooks without their outputs, with its token."""
+    """A JupyterLab that serves a copy of the notebooks without their outputs: address, token, the copy's folder."""
     home, token = tmp_path_factory.mktemp("lab"), secrets.token_hex(16)
     shutil.copytree(build.FOLDER, home / "notebooks", ignore=shutil.ignore_patterns("solutions", "__pycache__"))
     for entry in build.present():
@@ -113,7 +117,7 @@ def server(tmp_path_factory):
             break
         except OSError:
             time.sleep(0.2)
-    yield address, token
+    yield address, token, home / "notebooks"
     running.terminate()
     running.wait(30)
 
@@ -132,15 +136,15 @@ def picture(page, name: str) -> None:
             (Path(folder) / f"{name}_{k:02d}.png").write_bytes(base64.b64decode(taken))
 
 
-def unmoved(page) -> list[str]:
-    """The controls whose moves change neither an image nor a word."""
+def unmoved(page, seconds: float = 20) -> list[str]:
+    """The controls whose moves change neither an image nor a word within so many seconds."""
     still = []
     for k in range(page.evaluate("lab.controls().length")):
         kind, before = page.evaluate(f"lab.focus({k})"), page.evaluate(f"lab.shown({k})")
         for key in (" ",) if kind == "checkbox" else ("ArrowRight", "ArrowLeft", "ArrowLeft"):
             page.press(key)
             try:
-                page.until(f"lab.shown({k}).then(now => now !== {json.dumps(before)})", 20)
+                page.until(f"lab.shown({k}).then(now => now !== {json.dumps(before)})", seconds)
                 break
             except TimeoutError:
                 continue
@@ -149,30 +153,63 @@ def unmoved(page) -> list[str]:
     return still
 
 
+@contextmanager
+def opened(server, file: str) -> Iterator[chromium.Browser]:
+    """A page with one notebook in JupyterLab, after Run All."""
+    address, token = server[:2]
+    page = chromium.Browser()
+    try:
+        page.open(f"{address}/lab/tree/notebooks/{file}?token={token}", height=1200)
+        page.until("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", 120)
+        page.evaluate(f"void ({PAGE})")
+        page.evaluate("void jupyterapp.commands.execute('notebook:run-all-cells').then(() => { lab.ran = true; })")
+        page.until("lab.ran", 1200)
+        yield page
+        page.evaluate("lab.panel.sessionContext.shutdown()")
+    finally:
+        page.close()
+
+
+def dress(page, theme: str) -> None:
+    page.evaluate(f"jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
+    page.until(f"document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'")
+
+
 @pytest.mark.parametrize(
     "entry",
     [pytest.param(e, id=e.number, marks=() if e.number in ALWAYS else pytest.mark.slow) for e in build.present()],
 )
 def test_a_notebook_in_jupyterlab(server, entry):
-    address, token = server
-    page = chromium.Browser()
-    try:
-        page.open(f"{address}/lab/tree/notebooks/{entry.file}?token={token}", height=1200)
-        page.until("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", 120)
-        page.evaluate(f"void ({PAGE})")
-        page.evaluate("void jupyterapp.commands.execute('notebook:run-all-cells').then(() => { lab.ran = true; })")
-        page.until("lab.ran", 1200)
+    outputs = [o for cell in build.read(build.FOLDER / entry.file).cells for o in cell.get("outputs", [])]
+    widgets = sum("(a widget" in output.get("data", {}).get("text/plain", "") for output in outputs)
+    with opened(server, entry.file) as page:
         assert page.evaluate("lab.complaints()") == []
+        assert page.evaluate("lab.outputs().filter(o => o.querySelector('.widget-vbox')).length") == widgets
         for theme in ("Light", "Dark"):
-            page.evaluate(f"jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
-            page.until(f"document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'")
+            dress(page, theme)
             assert page.evaluate("lab.blank()") == []
             assert page.evaluate("lab.pale(3)") == []
             assert unmoved(page) == []
             picture(page, f"{entry.number}_{theme.lower()}")
         assert [error for error in page.errors if "Failed to load resource" not in error] == []
-    finally:
-        try:
-            page.evaluate("window.lab && lab.panel.sessionContext.shutdown()")
-        finally:
-            page.close()
+
+
+BROKEN = """
+from IPython.display import HTML, Image; import ipywidgets as w, sys
+print("oh", file=sys.stderr)
+w.VBox([w.IntSlider(3, description="dead"), w.HTML("always this")])
+HTML('<div style="background:#ffffff;color:#eeeeee">hardly there</div>')
+Image(data=b"no picture", format="png")
+1 / 0
+"""
+
+
+def test_each_fault_is_seen(server):
+    cells = [nbformat.v4.new_code_cell(line) for line in BROKEN.strip().split("\n")]
+    nb = nbformat.v4.new_notebook(cells=cells, metadata=build.KERNEL)
+    nbformat.write(nb, server[2] / "broken.ipynb")
+    with opened(server, "broken.ipynb") as page:
+        assert page.evaluate("lab.complaints()") == ["cell 1: oh\n", "cell 5: division by zero"]
+        dress(page, "Light")
+        assert len(page.evaluate("lab.blank()")) == 1 and page.evaluate("lab.pale(3)") == ["hardly there"]
+        assert unmoved(page, 2) == ["dead2"]  # its name and where it stands now
