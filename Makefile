@@ -33,7 +33,7 @@ test: install  ## everything that CI checks; each part runs, whatever the others
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
 lint: install  ## style
-	$(RUN) -m ruff check install.py speclib tests notebooks/*.py notebooks/lab data/vectors/adapters
+	$(RUN) -m ruff check install.py speclib tests notebooks/*.py notebooks/images notebooks/lab data/vectors/adapters
 	$(RUN) -c "from importlinter.cli import lint_imports_command; lint_imports_command()" --no-cache
 	$(RUN) -m pytest -q -s -p no:cacheprovider tests/test_budgets.py
 
