@@ -1,18 +1,18 @@
 # `make demo` and `make lab` are all a reader needs. Everything runs in .venv, which install.py makes from the tested set in constraints.txt.
 #   make PYTHON=python3.12 ...   another Python (3.11 to 3.14)
 #   make TORCH=cpu ...           PyTorch's CPU build; pypi: what pip takes by itself; auto: cpu where no GPU is, if its index can be reached
-#   make demo ARGS='--tokens 64'  options of the command behind demo, chat, lab, unit, bench, matrix or mutants
+#   make demo ARGS='--tokens 64'  options of the command behind demo, chat, lab, unit, test-browser, bench, matrix or mutants
 PYTHON ?=
 TORCH ?= auto
 ARGS :=
 RUN := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help install demo chat lab test lint unit nb bench matrix mutants notebooks clean
+.PHONY: help install demo chat lab test lint unit nb test-browser bench matrix mutants notebooks clean
 # A folder that was moved or copied never runs the code of the old one: the path is relative, and stands before what pip wrote.
 $(shell for site in .venv/lib/python*/site-packages; do test -d "$$site" && echo ../../../.. > "$$site/0-workbook.pth"; done)
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 install:  ## the environment; the others do it first
 	@command -v $(or $(PYTHON),python3) >/dev/null || { echo "There is no $(or $(PYTHON),python3) here; another one: make PYTHON=python3.12 ..."; exit 1; }
@@ -33,7 +33,7 @@ test: install  ## everything that CI checks; each part runs, whatever the others
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
 lint: install  ## style
-	$(RUN) -m ruff check install.py speclib tests notebooks/*.py notebooks/lab data/vectors/adapters
+	$(RUN) -m ruff check install.py speclib tests notebooks/*.py notebooks/images notebooks/lab data/vectors/adapters
 	$(RUN) -c "from importlinter.cli import lint_imports_command; lint_imports_command()" --no-cache
 	$(RUN) -m pytest -q -s -p no:cacheprovider tests/test_budgets.py
 
@@ -42,6 +42,9 @@ unit: install  ## unit tests, one thread each
 
 nb: install  ## every notebook, strictly against its committed outputs
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q --nbval --nbval-sanitize-with notebooks/sanitize.cfg -n 2 --dist loadscope notebooks/*.ipynb
+
+test-browser: install  ## every notebook in JupyterLab and Chromium (apt install chromium), each slider moved, light and dark: an hour
+	$(RUN) -m pytest -q -m "slow or not slow" tests/test_browser.py $(ARGS)
 
 bench: install  ## the table of the README, measured on this machine
 	$(RUN) -m speclib bench pair $(ARGS)

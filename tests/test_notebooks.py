@@ -1,9 +1,13 @@
 """The anatomy of every notebook, and of the tool that checks it."""
 
+import runpy
+
 import nbformat
 import pytest
+from PIL import Image, ImageChops, ImageStat
 
 from notebooks import build
+from speclib import experiments
 
 ENTRIES = pytest.mark.parametrize("entry", build.present(), ids=lambda entry: entry.number)
 
@@ -211,3 +215,17 @@ def test_each_breakage_is_named(made, breakage, complaint):
     nb, entry = made
     breakage(nb)
     assert any(complaint in problem for problem in build.problems(nb, entry))
+
+
+def test_the_moving_picture_is_small_and_is_that_of_its_record():
+    race = runpy.run_path(str(build.FOLDER / "images" / "race.py"))
+    ways = experiments.recorded("race")["ways"]
+    texts = {name: [word for _, words in rounds for word in words] for name, rounds in ways.items()}
+    assert {len(words) for words in texts.values()} == {race["TOKENS"]}
+    assert len({"".join(word for word, _ in words) for words in texts.values()}) == 1  # greedy: the same text
+    assert not any(guessed for _, guessed in texts["plain"]) and any(guessed for _, guessed in texts["speculative"])
+    assert race["PICTURE"].stat().st_size < 300_000
+    with Image.open(race["PICTURE"]) as kept:
+        kept.seek(kept.n_frames - 1)
+        apart = ImageChops.difference(kept.convert("RGB"), race["frame"](ways, 1e9))
+    assert sum(ImageStat.Stat(apart).mean) / 3 < 2  # of 255: the colours are few, and letters differ with their drawer

@@ -184,3 +184,22 @@ def test_characters_of_several_tokens_can_be_read(run):
     rounds = [Round(0, k, [], [], [1.0], 0, [token], 0.0, 0.0, 0.0) for k, token in enumerate(ids)]
     for page in (Trace(tokenizer.decode, rounds).to_html(), n08.lookup_round(tokenizer, ids, [], 0)):
         assert "平" in page and "🎉" in page and "\ufffd" not in page
+
+
+def test_white_space_on_an_axis_is_seen_and_counted():
+    assert common.spaced("\n        $x y\t") == "⏎·×8\\$x·y⇥" and common.spaced("   ") == "···"
+
+
+def test_a_kept_and_a_rejected_guess_with_something_to_see():
+    even, far = torch.tensor([0.5, 0.5]), torch.tensor([0.0, 1.0])
+    pairs = [(even, even, None), (even, far, None), (far, far, 1), (even, far, 1)]
+    records = [{"p": p, "q": q, "replacement": own} for p, q, own in pairs]
+    kept, rejected = n03.telling(records)
+    assert kept is records[1] and rejected is records[3]
+    assert len(n03.telling(records[:1])) == 1  # nothing was rejected
+
+
+def test_one_alpha_stands_for_guesses_that_are_not_alike():
+    assert n07.level([0.3] * 4) == pytest.approx(0.3, abs=1e-3)
+    alpha = n07.level([0.5, 0.0])
+    assert 1 + alpha + alpha**2 == pytest.approx(1.5, abs=1e-3)

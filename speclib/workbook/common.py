@@ -5,6 +5,7 @@ import ctypes
 import io
 import math
 import random
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -90,6 +91,11 @@ def tight(figure: plt.Figure) -> plt.Figure:
 def visible(text: str) -> str:
     """Text whose white space can be seen."""
     return text.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥")
+
+
+def spaced(text: str) -> str:
+    """A token's text on an axis: white space can be seen, long runs of it are counted, nothing is a formula."""
+    return re.sub("·{4,}", lambda run: f"·×{len(run[0])}", visible(text)).replace("$", r"\$")
 
 
 def two_distributions(p, q, names: list[str] | None = None, axis: plt.Axes | None = None) -> plt.Axes:

@@ -18,14 +18,8 @@ def race(traces: list, labels: tuple[str, ...] = ("speculative", "plain"), until
             times.append(times[-1] + r.seconds)
             tokens.append(tokens[-1] + len(r.emitted))
         shown = [k for k, t in enumerate(times) if until is None or t <= until]
-        axis.step(
-            [times[k] for k in shown],
-            [tokens[k] for k in shown],
-            where="post",
-            color=colour,
-            linestyle=line,
-            label=f"{label}, {len(trace.rounds)} target forwards",
-        )
+        name = f"{label}, {len(trace.rounds)} target forwards"
+        axis.step(times[: len(shown)], tokens[: len(shown)], line, where="post", color=colour, label=name)
         if shown:
             axis.plot(times[shown[-1]], tokens[shown[-1]], "o" if label == labels[0] else "s", color=colour)
     axis.set(xlabel="seconds", ylabel="new tokens", title="The same target, the same prompt, on this machine")

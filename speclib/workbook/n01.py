@@ -2,6 +2,7 @@
 
 import ipywidgets as widgets
 import seaborn as sns
+from matplotlib.ticker import LogLocator
 
 from .common import ACCEPTED, REJECTED, TARGET, box, choice, exercise, plt, tight
 
@@ -104,13 +105,12 @@ def roofline(roof: dict, table, counts: list[tuple[int, int]]) -> plt.Figure:
     axis.loglog(intensity, speed, "o", color=TARGET, label="forwards of this model")
     for width in (1, 8, 64):
         k = list(table["width"]).index(width)
-        axis.annotate(
-            f"{width} token{'s' if width > 1 else ''}",
-            (intensity[k], speed[k]),
-            textcoords="offset points",
-            xytext=(6, -14),
-            fontsize=9,
-        )
+        words = f"{width} token{'s' * (width > 1)}"
+        axis.annotate(words, (intensity[k], speed[k]), xytext=(8, -4), textcoords="offset points", fontsize=10)
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    for ruler in (axis.xaxis, axis.yaxis):
+        ruler.set_major_formatter("{x:g}")
+        ruler.set_minor_formatter("")
     axis.set(xlabel="operations per byte of weights read", ylabel="GFLOP/s", title="Roofline, measured on this machine")
     axis.legend()
     return tight(figure)

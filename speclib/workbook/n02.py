@@ -73,26 +73,19 @@ def priced_oracle(times, quality: float, prices: tuple[float, ...], top: float |
     forward; top: where the axis ends.
     """
     lengths = [width - 1 for width in times.index]
-    figure, axis = plt.subplots(figsize=(7.5, 3.6))
+    figure, axis = plt.subplots(figsize=(7.5, 4.3))
     for k, price in enumerate(prices):
         speed = [float(theory.speedup(quality, n, price, times[n + 1] / times[1])) for n in lengths]
         best = max(range(len(lengths)), key=speed.__getitem__)
         label = f"a guess costs {price:g}: best {lengths[best]} guesses, {speed[best]:.2f}x"
-        axis.plot(
-            lengths,
-            speed,
-            marker=MARKERS[k],
-            markersize=4,
-            linestyle=("-", "--", "-.")[k % 3],
-            color=f"C{k}",
-            label=label,
-        )
-        axis.plot(lengths[best], speed[best], marker=MARKERS[k], markersize=11, color=f"C{k}", markeredgecolor="black")
+        look = {"marker": MARKERS[k], "color": f"C{k}"}
+        axis.plot(lengths, speed, ("-", "--", "-.")[k % 3], markersize=4, label=label, **look)
+        axis.plot(lengths[best], speed[best], markersize=11, markeredgecolor="black", **look)
     axis.axhline(1, color="black", linestyle=":", linewidth=1)
     axis.set(xlabel="guesses a round", ylabel="predicted speed-up", title=f"Guesses right with probability {quality:g}")
     axis.margins(y=0.08)  # the best is marked by a large dot
     axis.set_ylim(bottom=0, top=top)
-    axis.legend(fontsize=9)
+    axis.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2))  # the lines go everywhere
     return tight(figure)
 
 

@@ -4,9 +4,23 @@ import ipywidgets as widgets
 import numpy as np
 
 from ..drafters import ModelDrafter
+from ..law.distributions import overlap
 from ..law.rules import RULES, Rule
 from ..loop.decoding import generate
-from .common import ACCEPTED, REJECTED, TARGET, box, chance, exercise, integer, plt, tight, two_distributions, two_laws
+from .common import (
+    ACCEPTED,
+    REJECTED,
+    TARGET,
+    box,
+    chance,
+    exercise,
+    integer,
+    plt,
+    spaced,
+    tight,
+    two_distributions,
+    two_laws,
+)
 
 
 def position(record: dict, tokenizer, top: int = 8) -> plt.Figure:
@@ -19,7 +33,7 @@ def position(record: dict, tokenizer, top: int = 8) -> plt.Figure:
     shown = [t for t in (p + q).topk(top).indices.tolist() if t not in marks]
     named = [t for t in marks if t is not None]
     shown = sorted(named + shown[: top - len(named)], key=lambda t: -float(p[t] + q[t]))
-    names = [repr(tokenizer.decode([t]))[1:-1].replace("$", r"\$") + marks.get(t, "") for t in shown]
+    names = [spaced(tokenizer.decode([t])) + marks.get(t, "") for t in shown]
     two_distributions(p[shown], q[shown], names, axis)
     axis.set_title(record["title"], fontsize=11)
     return tight(figure)
@@ -39,14 +53,8 @@ def baselines(clocks: dict[str, list[float]], where: str = "this machine") -> pl
     ):
         left.plot(tokens, seconds, color=colour, linestyle=line, linewidth=2, label=name)
         if name != list(clocks)[-1]:
-            right.plot(
-                tokens[8:],
-                (np.array(seconds) / best)[8:],
-                color=colour,
-                linestyle=line,
-                linewidth=2,
-                label=f"over {name}",
-            )
+            ratio = np.array(seconds) / best
+            right.plot(tokens[8:], ratio[8:], line, color=colour, linewidth=2, label=f"over {name}")
     right.axhline(1, color="black", linewidth=1)
     left.set(xlabel="new tokens", ylabel="seconds, with the prompt", title="One text, three programs")
     right.set(xlabel="new tokens", ylabel="times as fast", title="The speed-up of the same program")
@@ -87,6 +95,12 @@ def record_rounds(pair, prompt: str, draft_length: int = 4, tokens: int = 24, se
             replacement = None if passed else own
             records.append({"p": p[i], "q": q[i], "drafted": token, "replacement": replacement, "title": title})
     return records
+
+
+def telling(records: list[dict]) -> list[dict]:
+    """A kept and a rejected position, if there are: of each kind the one whose overlap comes nearest to a half."""
+    kinds = [[r for r in records if (r["replacement"] is None) == kept] for kept in (True, False)]
+    return [min(kind, key=lambda r: abs(float(overlap(r["p"], r["q"])) - 0.5)) for kind in kinds if kind]
 
 
 def round_stepper(pair, prompt: str) -> widgets.VBox:

@@ -58,12 +58,14 @@ def power_curve(cells: tuple[int, ...]) -> plt.Figure:
 
 
 def museum(table) -> plt.Figure:
-    """Each exhibit's samples needed against its exact total variation from the right law, with its name."""
+    """How many samples each exhibit needs, as dots (a bar on a log scale has no beginning), and its exact total
+    variation from the right law.
+    """
     figure, axis = plt.subplots(figsize=(8.5, 5))
     ordered = table.sort_values("samples")
-    axis.barh(ordered.index, ordered["samples"], color=REJECTED, alpha=0.6, edgecolor="black", linewidth=0.5)
+    axis.plot(ordered["samples"], ordered.index, "o", color=REJECTED, markeredgecolor="black")
     for k, (samples, variation) in enumerate(zip(ordered["samples"], ordered["variation"], strict=True)):
-        axis.text(samples, k, f" {int(samples):,} texts; variation {variation:.3f}", va="center", fontsize=9)
+        axis.text(samples, k, f"   {int(samples):,} texts; variation {variation:.3f}", va="center", fontsize=9)
     axis.set_xscale("log")
     axis.set_xlim(10, 30 * ordered["samples"].max())
     axis.set(xlabel="texts of three tokens that catch it (log scale)", title="The museum: what it takes to notice")

@@ -2,6 +2,7 @@
 
 import ipywidgets as widgets
 import numpy as np
+import pandas as pd
 
 from ..law import theory
 from .common import (
@@ -30,7 +31,7 @@ def headline(result: dict) -> plt.Figure:
     style()
     first = result["tables"][0]
     tables = [t for t in result["tables"] if (t["dtype"], t["domain"]) == (first["dtype"], first["domain"])]
-    figure, axes = plt.subplots(1, len(tables), figsize=(4.3 * len(tables) + 1, 4.6), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(tables), figsize=(4.6 * len(tables) + 1.6, 7), sharey=True, squeeze=False)
     for axis, table in zip(axes[0], tables, strict=True):
         rows = table["methods"]
         for k, r in enumerate(rows):
@@ -40,7 +41,7 @@ def headline(result: dict) -> plt.Figure:
             axis.barh(r["method"], speed, color=colour, edgecolor="black", linewidth=0.5, hatch="" if ours else "//")
             axis.plot([base * r["low"], base * r["high"]], [k, k], color="black", linewidth=1.5)
             length = f", $\\gamma$ {r['draft_length']:g}" if r["draft_length"] else ""
-            axis.text(base * r["high"], k, f" {r['speedup']:.2f}x{length}", va="center", fontsize=9)
+            axis.text(base * r["high"], k, f" {r['speedup']:.2f}x{length}", va="center", fontsize=11)
         axis.set(
             title=f"T = {table['temperature']:g}" if table["temperature"] else "greedy", xlabel="tokens per second"
         )
@@ -101,8 +102,8 @@ def dial(points, gamma: int) -> plt.Figure:
 
 
 def ladder(drafts) -> plt.Figure:
-    """Speed-up against alpha, one marker a draft (columns method, alpha, speedup, low, high, c), larger for a more
-    costly one.
+    """Speed-up against alpha, one marker a draft (columns method, alpha, speedup, low, high, c), its area in
+    proportion to c.
     """
     figure, axis = plt.subplots(figsize=(9, 4.6))
     for k, row in enumerate(drafts.sort_values("alpha").itertuples()):
@@ -111,23 +112,15 @@ def ladder(drafts) -> plt.Figure:
             row.alpha, row.speedup, yerr=[[row.speedup - row.low], [row.high - row.speedup]], color=colour, capsize=3
         )
         label = f"{row.method.removeprefix('draft-')}, c = {row.c:.2f}"
-        axis.scatter(
-            row.alpha,
-            row.speedup,
-            s=40 + 500 * row.c,
-            color=colour,
-            marker=marker,
-            edgecolor="black",
-            label=label,
-            zorder=3,
-        )
+        mark = {"color": colour, "marker": marker, "edgecolor": "black", "zorder": 3}
+        axis.scatter(row.alpha, row.speedup, 3500 * row.c, label=label, **mark)
     axis.axhline(1, color="black", linestyle=":", label="plain decoding")
     axis.set(
         xlabel="alpha",
         ylabel="speed-up over cached plain decoding",
-        title="The ladder: measured, with 95% intervals over prompts (larger mark: larger c)",
+        title="The ladder: measured, with 95% intervals over prompts (area of the mark: c)",
     )
-    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9)
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=10, labelspacing=1)
     return tight(figure)
 
 
@@ -203,20 +196,13 @@ def speed_map(
             axis.plot(grid, best, linestyle=line, color=PREDICTED, label=f"theory, c = {cost:g}")
     else:
         axis.plot(grid, theory.speedup(grid, gamma, c), color=PREDICTED, label=f"theory, gamma = {gamma}, c = {c:g}")
-        axis.plot(
-            alpha,
-            theory.speedup(alpha, gamma, c),
-            "o",
-            color="black",
-            markersize=10,
-            label=f"alpha = {alpha:g}: {theory.speedup(alpha, gamma, c):.2f}x",
-        )
+        speed = theory.speedup(alpha, gamma, c)
+        axis.plot(alpha, speed, "o", color="black", markersize=10, label=f"alpha = {alpha:g}: {speed:.2f}x")
     for (kind, rows), colour, marker in zip(
         points.groupby("kind", sort=False), (TARGET, DRAFT, ACCEPTED), "osD", strict=False
     ):
-        axis.scatter(
-            rows["alpha"], rows["speedup"], color=colour, marker=marker, edgecolor="black", label=kind, zorder=3
-        )
+        mark = {"color": colour, "marker": marker, "edgecolor": "black", "zorder": 3}
+        axis.scatter(rows["alpha"], rows["speedup"], label=kind, **mark)
     axis.axhline(1, color="black", linewidth=1)
     axis.set(xlabel="alpha", ylabel="speed-up", title=title, ylim=(0, 5 if gamma is None else 10.5), xlim=(0, 1))
     axis.legend(loc="upper left", fontsize=9)
@@ -236,30 +222,19 @@ def growth(record: dict) -> plt.Figure:
         rows = [r for r in record[name] if r["gamma"] or name == "gamma"]
         x = [r["value"] for r in rows]
         for phase, marker, colour in (("target", "o", TARGET), ("draft", "s", DRAFT), ("other", "^", REJECTED)):
-            axis.plot(
-                x,
-                [r[phase] for r in rows],
-                marker=marker,
-                color=colour,
-                label={"other": "loop: drawing, rule, record"}.get(phase, phase),
-            )
+            label = {"other": "loop: drawing, rule, record"}.get(phase, phase)
+            axis.plot(x, [r[phase] for r in rows], marker=marker, color=colour, label=label)
         plain = [r for r in record[name] if not r["gamma"]]
         if name == "gamma":
             axis.axhline(plain[0]["target"], color="black", linestyle=":", label="plain decoding")
         else:
-            axis.plot(
-                [r["value"] for r in plain],
-                [r["target"] for r in plain],
-                color="black",
-                linestyle=":",
-                marker="x",
-                label="plain decoding",
-            )
+            curve = pd.DataFrame(plain)
+            axis.plot(curve["value"], curve["target"], ":x", color="black", label="plain decoding")
             axis.set_xscale("log", base=2)
         axis.set(xlabel=unit, ylim=(0, None))
     axes[0].set_ylabel("ms per new token")
     axes[1].set_xticks(range(0, 17, 4))
-    axes[2].legend(fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, 1), ncol=4)
     return tight(figure)
 
 

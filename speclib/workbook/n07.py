@@ -1,6 +1,7 @@
 """Notebook 07, smaller, earlier, parallel: exits, heads, and the map of oracles."""
 
 import math
+from collections.abc import Sequence
 
 import ipywidgets as widgets
 import numpy as np
@@ -42,14 +43,8 @@ def fan(laws: list[dict[str, float]], truth: list[str]) -> plt.Figure:
     figure, axes = plt.subplots(1, len(laws), figsize=(2.7 * len(laws), 2.8), sharex=True, squeeze=False)
     for k, (axis, law, came) in enumerate(zip(axes[0], laws, truth, strict=True), 1):
         for token, probability in law.items():
-            axis.barh(
-                token,
-                probability,
-                color=ACCEPTED if token == came else TARGET,
-                hatch="//" if token == came else "",
-                edgecolor="black",
-                linewidth=0.5,
-            )
+            colour, hatch = (ACCEPTED, "//") if token == came else (TARGET, "")
+            axis.barh(token, probability, color=colour, hatch=hatch, edgecolor="black", linewidth=0.5)
         axis.invert_yaxis()
         axis.set_title(f"head {k}; {came} came", fontsize=10)
         axis.tick_params(axis="y", labelsize=8)
@@ -75,6 +70,13 @@ def by_distance(curves: dict[str, list[float]]) -> plt.Figure:
     return tight(figure)
 
 
+def level(betas: Sequence[float]) -> float:
+    """The alpha at which as many guesses, if all were alike, would bring as many tokens a round as those of `betas`."""
+    grid = np.linspace(0, 1, 1001)
+    tokens = theory.expected_tokens_from_positions(betas)
+    return float(np.interp(tokens, theory.expected_tokens(grid, len(betas)), grid))
+
+
 def oracles(table) -> plt.Figure:
     """Every oracle by its cost and its similarity, over lines of equal predicted speed-up (columns kind, alpha, c; the
     index names them).
@@ -87,16 +89,8 @@ def oracles(table) -> plt.Figure:
     )
     axis.clabel(lines, fmt=lambda value: f"{value:.3g}x", fontsize=8)
     for k, (kind, rows) in enumerate(table.groupby("kind", sort=False)):
-        axis.scatter(
-            rows["c"],
-            rows["alpha"],
-            color=f"C{k}",
-            marker=MARKERS[k % len(MARKERS)],
-            edgecolor="black",
-            s=70,
-            label=kind,
-            zorder=3,
-        )
+        mark = {"color": f"C{k}", "marker": MARKERS[k % len(MARKERS)], "edgecolor": "black", "zorder": 3}
+        axis.scatter(rows["c"], rows["alpha"], 70, label=kind, **mark)
     axis.set(
         xlabel="cost c: time of a guess over that of a target forward",
         ylabel="alpha",
@@ -114,14 +108,14 @@ def write_beside(axis: plt.Axes, points: dict[str, tuple[float, float]]) -> None
     """Names beside their points, each at the first of ten places where it stays inside and covers no mark, no name and
     no other text.
     """
-    heights = (3, -9, 12, -18, 21)  # points above the mark's middle
+    heights = (4, -12, 16, -24, 28)  # points above the mark's middle
     places = [(x, y, side) for y in heights for x, side in ((7, "left"), (-7, "right"))]
     covered = [
         Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in axis.transData.transform(list(points.values()))
     ]
     covered += [text.get_window_extent() for text in axis.texts]
     for name, point in points.items():
-        text = axis.annotate(name, point, textcoords="offset points", xytext=(0, 0), fontsize=8)
+        text = axis.annotate(name, point, textcoords="offset points", xytext=(0, 0), fontsize=9)
         for x, y, side in [*places, places[0]]:  # back to the first if none is free
             text.set(position=(x, y), ha=side)
             box = text.get_window_extent()

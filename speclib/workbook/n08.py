@@ -34,7 +34,9 @@ def match_lengths(rounds: dict[str, list[tuple[int, int]]], longest: int) -> plt
 
 
 def search_race(table, order: tuple[str, ...]) -> plt.Figure:
-    """Speed-up over plain decoding of each method, with intervals, by kind of text; one panel a temperature."""
+    """Speed-up over plain decoding of each method, with intervals, by kind of text; one panel a temperature. An
+    interval that goes on above the axis is cut.
+    """
     temperatures = sorted(table["temperature"].unique())
     figure, axes = plt.subplots(1, len(temperatures), figsize=(5.6 * len(temperatures), 4), sharey=True, squeeze=False)
     for axis, temperature in zip(axes[0], temperatures, strict=True):
@@ -53,7 +55,8 @@ def search_race(table, order: tuple[str, ...]) -> plt.Figure:
             xlabel="kind of text",
         )
     axes[0, 0].set_ylabel("speed-up over plain decoding")
-    axes[0, 0].legend(fontsize=9)
+    axes[0, 0].set_ylim(0, 1.6 * table["speedup"].max())  # an interval over few prompts may go on for ever
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, 1), ncol=5)
     return tight(figure)
 
 
