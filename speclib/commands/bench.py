@@ -59,10 +59,10 @@ def pair(args: argparse.Namespace) -> tuple[dict, Said]:
     write_text(args.out, json.dumps(record) + "\n")
     write_text(args.out.with_suffix(".csv"), lines.to_csv(index=False, lineterminator="\n"))
     with console.loading():
-        from ..workbook import n05  # matplotlib is slow to import, and the measurement is over
+        from ..workbook import n12  # matplotlib is slow to import, and the measurement is over
 
     with replacing(args.image) as drawn:
-        n05.headline(experiments.named(record)).savefig(drawn, bbox_inches="tight", dpi=90)  # data/ has a limit
+        n12.headline(experiments.named(record)).savefig(drawn, bbox_inches="tight", dpi=90)  # data/ has a limit
     partial.unlink()
     said = [
         (", ".join(f"{name} {value}" for name, value in zip(groups, key, strict=True)), part.filter(SHOWN))

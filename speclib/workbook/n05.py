@@ -2,7 +2,6 @@
 
 import ipywidgets as widgets
 import numpy as np
-import pandas as pd
 
 from ..law import theory
 from .common import (
@@ -18,41 +17,9 @@ from .common import (
     integer,
     plt,
     real,
-    style,
     tight,
     two_laws,
 )
-
-
-def headline(result: dict) -> plt.Figure:
-    """Tokens per second of every method of `python -m speclib bench pair`, one panel a sampling setting (of the
-    first dtype and domain), with 95% intervals of the ratio to plain decoding on the same backend.
-    """
-    style()
-    first = result["tables"][0]
-    tables = [t for t in result["tables"] if (t["dtype"], t["domain"]) == (first["dtype"], first["domain"])]
-    figure, axes = plt.subplots(1, len(tables), figsize=(4.6 * len(tables) + 1.6, 7), sharey=True, squeeze=False)
-    for axis, table in zip(axes[0], tables, strict=True):
-        rows = table["methods"]
-        for k, r in enumerate(rows):
-            ours = r["backend"] != "transformers"
-            colour = "#999999" if not ours else TARGET if r["method"].startswith("plain") else ACCEPTED
-            speed, base = r["tokens_per_second"], r["tokens_per_second"] / r["speedup"]
-            axis.barh(r["method"], speed, color=colour, edgecolor="black", linewidth=0.5, hatch="" if ours else "//")
-            axis.plot([base * r["low"], base * r["high"]], [k, k], color="black", linewidth=1.5)
-            length = f", $\\gamma$ {r['draft_length']:g}" if r["draft_length"] else ""
-            axis.text(base * r["high"], k, f" {r['speedup']:.2f}x{length}", va="center", fontsize=11)
-        axis.set(
-            title=f"T = {table['temperature']:g}" if table["temperature"] else "greedy", xlabel="tokens per second"
-        )
-        axis.set_xlim(0, 1.35 * max(r["tokens_per_second"] / r["speedup"] * r["high"] for r in rows))
-    axes[0][0].invert_yaxis()
-    where = result["machine"]["gpu"] or f"{result['machine']['cpu']}, {result['machine']['threads']} threads"
-    figure.suptitle(
-        f"One pair, many ways to decode it; times over plain decoding on the same backend ({where}, {first['dtype']})",
-        fontsize=12,
-    )
-    return tight(figure)
 
 
 def similarity_histogram(betas: dict[str, list[float]]) -> plt.Figure:
@@ -206,35 +173,6 @@ def speed_map(
     axis.axhline(1, color="black", linewidth=1)
     axis.set(xlabel="alpha", ylabel="speed-up", title=title, ylim=(0, 5 if gamma is None else 10.5), xlim=(0, 1))
     axis.legend(loc="upper left", fontsize=9)
-    return tight(figure)
-
-
-def growth(record: dict) -> plt.Figure:
-    """Milliseconds per token by phase, against the length of the text, the draft length and the vocabulary (`python -m
-    speclib bench growth`).
-    """
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4))
-    for axis, (name, unit) in zip(
-        axes,
-        (("length", "tokens in the prompt"), ("gamma", "draft length"), ("vocabulary", "tokens in the vocabulary")),
-        strict=True,
-    ):
-        rows = [r for r in record[name] if r["gamma"] or name == "gamma"]
-        x = [r["value"] for r in rows]
-        for phase, marker, colour in (("target", "o", TARGET), ("draft", "s", DRAFT), ("other", "^", REJECTED)):
-            label = {"other": "loop: drawing, rule, record"}.get(phase, phase)
-            axis.plot(x, [r[phase] for r in rows], marker=marker, color=colour, label=label)
-        plain = [r for r in record[name] if not r["gamma"]]
-        if name == "gamma":
-            axis.axhline(plain[0]["target"], color="black", linestyle=":", label="plain decoding")
-        else:
-            curve = pd.DataFrame(plain)
-            axis.plot(curve["value"], curve["target"], ":x", color="black", label="plain decoding")
-            axis.set_xscale("log", base=2)
-        axis.set(xlabel=unit, ylim=(0, None))
-    axes[0].set_ylabel("ms per new token")
-    axes[1].set_xticks(range(0, 17, 4))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, 1), ncol=4)
     return tight(figure)
 
 

@@ -1,6 +1,8 @@
 """Notebook 12, the engine: what a forward waits for on each backend, and the price of one fixed width."""
 
-from .common import MARKERS, TARGET, exercise, plt, tight, width_prices
+import pandas as pd
+
+from .common import ACCEPTED, DRAFT, MARKERS, REJECTED, TARGET, exercise, plt, style, tight, width_prices
 
 PARTS = {"memory": (TARGET, ""), "products beyond that": ("#7fb8d9", ".."), "overhead": ("white", "//")}
 
@@ -25,6 +27,77 @@ def dtypes(curves) -> plt.Figure:
         axis.plot(curves.index, curves[name], marker + "-", label=name)
     axis.set(xlabel="tokens in one forward", ylabel="ms", ylim=(0, None))
     axis.legend(fontsize=9)
+    return tight(figure)
+
+
+def headline(result: dict) -> plt.Figure:
+    """Tokens per second of every method of `python -m speclib bench pair`, one panel a sampling setting (of the
+    first dtype and domain), with 95% intervals of the ratio to plain decoding on the same backend.
+    """
+    style()
+    first = result["tables"][0]
+    tables = [t for t in result["tables"] if (t["dtype"], t["domain"]) == (first["dtype"], first["domain"])]
+    figure, axes = plt.subplots(1, len(tables), figsize=(4.6 * len(tables) + 1.6, 7), sharey=True, squeeze=False)
+    for axis, table in zip(axes[0], tables, strict=True):
+        rows = table["methods"]
+        for k, r in enumerate(rows):
+            ours = r["backend"] != "transformers"
+            colour = "#999999" if not ours else TARGET if r["method"].startswith("plain") else ACCEPTED
+            speed, base = r["tokens_per_second"], r["tokens_per_second"] / r["speedup"]
+            axis.barh(r["method"], speed, color=colour, edgecolor="black", linewidth=0.5, hatch="" if ours else "//")
+            axis.plot([base * r["low"], base * r["high"]], [k, k], color="black", linewidth=1.5)
+            length = f", $\\gamma$ {r['draft_length']:g}" if r["draft_length"] else ""
+            axis.text(base * r["high"], k, f" {r['speedup']:.2f}x{length}", va="center", fontsize=11)
+        axis.set(
+            title=f"T = {table['temperature']:g}" if table["temperature"] else "greedy", xlabel="tokens per second"
+        )
+        axis.set_xlim(0, 1.35 * max(r["tokens_per_second"] / r["speedup"] * r["high"] for r in rows))
+    axes[0][0].invert_yaxis()
+    where = result["machine"]["gpu"] or f"{result['machine']['cpu']}, {result['machine']['threads']} threads"
+    figure.suptitle(
+        f"One pair, many ways to decode it; times over plain decoding on the same backend ({where}, {first['dtype']})",
+        fontsize=12,
+    )
+    return tight(figure)
+
+
+def methods_of(record: dict, dtype: str, methods: tuple[str, ...]) -> list[tuple[str, pd.DataFrame]]:
+    """(title, rows) of each recorded table of one dtype: the methods whose names begin so, with readable columns."""
+    found = []
+    for table in (t for t in record["tables"] if t["dtype"] == dtype):
+        rows = pd.DataFrame(table["methods"]).rename(columns={"share_of_predicted": "of predicted"})
+        rows["interval"] = [f"[{a:.2f}, {b:.2f}]" for a, b in zip(rows["low"], rows["high"], strict=True)]
+        title = f"{dtype}, " + (f"temperature {table['temperature']:g}" if table["temperature"] else "greedy")
+        found.append((title, rows[rows["method"].str.startswith(methods)]))
+    return found
+
+
+def growth(record: dict) -> plt.Figure:
+    """Milliseconds per token by phase, against the length of the text, the draft length and the vocabulary (`python -m
+    speclib bench growth`).
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4))
+    for axis, (name, unit) in zip(
+        axes,
+        (("length", "tokens in the prompt"), ("gamma", "draft length"), ("vocabulary", "tokens in the vocabulary")),
+        strict=True,
+    ):
+        rows = [r for r in record[name] if r["gamma"] or name == "gamma"]
+        x = [r["value"] for r in rows]
+        for phase, marker, colour in (("target", "o", TARGET), ("draft", "s", DRAFT), ("other", "^", REJECTED)):
+            label = {"other": "loop: drawing, rule, record"}.get(phase, phase)
+            axis.plot(x, [r[phase] for r in rows], marker=marker, color=colour, label=label)
+        plain = [r for r in record[name] if not r["gamma"]]
+        if name == "gamma":
+            axis.axhline(plain[0]["target"], color="black", linestyle=":", label="plain decoding")
+        else:
+            curve = pd.DataFrame(plain)
+            axis.plot(curve["value"], curve["target"], ":x", color="black", label="plain decoding")
+            axis.set_xscale("log", base=2)
+        axis.set(xlabel=unit, ylim=(0, None))
+    axes[0].set_ylabel("ms per new token")
+    axes[1].set_xticks(range(0, 17, 4))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, 1), ncol=4)
     return tight(figure)
 
 
