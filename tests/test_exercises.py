@@ -561,6 +561,74 @@ ANSWERS = {
             lambda p, q: (1 - sum(clipped(p, q)), p[q.index(max(q))], float(torch.tensor(p) @ torch.tensor(q))),
         ],
     ),
+    "wait_shares": (
+        [
+            lambda mb, gb, products, whole: [mb / gb / whole, (products - mb / gb) / whole, 1 - products / whole],
+            lambda mb, gb, products, whole: [min(products, mb / gb), products - mb / gb, whole - products],
+            lambda mb, gb, products, whole: [(m := min(products, mb / gb)) / whole, products / whole, 1 - m / whole],
+            lambda mb, gb, products, whole: [(m := min(whole, mb / gb)) / whole, 0.0, 1 - m / whole],
+            lambda mb, gb, products, whole: [
+                (m := min(products, gb / mb)) / whole,
+                (products - m) / whole,
+                1 - products / whole,
+            ],
+            lambda mb, gb, products, whole: [
+                max(products, mb / gb) / whole,
+                abs(products - mb / gb) / whole,
+                1 - products / whole,
+            ],
+            lambda mb, gb, products, whole: [
+                (m := min(products, mb / gb)) / products if products else 0,
+                (products - m) / whole,
+                1 - products / whole,
+            ],
+        ],
+        [
+            lambda mb, gb, products, whole: np.diff([0, min(products, mb / gb), products, whole]) / whole,
+            lambda mb, gb, products, whole: (
+                (m := min(products, mb / gb)) / whole,
+                (products - m) / whole,
+                (whole - products) / whole,
+            ),
+        ],
+    ),
+    "honest_headline": (
+        [
+            lambda rates: max(r[3] for r in rates) / max(r[3] for r in rates if r[0] == "plain"),
+            lambda rates: max(r[3] for r in rates if r[0] != "plain") / min(r[3] for r in rates if r[0] == "plain"),
+            lambda rates: max(
+                s / p
+                for m, b, d, s in rates
+                for n, *_, p in [r for r in rates if r[0] == "plain" and r[1:3] == (b, d)] or rates[:1]
+                if m != "plain"
+            ),
+            lambda rates: rates[-1][3] / rates[0][3],
+            lambda rates: max(r[3] for r in rates if r[0] == "plain") / max(r[3] for r in rates if r[0] != "plain"),
+            lambda rates: (
+                np.mean([r[3] for r in rates if r[0] != "plain"]) / np.mean([r[3] for r in rates if r[0] == "plain"])
+            ),
+        ],
+        [
+            lambda rates: (lambda best: max(v for k, v in best.items() if k != "plain") / best["plain"])(
+                {m: max(r[3] for r in rates if r[0] == m) for m, *_ in rates}
+            ),
+        ],
+    ),
+    "at_fixed_width": (
+        [
+            lambda T, g, t, c: [1, t / (g * c + T[g + 1] / T[1])],
+            lambda T, g, t, c: [T[1] / T[g + 1], t / (g * c + T[g + 1])],
+            lambda T, g, t, c: [T[1] / T[g + 1], t * T[1] / T[g + 1]],
+            lambda T, g, t, c: [T[1] / T[g], t / (g * c + T[g] / T[1])] if g in T else [1, t],
+            lambda T, g, t, c: [T[g + 1] / T[1], t / (g * c + T[g + 1] / T[1])],
+            lambda T, g, t, c: [1 / T[g + 1], t / (g * c + T[g + 1])],
+            lambda T, g, t, c: [T[1] / T[g + 1], t / (c + T[g + 1] / T[1])],
+        ],
+        [
+            lambda T, g, t, c: [T[1] / T[g + 1], t * T[1] / (g * c * T[1] + T[g + 1])],
+            lambda T, g, t, c: np.array([1, t]) / [T[g + 1] / T[1], g * c + T[g + 1] / T[1]],
+        ],
+    ),
     "next_length": (
         [
             lambda n, d, a, most: min(most, n + 2) if a == d else max(1, a),
