@@ -24,7 +24,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
 
+from ..errors import ModelLoadError
 from ..measure.experiments import machine
+from ..measure.machine import usual_dtype
+from ..model import gguf
+from ..model.language_model import LanguageModel, load_model
 
 # --- figures ---------------------------------------------------------------------------------------------------------
 
@@ -59,6 +63,17 @@ def here() -> str:
     facts = machine()
     versions = ", ".join(f"{name} {facts[name]}" for name in ("torch", "transformers"))
     return f"{place(facts)}\nPython {facts['python']}, {versions}"
+
+
+def real_model() -> tuple[LanguageModel | None, str]:
+    """(SmolLM2, its description), or (None, why it is not here) and then everything goes on without it."""
+    if not gguf.packaged():
+        return None, f"{gguf.PACKAGE} is not installed"
+    try:
+        target = load_model("smollm2", dtype=usual_dtype(), backend="fast")
+        return target, str(target)
+    except ModelLoadError as error:
+        return None, str(error)
 
 
 def place(facts: dict) -> str:

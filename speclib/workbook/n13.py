@@ -14,13 +14,12 @@ import torch
 from torch.utils.benchmark import Timer
 
 from .. import embedded
-from ..errors import ModelLoadError
 from ..files import write_text
 from ..measure import experiments
-from ..measure.machine import busy, usual_dtype
+from ..measure.machine import busy
 from ..model import gguf
 from ..model.language_model import LanguageModel, load_model
-from .common import ACCEPTED, MARKERS, PREDICTED, TARGET, exercise, plt, tight
+from .common import ACCEPTED, MARKERS, PREDICTED, TARGET, exercise, plt, real_model, tight
 
 RECORD, RECORDING = "real_model", "SPECLIB_RECORD"  # data/results/real_model.json, and who writes it
 CHOSEN = {"explanation": 0, "code": 9, "sums": 20, "rewriting": 27, "lists": 41}  # of the chat prompts
@@ -33,13 +32,8 @@ class Room:
     """
 
     def __init__(self):
-        self.target, self.why = None, f"{gguf.PACKAGE} is not installed"
+        self.target, self.why = real_model()
         self.made = {"machine": {**experiments.machine(), "busy": busy()}} if os.environ.get(RECORDING) else {}
-        if gguf.packaged():
-            try:
-                self.target = load_model("smollm2", dtype=usual_dtype(), backend="fast")
-            except ModelLoadError as error:
-                self.why = str(error)
 
     def __str__(self) -> str:
         if self.target:
