@@ -165,7 +165,7 @@ def invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
     return found.clamp_(max=probabilities.shape[-1] - 1)  # only where probabilities are NaN, which is found out later
 
 
-class Seeded:
+class seeded:  # noqa: N801  called like a function, as functools.partial is
     """A `Draw` with a generator of its own: the same seed gives the same draws, and no global state is touched.
 
     One uniform number a draw, where torch.multinomial takes one for every token of the vocabulary and ten times as
@@ -177,10 +177,8 @@ class Seeded:
         # Apple's GPUs have no double precision
         precision = torch.float32 if torch.device(device).type == "mps" else torch.float64
         self.options = {"dtype": precision, "device": device, "generator": self.generator}
-        self.ahead: list[
-            Tensor
-            # numbers [1] made and not used yet, the next one last: to slice a tensor takes ten times as long as to pop
-        ] = []
+        # numbers [1] made and not used yet, the next one last: to slice a tensor takes ten times as long as to pop
+        self.ahead: list[Tensor] = []
 
     def uniform(self, *shape: int) -> Tensor:
         """The numbers that the next draws stand for."""
@@ -194,11 +192,6 @@ class Seeded:
 
     def __call__(self, probabilities: Tensor) -> Tensor:
         return invert(probabilities, self.uniform(*probabilities.shape[:-1], 1))
-
-
-def seeded(seed: int, device: torch.device | str = "cpu") -> Draw:
-    """A `Draw` that depends on the seed alone."""
-    return Seeded(seed, device)
 
 
 def drawn(draws: Sequence[Draw], probabilities: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
+from scipy import special, stats
 
 from ..errors import InvalidArgument
 
@@ -201,9 +201,7 @@ def _noncentrality(cells: int, significance: float, wanted: float) -> float:
     """The noncentrality at which the test rejects with that probability."""
     if cells < 2 or not 0 < significance < wanted < 1:
         raise InvalidArgument("a test needs at least 2 cells, and 0 < significance < power < 1")
-    critical = stats.chi2.isf(significance, cells - 1)
-    # mean and spread of the statistic grow with the noncentrality: ten spreads above the critical value is plenty
-    return optimize.brentq(lambda x: stats.ncx2.sf(critical, cells - 1, x) - wanted, 1e-9, 4 * critical + 400)
+    return float(special.chndtrinc(stats.chi2.isf(significance, cells - 1), cells - 1, 1 - wanted))
 
 
 # --- intervals
