@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         return {title: at.method(name, sampling, gamma, tokens) for title, name in GUESSERS.items()}
 
     def plain(at: pairs.Place, tokens: int) -> experiments.Method:
-        return at.method(pairs.PLAIN, sampling, 0, tokens)
+        return at.method(trials.PLAIN, sampling, 0, tokens)
 
     few = min(args.tokens, TRIED)
     kinds = {
