@@ -67,6 +67,9 @@ def run(args: argparse.Namespace) -> int:
     gamma, prompt = args.draft_length, args.prompt if args.prompt is not None else embedded.prompts("code")[16]
     load = trials.loader(draft=args.draft, dress=pairs.place)
     question = embedded.chat_prompts()[QUESTION]["prompt"] if args.question is None else args.question
+    at = load("eager", args.dtype[0])  # a token first: what cannot work is said before the real model answers
+    first = {"max_new_tokens": min(args.tokens, 1), "stop": []}
+    generate(at.pair.target, prompt, at.drafters[pairs.MODEL], sampling, gamma, **first)
     if busy := machine.busy():
         print(busy, flush=True)
     if gguf.packaged() and question:
