@@ -78,11 +78,9 @@ def headline(args: argparse.Namespace) -> tuple[dict, Said]:
     settings, tables, said = asked(args, backend=args.backend), [], []
     load = trials.loader(args.target, args.draft, pairs.place)
     for domain in args.domain:
-        measured, tuning = pairs.split(args.prompts, domain)
+        texts = pairs.split(args.prompts, domain)
         for temperature in args.temperature:
-            table = pairs.headline(
-                load, Sampling(temperature), measured, tuning[:2], settings, args.dtype, args.progress
-            )
+            table = pairs.headline(load, Sampling(temperature), *texts, settings, args.dtype, args.progress)
             tables.append({"domain": domain, "temperature": temperature, **table})
             title = f"{domain}, temperature {temperature:g}: {table['said']}"
             said += [(title, pd.DataFrame(table["methods"])), (table["headline"], None)]

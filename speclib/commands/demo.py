@@ -68,8 +68,7 @@ def run(args: argparse.Namespace) -> int:
     load = trials.loader(draft=args.draft, dress=pairs.place)
     question = embedded.chat_prompts()[QUESTION]["prompt"] if args.question is None else args.question
     at = load("eager", args.dtype[0])  # a token first: what cannot work is said before the real model answers
-    first = {"max_new_tokens": min(args.tokens, 1), "stop": []}
-    generate(at.pair.target, prompt, at.drafters[pairs.MODEL], sampling, gamma, **first)
+    generate(at.pair.target, prompt, at.drafters[pairs.MODEL], sampling, gamma, max_new_tokens=min(args.tokens, 1))
     if busy := machine.busy():
         print(busy, flush=True)
     if gguf.packaged() and question:

@@ -406,7 +406,7 @@ def headline(
     """
     theirs = "eager" in settings.backend
     short = kinds(sampling, min(settings.tokens, TRIED), theirs)
-    chosen = trials.choose(load, short, tuning, settings.backend, dtypes, near=0.8, progress=progress)
+    chosen = trials.choose(load, short, tuning[:2], settings.backend, dtypes, near=0.8, progress=progress)
     alone, guided = chosen.ways[PLAIN], chosen.ways[SPECULATIVE]
     same, whole = Way(PLAIN, guided.backend, guided.dtype), kinds(sampling, settings.tokens, theirs)
     compared = {
