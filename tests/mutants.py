@@ -152,6 +152,7 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("a file is written in its place", "files.py", "partial = path.with_name(f\".{path.stem}.{os.getpid()}.partial{path.suffix}\")", "partial = path", FILES),
     ("outputs are not checked", "files.py", "    if not path.parent.is_dir():", "    if False:", FILES),
     ("bench goes on with another measurement", "commands/pairs.py", 'if kept.get("identity") == identity:', "if True:", ["test_files.py", "-k", "another_measurement"]),
+    ("bench tries anew what it tried before an interruption", "commands/pairs.py", 'if dtypes is None and record["dtypes"] is None:', "if dtypes is None:", ["test_files.py", "-k", "behind_an_interruption"]),
     ("a training does not look at its corpus", "training/corpus.py", "if before != content:", "if False:", FILES),
     ("a neighbour called data makes a checkout", "embedded.py", "if not project.is_file() or not", "return True\n    if not project.is_file() or not", EMBEDDED),
     ("a folder takes the place of a model", "model/language_model.py", "own = isinstance(name, str) and", "own = not Path(name).is_dir() and", EMBEDDED),

@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "speclib"
 BUDGETS = {  # room: (code lines at most, what it ought to come down to)
-    "law": (785, 700),
+    "law": (760, 700),
     "model": (1695, 850),
     "drafters": (1240, 1150),
     "loop": (910, 550),
@@ -21,7 +21,7 @@ BUDGETS = {  # room: (code lines at most, what it ought to come down to)
     "training": (1395, 800),
     "museum": (445, 400),
     "exactness": (950, 950),
-    "workbook": (2680, 1500),
+    "workbook": (2695, 1500),
     "commands": (1225, 450),
     ".": (285, 250),
 }

@@ -69,6 +69,7 @@ def test_version(capsys):
         (["bench", "fly"], "invalid choice: 'fly'"),
         (["bench", "pair", "--prompts", "0"], "--prompts must be at least 1"),
         (["bench", "headline", "--threads", "0"], "--threads must be at least 1"),
+        (["bench", "published", "--dtype", "float31"], "invalid choice: 'float31'"),
         (["bench", "growth", "--tokens", "8"], "unrecognized arguments: --tokens"),
         (["bench", "pair", "--prompts", "no_such.jsonl"], "no_such.jsonl is damaged"),
         (["bench", "pair", "--dtype", "float31"], "dtype must be a torch dtype"),

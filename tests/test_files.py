@@ -19,6 +19,7 @@ from speclib.commands import pairs
 from speclib.drafters.eagle import read_eagle
 from speclib.drafters.heads import read_heads
 from speclib.drafters.layer_skip import read_exits
+from speclib.measure.experiments import Way
 from speclib.model.language_model import Pair
 from speclib.training.state import load_state, save_state
 
@@ -185,11 +186,11 @@ def measured(monkeypatch):
 
     monkeypatch.setattr(pairs, "one_table", table)
 
-    def run(partial, target=None, tokens=1):
+    def run(partial, target=None, tokens=1, dtypes=("float32",)):
         made.clear()
         try:
             settings = pairs.Settings(target, None, 1, tokens, 1, [1], ["eager"])
-            return pairs.measure(settings, [1.0, 0.0], ["code"], ["float32"], partial)
+            return pairs.measure(settings, [1.0, 0.0], ["code"], dtypes, partial)
         except KeyboardInterrupt:
             return None
 
@@ -202,6 +203,18 @@ def test_an_interrupted_bench_goes_on_behind_its_tables(measured, tmp_path):
     assert run(partial) is None and made == [1.0, 0.0]
     record = run(partial)
     assert made == [0.0] and [table["temperature"] for table in record["tables"]] == [1.0, 0.0]
+
+
+def test_what_the_trial_chose_is_kept_for_the_tables_behind_an_interruption(measured, tmp_path, monkeypatch):
+    (_, run), asked = measured, []
+
+    def choose(*_, **__):
+        asked.append(1)
+        return SimpleNamespace(ways={"plain": Way("plain", "eager", "float32")})
+
+    monkeypatch.setattr(pairs.trials, "choose", choose)
+    partial = tmp_path / "x.partial.json"
+    assert run(partial, dtypes=None) is None and len(run(partial, dtypes=None)["tables"]) == 2 and len(asked) == 1
 
 
 @pytest.mark.parametrize("change", ["settings", "threads", "code", "weights", "machine", "an older record"])

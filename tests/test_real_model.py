@@ -186,6 +186,10 @@ def test_speeds_by_category_are_recorded_without_a_word_of_text(folder, capsys, 
     assert set(shown.columns) == {categories.PLAIN, *categories.drafters()} and (shown["plain"] == 1).all()
     ways = pd.DataFrame(record["trials"])[["backend", "dtype"]]
     assert (ways == ["fast", "float32"]).all(axis=None), "the method, and where it ran, in columns of their own"
+    alone = ["--temperature", "0", "--draft", str(folder)]  # the target's twin: every guess passes
+    assert main(["bench", "pair", "--prompts", str(file), *options, *alone]) == 0
+    twin = categories.by_category(json.loads(out.read_text()), "accepted_share")
+    assert (twin["draft model"] > 0.95).all() and set(twin.index.get_level_values("temperature")) == {0.0}
     whole = {r["method"]: r for r in record["tables"][0]["methods"]}
     trials = pd.DataFrame(record["trials"])
     own = trials[(trials["method"] == "lookup") & (trials["temperature"] == 0)]

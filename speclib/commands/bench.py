@@ -23,6 +23,7 @@ from .options import command
 from .pairs import headline_of
 
 TEMPERATURES = (1.0, 0.7, 0.0)
+DTYPES = (*trials.DTYPES, "float16")
 SHOWN = (
     "method backend tokens_per_second speedup low high draft_length alpha accepted_share tokens_per_round c width "
     "predicted share_of_predicted predicted_from_rounds draft_share target_share other_share repeated_4_grams "
@@ -77,11 +78,9 @@ def headline(args: argparse.Namespace) -> tuple[dict, Said]:
     settings, tables, said = asked(args, backend=args.backend), [], []
     load = trials.loader(args.target, args.draft, pairs.place)
     for domain in args.domain:
-        measured, tuning = pairs.split(args.prompts, domain)
+        texts = pairs.split(args.prompts, domain)
         for temperature in args.temperature:
-            table = pairs.headline(
-                load, Sampling(temperature), measured, tuning[:2], settings, args.dtype, args.progress
-            )
+            table = pairs.headline(load, Sampling(temperature), *texts, settings, args.dtype, args.progress)
             tables.append({"domain": domain, "temperature": temperature, **table})
             title = f"{domain}, temperature {temperature:g}: {table['said']}"
             said += [(title, pd.DataFrame(table["methods"])), (table["headline"], None)]
@@ -167,8 +166,6 @@ FILE = (
     "so many held-out prompts (default: 20), or JSON lines with category and prompt, which a chat model answers "
     "(--target, default smollm2; a --draft too, if you name one): its speed by category, written to chat.json"
 )
-DOMAIN = {"default": ["code"], "help": "which held-out prompts: code, prose"}
-PROMPTS = {"default": 20, "help": "held-out prompts"}
 PAIR = dict.fromkeys(
     ("target", "draft", "prompts", "tokens", "repeats", "temperature", "domain", "dtypes", "backends"), {}
 )
@@ -178,10 +175,9 @@ MEASUREMENTS: dict[str, tuple[Callable[[argparse.Namespace], tuple[dict, Said]],
         pair,
         PAIR
         | {
-            "prompts": {"default": 20, "type": prompts, "metavar": "N|FILE", "help": FILE},
+            "prompts": {"type": prompts, "metavar": "N|FILE", "help": FILE},
             "temperature": {"default": None, "type": float, "nargs": "+"}
             | {"help": f"0 is greedy (default: {TEMPERATURES}, of a FILE 0 and 1)"},
-            "domain": DOMAIN,
             "draft-length": {"default": pairs.LENGTHS, "help": "to choose from"},
             "dtypes": {
                 "default": None,
@@ -191,7 +187,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[argparse.Namespace], tuple[dict, Said]],
             "backends": {"default": None, "nargs": "+", "help": "(default: all, of a FILE all but compiled)"},
         },
     ),
-    "headline": (headline, PAIR | {"prompts": PROMPTS, "temperature": {"default": (1.0, 0.0)}, "domain": DOMAIN}),
+    "headline": (headline, PAIR | {"temperature": {"default": (1.0, 0.0)}}),
     "chat": (
         chat,
         {
@@ -203,13 +199,13 @@ MEASUREMENTS: dict[str, tuple[Callable[[argparse.Namespace], tuple[dict, Said]],
             "backends": {"default": BACKENDS[:2]},
         },
     ),
-    "ladder": (ladder, {"prompts": PROMPTS, "tokens": {}, "dtype": {}, "backend": {"default": "eager"}}),
+    "ladder": (ladder, {"prompts": {}, "tokens": {}, "dtype": {}, "backend": {"default": "eager"}}),
     "leaderboard": (
         board,
-        {"target": {}, "draft": {}, "prompts": PROMPTS | {"default": 8}, "tokens": {"default": 64}}
+        {"target": {}, "draft": {}, "prompts": {"default": 8}, "tokens": {"default": 64}}
         | {"dtype": {}, "backend": {}},
     ),
-    "published": (sizes, {"dtype": {"default": "float32", "help": "of the weights"}}),
+    "published": (sizes, {"dtype": {"default": "float32", "choices": DTYPES, "help": "of the weights"}}),
     "growth": (growing, {"dtype": {}}),
     "layouts": (layouts, {"target": {}, "dtypes": {}}),
 }

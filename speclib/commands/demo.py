@@ -67,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     gamma, prompt = args.draft_length, args.prompt if args.prompt is not None else embedded.prompts("code")[16]
     load = trials.loader(draft=args.draft, dress=pairs.place)
     question = embedded.chat_prompts()[QUESTION]["prompt"] if args.question is None else args.question
+    at = load("eager", args.dtype[0])  # a token first: what cannot work is said before the real model answers
+    generate(at.pair.target, prompt, at.drafters[pairs.MODEL], sampling, gamma, max_new_tokens=min(args.tokens, 1))
     if busy := machine.busy():
         print(busy, flush=True)
     if gguf.packaged() and question:
@@ -80,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         return {title: at.method(name, sampling, gamma, tokens) for title, name in GUESSERS.items()}
 
     def plain(at: pairs.Place, tokens: int) -> experiments.Method:
-        return at.method(pairs.PLAIN, sampling, 0, tokens)
+        return at.method(trials.PLAIN, sampling, 0, tokens)
 
     few = min(args.tokens, TRIED)
     kinds = {

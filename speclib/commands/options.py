@@ -11,6 +11,8 @@ from ..model.language_model import BACKENDS
 OPTIONS: dict[str, dict] = {
     "target": {"help": "an embedded name, a folder, or a hub name (default: the embedded target)"},
     "draft": {"help": "the same for the draft (default: the embedded draft)"},
+    "prompts": {"default": 20, "help": "held-out prompts"},
+    "domain": {"default": ["code"], "help": "which held-out prompts: code, prose"},
     "tokens": {"default": 128, "help": "new tokens per prompt"},
     "temperature": {"default": 1.0, "help": "0 is greedy"},
     "repeats": {"default": 1, "help": "times each prompt is decoded by each method"},

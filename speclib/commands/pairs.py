@@ -23,13 +23,14 @@ from ..law import theory
 from ..law.distributions import Sampling
 from ..measure import experiments, latency, trials
 from ..measure.experiments import BY_ROUND, WAY, Method, Way
+from ..measure.trials import PLAIN, SPECULATIVE
 from ..model.language_model import BACKENDS, TARGET, LanguageModel, Pair
 
 LENGTHS = (2, 3, 4, 6, 8)  # draft lengths to choose from
 ASSISTANT_TOKENS = (3, 5, 8)  # the same for transformers' assisted generation, its default beside them
 LOOKUP_LENGTHS = (3, 8, 15, 31)  # and for prompt lookup, ours and transformers', alone and in front of another guesser
 CONTEXT = 160  # cached tokens where costs are measured: the middle of a text
-PLAIN, MODEL, EAGLE, FIRST = "plain", "speculative", "eagle", "lookup first"
+MODEL, EAGLE, FIRST = "speculative", "eagle", "lookup first"
 BLOCK, LOOKUP, BOTH = "speculative, block rule", "prompt lookup", "lookup and draft model"
 THEIRS = "transformers"  # the backend of the following three
 HF_PLAIN, HF_BEST, HF_LOOKUP = "transformers generate", "transformers assisted, best", "transformers lookup, best"
@@ -296,7 +297,7 @@ def measure(
     ]
     weights = {file: pooch.file_hash(file) for file in sorted(files)}
     identity = json.loads(json.dumps({**vars(settings), **here, "weights": weights, "code": code_version()}))
-    record = {"identity": identity, "tables": [], "rows": [], "memory_gb": 0.0}
+    record = {"identity": identity, "tables": [], "rows": [], "memory_gb": 0.0, "dtypes": None}
     if partial.exists():
         with reading(partial, "delete it to start afresh"):
             kept = json.loads(partial.read_text("utf-8"))
@@ -307,7 +308,7 @@ def measure(
                 print(f"{partial} is of another measurement (other {other}): starting afresh", file=sys.stderr)
     finished = {(table["dtype"], table["domain"], table["temperature"]) for table in record["tables"]}
     load = trials.loader(settings.target, settings.draft, place)
-    if dtypes is None and "dtypes" not in record:
+    if dtypes is None and record["dtypes"] is None:
         # nothing is compiled for the trial, unless no other backend is asked for
         quick = [backend for backend in settings.backend if backend != "compiled"] or settings.backend
         tried, few = (
@@ -384,8 +385,8 @@ def kinds(sampling: Sampling, tokens: int, theirs: bool = False) -> dict:
         return found
 
     found = {
-        trials.PLAIN: lambda at: {PLAIN: at.method(PLAIN, sampling, 0, tokens)},
-        trials.SPECULATIVE: speculative,
+        PLAIN: lambda at: {PLAIN: at.method(PLAIN, sampling, 0, tokens)},
+        SPECULATIVE: speculative,
     }
     return found | ({"transformers": transformers} if theirs else {})
 
@@ -405,12 +406,12 @@ def headline(
     """
     theirs = "eager" in settings.backend
     short = kinds(sampling, min(settings.tokens, TRIED), theirs)
-    chosen = trials.choose(load, short, tuning, settings.backend, dtypes, near=0.8, progress=progress)
-    alone, guided = chosen.ways[trials.PLAIN], chosen.ways[trials.SPECULATIVE]
+    chosen = trials.choose(load, short, tuning[:2], settings.backend, dtypes, near=0.8, progress=progress)
+    alone, guided = chosen.ways[PLAIN], chosen.ways[SPECULATIVE]
     same, whole = Way(PLAIN, guided.backend, guided.dtype), kinds(sampling, settings.tokens, theirs)
     compared = {
         way: whole[kind](load(way.backend, way.dtype))[way.method]
-        for kind, way in [*chosen.ways.items(), (trials.PLAIN, same)]
+        for kind, way in [*chosen.ways.items(), (PLAIN, same)]
     }
     frame = experiments.interleaved(compared, measured, settings.repeats, progress=progress)
     table = experiments.table(frame, alone)

@@ -14,8 +14,9 @@ from ..law.distributions import Sampling
 from ..model.language_model import BACKENDS, LanguageModel, Pair, load_model, load_pair
 from . import experiments, latency, machine, trials
 from .experiments import Way, predicted
+from .trials import PLAIN
 
-PLAIN, LOOKUP, GUESSES = "plain", "lookup", 10  # a copy is free, and often long
+LOOKUP, GUESSES = "lookup", 10  # a copy is free, and often long
 WIDTHS = (1, 2, 3, 5, 8, 11)  # where the width curve is timed
 TRIED = 32  # tokens of the trial
 CONTEXT = 160  # cached tokens where widths are timed: the middle of an answer
