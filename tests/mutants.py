@@ -142,7 +142,7 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("a model's text is markup", "loop/trace.py", "html.escape(text, quote=True)", "text", TRACE),
     ("a model's text may start a formula", "loop/trace.py", '.replace("$", "&#36;")', "", TRACE),
     ("control characters reach the page", "loop/trace.py", 'c if c.isprintable() or c in HARMLESS else "\\N{REPLACEMENT CHARACTER}"', "c", TRACE),
-    ("a resumed training forgets its optimisers", "training/train.py", "optim.load_state_dict(saved)", "pass", TRAINING),
+    ("a resumed training forgets its optimisers", "training/loop.py", "optimizer.load_state_dict(saved)", "pass", TRAINING),
     ("a resumed training takes any state", "training/state.py", "if found != identity:", "if False:", TRAINING),
     # files and consoles
     ("a stop string is looked for in too short an end", "loop/stops.py", "len(decode(tokens[:-1])) - lead >= longest + LEAD", "True", STOPS),

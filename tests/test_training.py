@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from speclib.errors import TrainingError
-from speclib.training import corpus, train
+from speclib.training import corpus, loop, train
 from speclib.training.recipes import LADDER, SHALLOW, TARGET, Recipe
 from speclib.training.tokenizer import train_tokenizer
 
@@ -44,7 +44,7 @@ def tokens(tokenizer):
 
 @pytest.fixture(autouse=True)
 def every_step_is_saved(monkeypatch):
-    monkeypatch.setattr(train, "SAVE_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", -1.0)
 
 
 def run(recipe, tokens, tokenizer, folder, seed=0):

@@ -25,8 +25,8 @@ from ..errors import TrainingError
 from ..model import adapter
 from ..model.language_model import EDITOR
 from .corpus import Document
+from .loop import SAVE_EVERY_SECONDS, schedule
 from .state import identity, load_state, save_card, save_state
-from .train import SAVE_EVERY_SECONDS, schedule
 
 RANK = 16
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj")

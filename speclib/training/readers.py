@@ -24,8 +24,9 @@ from ..drafters.eagle import Eagle
 from ..drafters.heads import Heads
 from ..drafters.layer_skip import Exits
 from ..errors import TrainingError
+from .loop import SAVE_EVERY_SECONDS, schedule
 from .state import identity, load_state, save_card, save_state
-from .train import SAVE_EVERY_SECONDS, batch, schedule
+from .train import batch
 
 EXIT_LAYERS = (1, 2, 3, 4, 6, 8, 12, 16, 20)  # of the target's; those it has not are left out
 HEADS = 4

@@ -25,8 +25,8 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 from .. import embedded
 from ..errors import SpeclibError, TrainingError
 from .corpus import Document
+from .loop import SAVE_EVERY_SECONDS, schedule
 from .state import identity, load_state, save_card, save_state
-from .train import SAVE_EVERY_SECONDS, schedule
 
 LONGEST = 47  # tokens of a source, and of a target without its end-of-text
 IGNORED = -100  # labels that cross_entropy leaves out

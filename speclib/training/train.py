@@ -1,14 +1,8 @@
-"""The training loop: one function, resumable after a kill at any moment.
-
-State (weights, both optimisers, step, losses) is written beside the model every few minutes, as a whole (see `state`).
-The order of the data depends on the seed and the step alone: a resumed run sees exactly the batches that an
-undisturbed run would have seen.
-"""
+"""The causal models: target and drafts, from text or from a teacher."""
 
 import json
 import math
-import platform
-import time
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +12,9 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ..errors import TrainingError
+from .loop import DEVICE, Training, adamw, muon, run
 from .recipes import Recipe
-from .state import identity, load_state, save_card, save_state
-
-SAVE_EVERY_SECONDS = 120
+from .state import identity
 
 
 def build(recipe: Recipe, tokenizer) -> LlamaForCausalLM:
@@ -92,19 +85,11 @@ def _coprime_stride(windows: int, seed: int) -> int:
     return stride
 
 
-def schedule(progress: float) -> float:
-    """Learning-rate factor at a share of the training: short warm-up, plateau, linear descent over the last half."""
-    return min(1.0, progress / 0.01 + 0.02, (1.0 - progress) / 0.5 + 0.01)
-
-
 def optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers (more learning per token on a CPU's budget), AdamW for the rest."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers." in name]
-    others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and "layers." in name)]
-    return [
-        torch.optim.Muon(matrices, lr=recipe.learning_rate, momentum=0.95, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=recipe.embedding_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-    ]
+    """Muon for the matrices inside the layers, AdamW for the rest."""
+    matrices = {name: p for name, p in model.named_parameters() if p.ndim == 2 and "layers." in name}
+    others = [p for name, p in model.named_parameters() if name not in matrices]
+    return [muon((matrices.values(), recipe.learning_rate)), adamw(others, recipe.embedding_rate)]
 
 
 def loss_of(model, inputs: torch.Tensor, teacher=None) -> torch.Tensor:
@@ -186,142 +171,48 @@ def train(
     seed: int = 0,
     compile: bool = True,
 ) -> Path:
-    """Trains `recipe` to its number of tokens and saves the model with its card under `folder`/name.
+    """Trains `recipe` to its number of tokens and saves the model with its card under `folder`/name (see `loop.run`).
 
     tokens, held_out: uint16 token arrays; samples: the teacher's own text, for recipes that ask for it.
-    Resumes from `folder`/name.state if it is there. Raises TrainingError if that state belongs to another training
-    (recipe, seed, corpus, tokenizer, code) or the loss stops being finite.
+    Raises TrainingError for a state of another training (recipe, seed, corpus, tokenizer, code), or when the loss stops
+    being finite.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
-    model = build(recipe, tokenizer).to(device)
+    model = build(recipe, tokenizer).to(DEVICE)
     tokens_before = 0  # a model that starts from another goes on reading where that one stopped
     if recipe.start_from:
         start = LlamaForCausalLM.from_pretrained(folder / recipe.start_from, dtype=torch.float32)
         model.load_state_dict(grow(start.state_dict(), recipe.layers))
         tokens_before = json.loads((folder / recipe.start_from / "card.json").read_text("utf-8"))["tokens_seen"]
     first_step = tokens_before // recipe.batch_tokens
-    model.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")  # faster to train than sdpa on a CPU
-    optims = optimizers(model, recipe)
-    others = tuple(folder / name / "model.safetensors" for name in (recipe.start_from, recipe.teacher) if name)
-    data = (tokens, held_out) if samples is None else (tokens, held_out, samples)
-    state_path, own = (
-        folder / f"{recipe.name}.state",
-        identity(tokenizer, *data, files=others, recipe=repr(recipe), seed=seed),
-    )
-    step, seen, seconds, curve = 0, 0, 0.0, []
-    total = recipe.tokens
-    if state := load_state(state_path, own, device):
-        model.load_state_dict(state["model"])
-        for optim, saved in zip(optims, state["optims"], strict=True):
-            optim.load_state_dict(saved)
-        step, seen, seconds, curve = state["step"], state["seen"], state["seconds"], state["curve"]
-
+    model.set_attn_implementation("eager" if DEVICE.type == "cpu" else "sdpa")  # faster to train than sdpa on a CPU
     loss_function = torch.compile(loss_of, dynamic=False) if compile else loss_of
-    began, saved_at, started_with = time.perf_counter(), time.perf_counter(), seconds
-    bar = tqdm(total=total, initial=seen, desc=recipe.name, unit="tok", unit_scale=True, mininterval=5)
-    smooth = None
-    while seen < total:
-        progress = seen / total
+
+    def step(number: int, progress: float):
         width = recipe.short_context if progress < 1 - recipe.long_share else recipe.context
         rows = max(1, recipe.batch_tokens // width)
-        from_teacher = samples is not None and (step * recipe.teacher_samples) % 1 >= 1 - recipe.teacher_samples
-        inputs = batch(samples if from_teacher else tokens, first_step + step, rows, width, seed).to(device)
-        for optim, rate in zip(optims, (recipe.learning_rate, recipe.embedding_rate), strict=True):
-            for group in optim.param_groups:
-                group["lr"] = rate * schedule(progress)
+        from_teacher = samples is not None and (number * recipe.teacher_samples) % 1 >= 1 - recipe.teacher_samples
+        inputs = batch(samples if from_teacher else tokens, first_step + number, rows, width, seed).to(DEVICE)
         loss = loss_function(model, inputs, teacher)
-        if not torch.isfinite(loss):
-            raise TrainingError(f"the loss of {recipe.name} is {loss.item()} at step {step}; try a lower learning rate")
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optim in optims:
-            optim.step()
-            optim.zero_grad(set_to_none=True)
-        step, seen = step + 1, seen + rows * width
-        seconds = started_with + time.perf_counter() - began
-        smooth = loss.item() if smooth is None else 0.95 * smooth + 0.05 * loss.item()
-        bar.update(rows * width)
-        if step % 50 == 0 or seen >= total:
-            curve.append([seen, round(smooth, 4), round(seconds, 1)])
-            bar.set_postfix(loss=f"{smooth:.3f}")
-        for share in recipe.checkpoint_at:
-            if progress < share <= seen / total:
-                name = f"{recipe.name}-at-{round(100 * share):02d}"
-                nats = held_out_nats(model, held_out, recipe.context)
-                save_model(
-                    model,
-                    tokenizer,
-                    folder / name,
-                    recipe,
-                    seen,
-                    curve,
-                    nats,
-                    held_out_bytes / len(held_out),
-                    seconds,
-                    own,
-                    tokens_before,
-                )
-        if time.perf_counter() - saved_at > SAVE_EVERY_SECONDS or seen >= total:
-            weights = {"model": model.state_dict(), "optims": [o.state_dict() for o in optims]}
-            save_state(state_path, own, **weights, step=step, seen=seen, seconds=seconds, curve=curve)
-            saved_at = time.perf_counter()
-    bar.close()
-    nats = held_out_nats(model, held_out, recipe.context)
-    return save_model(
-        model,
-        tokenizer,
-        folder / recipe.name,
-        recipe,
-        seen,
-        curve,
-        nats,
-        held_out_bytes / len(held_out),
-        seconds,
-        own,
-        tokens_before,
+        return loss, [loss], rows * width
+
+    def save(path: Path) -> dict:
+        """Writes bf16 safetensors and the tokenizer."""
+        nats = held_out_nats(model, held_out, recipe.context)
+        deepcopy(model).to(torch.bfloat16).save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        return {
+            "shape": {key: getattr(recipe, key) for key in ("layers", "width", "heads", "feed_forward", "context")},
+            "started_from": recipe.start_from,
+            "teacher": recipe.teacher,
+            "held_out_nats_per_token": round(nats, 4),
+            "held_out_bits_per_byte": round(nats / math.log(2) * len(held_out) / held_out_bytes, 4),
+        }
+
+    others = tuple(folder / name / "model.safetensors" for name in (recipe.start_from, recipe.teacher) if name)
+    data = (tokens, held_out) if samples is None else (tokens, held_out, samples)
+    own = identity(tokenizer, *data, files=others, recipe=repr(recipe), seed=seed)
+    marks, optims = recipe.checkpoint_at, optimizers(model, recipe)
+    return run(
+        Training(recipe.name, model, optims, step, save, recipe.tokens, own, marks=marks, before=tokens_before), folder
     )
-
-
-def save_model(
-    model,
-    tokenizer,
-    path: Path,
-    recipe: Recipe,
-    seen,
-    curve,
-    nats,
-    bytes_per_token,
-    seconds,
-    identity: dict,
-    tokens_before=0,
-) -> Path:
-    """Writes bf16 safetensors, the tokenizer and `card.json` to `path`; returns `path`."""
-    copy = LlamaForCausalLM(model.config)
-    copy.load_state_dict(model.state_dict())
-    copy.to(torch.bfloat16).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    card = {
-        "name": path.name,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "shape": {
-            "layers": recipe.layers,
-            "width": recipe.width,
-            "heads": recipe.heads,
-            "feed_forward": recipe.feed_forward,
-            "context": recipe.context,
-        },
-        "tokens_seen": tokens_before + seen,
-        "started_from": recipe.start_from,
-        "teacher": recipe.teacher,
-        "held_out_nats_per_token": round(nats, 4),
-        "held_out_bits_per_byte": round(nats / math.log(2) / bytes_per_token, 4),
-        "seconds": round(seconds),
-        "machine": f"{torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + ' CPU'}, "
-        f"{torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "corpus": "corpus.json",
-        "loss_curve": {"columns": ["tokens", "training loss (nats)", "seconds"], "rows": curve},
-    }
-    save_card(path, card, identity)
-    return path
