@@ -16,7 +16,7 @@ from speclib import adapter, embedded, leaderboard
 from speclib.drafters import LookupDrafter, ModelDrafter
 from speclib.errors import ModelLoadError, TrainingError
 from speclib.model.language_model import EDITOR
-from speclib.training import editor
+from speclib.training import editor, loop
 from speclib.training.corpus import Document
 
 GREEDY = speclib.Sampling(temperature=0)
@@ -156,7 +156,7 @@ def small_target(folder, vocabulary, seed=0):
 def test_training_lowers_the_loss_and_goes_on_after_a_kill(tokenizer, tmp_path, monkeypatch):
     target = small_target(tmp_path / "target", len(tokenizer))
     arguments = documents(30), documents(33)[30:], tokenizer, target
-    with pytest.raises(TrainingError, match="finished target"):
+    with pytest.raises(TrainingError, match="needs target"):
         editor.train(*arguments, tmp_path)
     (target / "card.json").write_text("{}")
     with pytest.raises(TrainingError, match="has 0 of fitting length, 6 of them held out"):
@@ -180,7 +180,7 @@ def test_training_lowers_the_loss_and_goes_on_after_a_kill(tokenizer, tmp_path, 
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(editor, "SAVE_EVERY_SECONDS", -1)
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", -1)
     with monkeypatch.context() as patch:
         patch.setattr(editor, "loss_of", killed)
         with pytest.raises(KeyboardInterrupt):

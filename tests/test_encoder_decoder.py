@@ -23,7 +23,7 @@ from speclib.law.exact import TableModel, law_variation, max_difference, outcome
 from speclib.law.statistics import g_test
 from speclib.model.context import EncoderDecoderContext
 from speclib.museum import threshold_law
-from speclib.training import seq2seq
+from speclib.training import loop, seq2seq
 from speclib.training.corpus import Document
 from speclib.training.tokenizer import train_tokenizer
 
@@ -334,7 +334,7 @@ def test_training_learns_resumes_and_distils(small, tmp_path, monkeypatch):
     documents, tokenizer = small
     shape = {"encoder_layers": 1, "decoder_layers": 1, "width": 32, "heads": 2, "feed_forward": 32, "batch_rows": 16}
     recipe = seq2seq.Seq2SeqRecipe("teacher", tokens=8_000, **shape)
-    monkeypatch.setattr(seq2seq, "SAVE_EVERY_SECONDS", 0)
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0)
     run = lambda recipe, folder, seed=0: seq2seq.train(
         recipe, documents[:1], documents[1:], tokenizer, folder, seed=seed, compile=False
     )

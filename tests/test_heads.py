@@ -16,6 +16,7 @@ from speclib.drafters.layer_skip import read_exits
 from speclib.errors import IncompatibleModels, InvalidArgument, TrainingError
 from speclib.law.distributions import Sampling, seeded
 from speclib.law.exact import TableModel, max_difference, outcomes, plain_law
+from speclib.training import loop
 from speclib.training import readers as training
 
 
@@ -121,7 +122,7 @@ def test_training_raises_the_overlap_and_goes_on_after_a_kill(name, read, tmp_pa
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "target")
     tokens = np.random.default_rng(0).integers(0, 40, 20_000).astype(np.uint16)
-    with pytest.raises(TrainingError, match="finished target"):
+    with pytest.raises(TrainingError, match="needs target"):
         training.train(name, tokens, tokens[-2000:], tmp_path / "target", tmp_path, 1000)
     (tmp_path / "target/card.json").write_text("{}")
     options = {"amount": 60 * 4 * 32, "width": 32, "rows": 4, "samples": tokens[::-1]}
@@ -139,7 +140,7 @@ def test_training_raises_the_overlap_and_goes_on_after_a_kill(name, read, tmp_pa
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(training, "SAVE_EVERY_SECONDS", 0)
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0)
     monkeypatch.setattr(training, "loss_of", killed)
     with pytest.raises(KeyboardInterrupt):
         training.train(name, tokens, tokens[-2000:], tmp_path / "target", tmp_path / "cut", **options)

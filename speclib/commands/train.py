@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pooch
-import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
@@ -18,9 +17,9 @@ from ..files import check_folder, code_version, digest, reading, replacing, writ
 from ..model.language_model import EDITOR
 from ..training import corpus, editor, prompts, readers, seq2seq
 from ..training.recipes import LADDER, SHALLOW, TARGET, UNSHIPPED, Recipe
-from ..training.state import finished
+from ..training.state import finished, need
 from ..training.tokenizer import train_tokenizer
-from ..training.train import sample_text, train
+from ..training.train import load, sample_text, train
 
 SAMPLE_TOKENS = 400_000  # of the teacher's own text, for distillation
 
@@ -197,30 +196,20 @@ def _check_tokenizers(tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
 
 def _teacher(recipe: Recipe, out: Path, tokens: np.ndarray) -> tuple[LlamaForCausalLM | None, np.ndarray | None]:
     """The teacher a distillation needs, and text that it wrote, kept in `out` between runs."""
-    for needed in (recipe.start_from, recipe.teacher):
-        if needed and not (out / needed / "card.json").exists():
-            raise TrainingError(f"{recipe.name} needs {needed}, which is not in {out}; train it first")
+    for needed in filter(None, (recipe.start_from, recipe.teacher)):
+        need(recipe.name, out / needed)
     if recipe.teacher is None:
         return None, None
-    samples = _samples(out, recipe.teacher, tokens)
-    teacher = _load(out / recipe.teacher)
-    teacher.set_attn_implementation("eager" if teacher.device.type == "cpu" else "sdpa")
-    return teacher, samples
+    return load(out / recipe.teacher), _samples(out, recipe.teacher, tokens)
 
 
 def _samples(out: Path, name: str, tokens: np.ndarray) -> np.ndarray:
     """Text that a finished model wrote, kept in `out` between runs. Raises TrainingError if there is no such model."""
-    if not (out / name / "card.json").exists():
-        raise TrainingError(f"text written by {name} is needed, which is not in {out}; train it first")
+    need(f"text written by {name}", out / name)
     weights = pooch.file_hash(str(out / name / "model.safetensors"))
     path = out / "cache" / f"samples-{name}-{digest(weights, tokens, code_version('training'))}.npy"
     if not path.exists():
         with replacing(path) as partial:
-            np.save(partial, sample_text(_load(out / name), tokens, SAMPLE_TOKENS))
+            np.save(partial, sample_text(load(out / name), tokens, SAMPLE_TOKENS))
     with reading(path, "delete it to make it again", TrainingError):
         return np.load(path)
-
-
-def _load(folder: Path) -> LlamaForCausalLM:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()

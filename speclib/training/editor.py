@@ -2,14 +2,12 @@
 
 A model of 20 million parameters that has read 22 million tokens does not copy of its own accord, and a guesser that
 copies is only as good as the target's wish to. The adapter adds a product of two thin matrices to each attention matrix
-(LoRA, Hu et al. 2106.09685); everything else stays as it was. Training is resumable as in `train`.
+(LoRA, Hu et al. 2106.09685); everything else stays as it was.
 """
 
-import platform
 import random
 import re
 import textwrap
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,15 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrize
-from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ..errors import TrainingError
 from ..model import adapter
 from ..model.language_model import EDITOR
 from .corpus import Document
-from .loop import SAVE_EVERY_SECONDS, schedule
-from .state import identity, load_state, save_card, save_state
+from .loop import DEVICE, Training, adamw, run
+from .state import identity, need
+from .tokenizer import encoded
+from .train import load
 
 RANK = 16
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -92,13 +91,9 @@ def tasks(
                 task = reworded(function, choice, choice.choice(SUFFIXES)) if choice.random() < 0.5 else None
                 found.append(task or renamed(function, choice.choice(SUFFIXES)))
     choice.shuffle(found)
-    sides = [
-        [e.ids for e in tokenizer.backend_tokenizer.encode_batch([task[side] for task in found])]
-        for side in ("text", "answer")
-    ]
     return [
         (text, answer)
-        for text, answer in zip(*sides, strict=True)
+        for text, answer in encoded(found, tokenizer)
         if least <= len(answer) <= most and len(text) + len(answer) <= 2 * most + 30
     ]
 
@@ -191,104 +186,40 @@ def train(
 ) -> Path:
     """Trains the adapter for the target in `target_folder`; writes safetensors and a card to `folder`/target-editor.
 
-    amount: tokens to see, prompts and padding included, else TOKENS. Resumes from `folder`/target-editor.state. Raises
-    TrainingError without a target or without functions to copy, for a state of another training, or when the loss stops
-    being finite.
+    amount: tokens to see, prompts and padding included, else TOKENS. Raises TrainingError without a target or without
+    functions to copy, for a state of another training, or when the loss stops being finite (see `loop.run`).
     """
-    if not (target_folder / "card.json").exists():
-        raise TrainingError(f"{EDITOR} needs a finished target, which is not in {target_folder}; train it first")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    need(EDITOR, target_folder)
     learnt, unseen = tasks(documents, tokenizer, seed), tasks(held_out, tokenizer, seed)
     if not learnt or not unseen:
         raise TrainingError(
             f"{EDITOR} learns to copy Python functions, and the corpus has {len(learnt)} of fitting length, "
             f"{len(unseen)} of them held out"
         )
-    digest = pooch.file_hash(str(target_folder / "model.safetensors"))
     torch.manual_seed(seed)
-    model = LlamaForCausalLM.from_pretrained(target_folder, dtype=torch.float32).to(device)
-    model.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")  # faster to train than sdpa on a CPU
+    model, amount = load(target_folder, torch.float32), amount or TOKENS
     adapters = adapt(model)
-    optimizer = torch.optim.AdamW(adapters.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    amount, state_path = amount or TOKENS, folder / f"{EDITOR}.state"
+
+    def step(number: int, progress: float):
+        inputs, wanted = batch(learnt, number, rows)
+        loss, right = loss_of(model, inputs.to(DEVICE), wanted.to(DEVICE))
+        return loss, [loss, right], inputs.numel()
+
+    def save(path: Path) -> dict:
+        path.mkdir(parents=True, exist_ok=True)
+        adapter.save({name.replace("/", "."): value for name, value in adapters.state_dict().items()}, path)
+        nats, right = held_out_loss(model, unseen)
+        return {
+            "adapter_of": target_folder.name,
+            "target_sha256": digest,
+            "rank": RANK,
+            "held_out_nats_per_token": round(nats, 4),
+            "held_out_first_choice": round(right, 4),
+        }
+
+    digest = pooch.file_hash(str(target_folder / "model.safetensors"))
     texts = (document.text for document in (*documents, *held_out))
     own = identity(tokenizer, *texts, amount=amount, seed=seed, target=digest, rows=rows, rank=RANK)
-    step, seen, seconds, curve = 0, 0, 0.0, []
-    if state := load_state(state_path, own, device):
-        adapters.load_state_dict(state["adapters"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, seen, seconds, curve = state["step"], state["seen"], state["seconds"], state["curve"]
-
-    def save() -> None:
-        weights = {"adapters": adapters.state_dict(), "optimizer": optimizer.state_dict()}
-        save_state(state_path, own, **weights, step=step, seen=seen, seconds=seconds, curve=curve)
-
-    saved_at = last = time.perf_counter()
-    smooth = None
-    with tqdm(total=amount, initial=seen, desc=EDITOR, unit="tok", unit_scale=True, mininterval=5) as bar:
-        while seen < amount:
-            optimizer.param_groups[0]["lr"] = RATE * schedule(seen / amount)
-            inputs, wanted = batch(learnt, step, rows)
-            loss, right = loss_of(model, inputs.to(device), wanted.to(device))
-            if not torch.isfinite(loss):
-                raise TrainingError(f"the loss of {EDITOR} is {loss.item()} at step {step}; try a lower learning rate")
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(adapters.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step, seen = step + 1, seen + inputs.numel()
-            now = time.perf_counter()
-            seconds, last = seconds + now - last, now
-            values = (loss.item(), right.item())
-            smooth = (
-                values
-                if smooth is None
-                else tuple(0.95 * old + 0.05 * new for old, new in zip(smooth, values, strict=True))
-            )
-            bar.update(inputs.numel())
-            if step % 50 == 0 or seen >= amount:
-                curve.append([seen, *(round(value, 4) for value in smooth), round(seconds, 1)])
-                bar.set_postfix(loss=f"{smooth[0]:.3f}", right=f"{smooth[1]:.3f}")
-            if now - saved_at > SAVE_EVERY_SECONDS:
-                save()
-                saved_at = now
-    save()
-    return _save(model, adapters, unseen, folder / EDITOR, target_folder.name, own, seen, seconds, curve)
-
-
-def _save(
-    model: LlamaForCausalLM,
-    adapters: nn.ModuleDict,
-    unseen: list[Task],
-    path: Path,
-    target: str,
-    identity: dict,
-    seen: int,
-    seconds: float,
-    curve: list,
-) -> Path:
-    """Writes bf16 safetensors and `card.json` to `path`; returns `path`."""
-    path.mkdir(parents=True, exist_ok=True)
-    adapter.save({name.replace("/", "."): value for name, value in adapters.state_dict().items()}, path)
-    nats, right = held_out_loss(model, unseen)
-    card = {
-        "name": path.name,
-        "parameters": sum(p.numel() for p in adapters.parameters()),
-        "adapter_of": target,
-        "target_sha256": identity["target"],
-        "rank": RANK,
-        "tokens_seen": seen,
-        "held_out_nats_per_token": round(nats, 4),
-        "held_out_first_choice": round(right, 4),
-        "seconds": round(seconds),
-        "machine": f"{torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + ' CPU'}, "
-        f"{torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "corpus": "corpus.json",
-        "loss_curve": {
-            "columns": ["tokens", "training loss (nats)", "share of first choices", "seconds"],
-            "rows": curve,
-        },
-    }
-    save_card(path, card, identity)
-    return path
+    columns = ("training loss (nats)", "share of first choices")
+    optims = [adamw(adapters.parameters(), RATE, memory=0.98)]
+    return run(Training(EDITOR, adapters, optims, step, save, amount, own, columns), folder)

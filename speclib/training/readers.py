@@ -1,11 +1,9 @@
 """Parallel heads, early exits and eagle: small readers of a frozen target, taught by its own distributions.
 
 All learn from one forward of the target per batch, and lose what the drafts lose: total variation, which is what
-acceptance is, and some divergence (see `train.loss_of`). Training is resumable in the same way.
+acceptance is, and some divergence (see `loop.distances`).
 """
 
-import platform
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +13,16 @@ import pooch
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import linear, log_softmax, pad
-from tqdm.auto import tqdm
+from torch.nn.functional import linear, pad
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from ..drafters.eagle import Eagle
 from ..drafters.heads import Heads
 from ..drafters.layer_skip import Exits
-from ..errors import TrainingError
-from .loop import SAVE_EVERY_SECONDS, schedule
-from .state import identity, load_state, save_card, save_state
-from .train import batch
+from .loop import DEVICE, Training, adamw, distances, muon, run
+from .state import identity, need
+from .train import batch, load
 
 EXIT_LAYERS = (1, 2, 3, 4, 6, 8, 12, 16, 20)  # of the target's; those it has not are left out
 HEADS = 4
@@ -152,14 +148,9 @@ def loss_of(reader: Reader, module: nn.Module, target: LlamaForCausalLM, inputs:
         with torch.no_grad():
             out = target(inputs, use_cache=False, output_hidden_states=True)
         guessed, wanted = reader.guesses(module, target, inputs, out)
-    student, wanted = log_softmax(guessed.float(), -1), log_softmax(wanted.float(), -1)
-    p = wanted.exp()
-    variation = 0.5 * (p - student.exp()).abs().sum(-1)  # [B, T', count]
-    divergence = (p * (wanted - student)).sum(-1)
-    weights = reader.discount ** torch.arange(variation.shape[-1], device=variation.device)
-    return ((variation + 0.3 * divergence).mean((0, 1)) * weights).sum() / weights.sum(), 1 - variation.detach().mean(
-        (0, 1)
-    )
+    loss, variation = distances(guessed, wanted)  # [B, T', count]
+    weights = reader.discount ** torch.arange(loss.shape[-1], device=loss.device)
+    return (loss.mean((0, 1)) * weights).sum() / weights.sum(), 1 - variation.detach().mean((0, 1))
 
 
 @torch.no_grad()
@@ -178,21 +169,12 @@ def held_out_overlap(
     return torch.stack(rows).mean(0).tolist()
 
 
-def optimizers(reader: Reader, module: nn.Module) -> list[tuple[torch.optim.Optimizer, float]]:
-    """The optimisers of a reader, each with its learning rate."""
+def optimizers(reader: Reader, module: nn.Module) -> list[torch.optim.Optimizer]:
+    """AdamW, and for a reader that asks for it Muon for the matrices."""
     matrices = [p for p in module.parameters() if p.ndim == 2] if reader.muon_rate else []
     others = [p for p in module.parameters() if p.ndim != 2 or not reader.muon_rate]
-    found = [
-        (
-            torch.optim.AdamW(others, lr=reader.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
-            reader.learning_rate,
-        )
-    ]
-    return found + (
-        [(torch.optim.Muon(matrices, lr=reader.muon_rate, momentum=0.95, weight_decay=0.01), reader.muon_rate)]
-        if matrices
-        else []
-    )
+    found = [adamw(others, reader.learning_rate, memory=0.98, decay=0.01)]
+    return [*found, muon((matrices, reader.muon_rate))] if matrices else found
 
 
 def train(
@@ -212,99 +194,38 @@ def train(
     `folder`/name.
 
     amount: tokens to see, and rows: windows in a batch, else the reader's own numbers; samples: the target's own text,
-    for a reader that asks for it. Resumes from `folder`/name.state. Raises TrainingError without a target, for a state
-    of another training, or when the loss stops being finite.
+    for a reader that asks for it. Raises TrainingError without a target, for a state of another training, or when the
+    loss stops being finite (see `loop.run`).
     """
-    if not (target_folder / "card.json").exists():
-        raise TrainingError(f"{name} needs a finished target, which is not in {target_folder}; train it first")
-    reader, device = READERS[name], torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows, share = rows or reader.rows, reader.samples if samples is not None else 0.0
-    digest = pooch.file_hash(str(target_folder / "model.safetensors"))
-    target = (
-        LlamaForCausalLM.from_pretrained(target_folder, dtype=torch.bfloat16).to(device).eval().requires_grad_(False)
-    )
-    if device.type == "cpu":
-        target.set_attn_implementation("eager")  # faster than sdpa there
+    need(name, target_folder)
+    reader, target = READERS[name], load(target_folder).requires_grad_(False)
     torch.manual_seed(seed)
-    module = reader.make(target).to(device)
-    optims = optimizers(reader, module)
-    amount, state_path = amount or reader.tokens, folder / f"{name}.state"
+    module = reader.make(target).to(DEVICE)
+    rows, share, amount = rows or reader.rows, reader.samples if samples is not None else 0.0, amount or reader.tokens
+    loss_function = torch.compile(loss_of, dynamic=False) if compile else loss_of
+
+    def step(number: int, progress: float):
+        inputs = batch(samples if (number * share) % 1 >= 1 - share else tokens, number, rows, width, seed)
+        loss, overlaps = loss_function(reader, module, target, inputs.to(DEVICE)[:, :-1])
+        return loss, [loss, overlaps], rows * width
+
+    def save(path: Path) -> dict:
+        path.mkdir(parents=True, exist_ok=True)
+        tensors = {key: value.to("cpu", torch.bfloat16).contiguous() for key, value in module.state_dict().items()}
+        if isinstance(module, Exits):
+            tensors["layers"] = torch.tensor(module.layers)
+        if isinstance(module, Eagle):
+            module.config.save_pretrained(path)
+        save_file(tensors, path / "model.safetensors")
+        return {
+            "target_sha256": digest,
+            "guesses": list(getattr(module, "layers", range(1, getattr(module, "count", STEPS) + 1))),
+            "held_out_overlap": [round(value, 4) for value in held_out_overlap(reader, module, target, held_out)],
+        }
+
+    digest = pooch.file_hash(str(target_folder / "model.safetensors"))
     data = (tokens, held_out) if samples is None else (tokens, held_out, samples)
     settings = {"name": name, "amount": amount, "seed": seed, "rows": rows, "width": width, "samples": share}
-    own = identity(None, *data, target=digest, **settings)
-    step, seconds, curve = 0, 0.0, []
-    if state := load_state(state_path, own, device):
-        module.load_state_dict(state["module"])
-        for (optim, _), saved in zip(optims, state["optims"], strict=True):
-            optim.load_state_dict(saved)
-        step, seconds, curve = state["step"], state["seconds"], state["curve"]
-
-    def save() -> None:
-        weights = {"module": module.state_dict(), "optims": [optim.state_dict() for optim, _ in optims]}
-        save_state(state_path, own, **weights, step=step, seconds=seconds, curve=curve)
-
-    loss_function = torch.compile(loss_of, dynamic=False) if compile else loss_of
-    steps, saved_at, last = max(1, amount // (rows * width)), time.perf_counter(), time.perf_counter()
-    smooth = None
-    with tqdm(total=steps, initial=step, desc=name, unit="step", mininterval=5) as bar:
-        while step < steps:
-            for optim, rate in optims:
-                optim.param_groups[0]["lr"] = rate * schedule(step / steps)
-            inputs = batch(samples if (step * share) % 1 >= 1 - share else tokens, step, rows, width, seed)
-            loss, overlaps = loss_function(reader, module, target, inputs.to(device)[:, :-1])
-            if not torch.isfinite(loss):
-                raise TrainingError(f"the loss of {name} is {loss.item()} at step {step}; try a lower learning rate")
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-            for optim, _ in optims:
-                optim.step()
-                optim.zero_grad(set_to_none=True)
-            step += 1
-            now = time.perf_counter()
-            seconds, last = seconds + now - last, now
-            smooth = overlaps if smooth is None else 0.95 * smooth + 0.05 * overlaps
-            bar.update()
-            if step % 25 == 0 or step == steps:
-                curve.append([step * rows * width, [round(value, 4) for value in smooth.tolist()], round(seconds, 1)])
-                bar.set_postfix(overlap=" ".join(f"{value:.2f}" for value in smooth.tolist()))
-            if now - saved_at > SAVE_EVERY_SECONDS:
-                save()
-                saved_at = now
-    save()
-    return _save(reader, module, target, held_out, folder / name, own, steps * rows * width, seconds, curve)
-
-
-def _save(
-    reader: Reader,
-    module: nn.Module,
-    target,
-    held_out: np.ndarray,
-    path: Path,
-    identity: dict,
-    seen: int,
-    seconds: float,
-    curve: list,
-) -> Path:
-    """Writes bf16 safetensors and `card.json` to `path`; returns `path`."""
-    path.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value.detach().to("cpu", torch.bfloat16).contiguous() for key, value in module.state_dict().items()}
-    if isinstance(module, Exits):
-        tensors["layers"] = torch.tensor(module.layers)
-    if isinstance(module, Eagle):
-        module.config.save_pretrained(path)
-    save_file(tensors, path / "model.safetensors")
-    card = {
-        "name": path.name,
-        "parameters": sum(p.numel() for p in module.parameters()),
-        "target_sha256": identity["target"],
-        "tokens_seen": seen,
-        "guesses": list(getattr(module, "layers", range(1, getattr(module, "count", STEPS) + 1))),
-        "held_out_overlap": [round(value, 4) for value in held_out_overlap(reader, module, target, held_out)],
-        "seconds": round(seconds),
-        "machine": f"{torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + ' CPU'}, "
-        f"{torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "overlap_curve": {"columns": ["tokens", "overlap of each guess in training", "seconds"], "rows": curve},
-    }
-    save_card(path, card, identity)
-    return path
+    own, columns = identity(None, *data, target=digest, **settings), ("training loss", "overlap of each guess")
+    whole = max(1, amount // (rows * width)) * rows * width
+    return run(Training(name, module, optimizers(reader, module), step, save, whole, own, columns), folder)

@@ -56,6 +56,12 @@ def save_card(path: Path, card: dict, identity: dict) -> None:
     write_text(path / "card.json", json.dumps({**card, "identity": identity}, indent=1) + "\n")
 
 
+def need(name: str, folder: Path) -> None:
+    """Raises TrainingError unless the model in `folder`, which the training of `name` starts from, is finished."""
+    if not (folder / "card.json").exists():
+        raise TrainingError(f"{name} needs {folder.name}, which is not in {folder.parent}; train it first")
+
+
 def finished(path: Path, **settings) -> bool:
     """Whether a model is finished, and says so. Raises TrainingError for one of other settings, if its card tells
     them.

@@ -24,3 +24,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> PreTr
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, clean_up_tokenization_spaces=False
     )
+
+
+def encoded(tasks: list[dict], tokenizer: PreTrainedTokenizerFast) -> list[tuple[list[int], list[int]]]:
+    """The ids of each task's "text", and of its "answer"."""
+    sides = ([task[side] for task in tasks] for side in ("text", "answer"))
+    texts, answers = ([e.ids for e in tokenizer.backend_tokenizer.encode_batch(side)] for side in sides)
+    return list(zip(texts, answers, strict=True))

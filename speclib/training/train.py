@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ..errors import TrainingError
-from .loop import DEVICE, Training, adamw, muon, run
+from .loop import DEVICE, Training, adamw, distances, muon, run
 from .recipes import Recipe
 from .state import identity
+
+ATTENTION = "eager" if DEVICE.type == "cpu" else "sdpa"  # eager is faster to train on a CPU
 
 
 def build(recipe: Recipe, tokenizer) -> LlamaForCausalLM:
@@ -32,6 +34,13 @@ def build(recipe: Recipe, tokenizer) -> LlamaForCausalLM:
         eos_token_id=tokenizer.eos_token_id,
     )
     return LlamaForCausalLM(config)
+
+
+def load(folder: Path, dtype: torch.dtype = torch.bfloat16) -> LlamaForCausalLM:
+    """A finished model, on the GPU if there is one."""
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype).to(DEVICE).eval()
+    model.set_attn_implementation(ATTENTION)
+    return model
 
 
 def grow(state: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
@@ -93,12 +102,7 @@ def optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Opti
 
 
 def loss_of(model, inputs: torch.Tensor, teacher=None) -> torch.Tensor:
-    """Mean loss in nats per token: cross entropy, or with a teacher the divergence from its distribution.
-
-    The student minimises KL(teacher || student) and total variation together: the acceptance rate *is*
-    one minus the total variation (Leviathan et al., Theorem 3.5), and the KL term keeps the gradient alive where
-    the two barely overlap. inputs: [B, T + 1].
-    """
+    """Mean loss per token of inputs [B, T + 1]: cross entropy in nats, or with a teacher the `distances` from it."""
     with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
         logits = model(inputs[:, :-1], use_cache=False).logits  # [B, T, V]
         if teacher is not None:
@@ -106,11 +110,7 @@ def loss_of(model, inputs: torch.Tensor, teacher=None) -> torch.Tensor:
                 wanted = teacher(inputs[:, :-1], use_cache=False).logits
     if teacher is None:
         return cross_entropy(logits.float().flatten(0, 1), inputs[:, 1:].flatten())
-    student, wanted = log_softmax(logits.float(), -1), log_softmax(wanted.float(), -1)
-    p, q = wanted.exp(), student.exp()
-    divergence = (p * (wanted - student)).sum(-1).mean()
-    variation = 0.5 * (p - q).abs().sum(-1).mean()
-    return 0.3 * divergence + variation
+    return distances(logits, wanted)[0].mean()
 
 
 @torch.no_grad()
@@ -185,7 +185,7 @@ def train(
         model.load_state_dict(grow(start.state_dict(), recipe.layers))
         tokens_before = json.loads((folder / recipe.start_from / "card.json").read_text("utf-8"))["tokens_seen"]
     first_step = tokens_before // recipe.batch_tokens
-    model.set_attn_implementation("eager" if DEVICE.type == "cpu" else "sdpa")  # faster to train than sdpa on a CPU
+    model.set_attn_implementation(ATTENTION)
     loss_function = torch.compile(loss_of, dynamic=False) if compile else loss_of
 
     def step(number: int, progress: float):
