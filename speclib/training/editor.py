@@ -9,9 +9,9 @@ import random
 import re
 import textwrap
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-import pooch
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -21,22 +21,32 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from ..errors import TrainingError
 from ..model import adapter
 from ..model.language_model import EDITOR
-from .corpus import Document
+from .corpus import Corpus, Document
 from .loop import DEVICE, Training, adamw, run
-from .state import identity, need
+from .recipes import TARGET
+from .state import identity
 from .tokenizer import encoded
 from .train import load
 
-RANK = 16
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj")
-TOKENS = 2_500_000
-RATE = 2e-3
 IGNORED = -100  # what cross_entropy passes over
 SUFFIXES = "again copy new old two next other alt fast slow".split()
 TOO_COMMON = (
     "self and are assert def del elif else except for from global import lambda not pass raise return the "
     "this try while with yield int str that"
 ).split()
+
+
+@dataclass(frozen=True)
+class Editor:
+    """What is trained. `tokens` counts every token seen, prompts and padding included."""
+
+    name: str = EDITOR
+    tokens: int = 2_500_000
+    rate: float = 2e-3  # of AdamW
+    rows: int = 8
+    rank: int = 16
+
 
 Task = tuple[list[int], list[int]]  # the ids of a text, and of the answer that is to follow it
 
@@ -116,7 +126,7 @@ def batch(tasks: list[Task], step: int, rows: int, pool: int = 32) -> tuple[Tens
         ids = torch.tensor(text + answer)
         inputs[row, : len(ids)] = ids
         wanted[row, len(text) - 1 : len(ids) - 1] = ids[len(text) :]
-    return inputs, wanted
+    return inputs.to(DEVICE), wanted.to(DEVICE)
 
 
 # --- the adapter
@@ -135,7 +145,7 @@ class LowRank(nn.Module):
         return weight + self.up @ self.down
 
 
-def adapt(model: LlamaForCausalLM, rank: int = RANK) -> nn.ModuleDict:
+def adapt(model: LlamaForCausalLM, rank: int = Editor.rank) -> nn.ModuleDict:
     """Puts a `LowRank` on each attention matrix of `model`, whose own weights no longer learn. Keys are the matrices'
     names, with / for the dot.
     """
@@ -166,43 +176,31 @@ def loss_of(model: LlamaForCausalLM, inputs: Tensor, wanted: Tensor) -> tuple[Te
 @torch.no_grad()
 def held_out_loss(model: LlamaForCausalLM, tasks: list[Task], rows: int = 8, batches: int = 24) -> tuple[float, float]:
     """(nats per token, share of first choices), the mean of at most `batches` batches of held-out tasks."""
-    values = []
-    for step in range(min(batches, max(1, len(tasks) // rows))):
-        inputs, wanted = batch(tasks, step, rows)
-        loss, right = loss_of(model, inputs.to(model.device), wanted.to(model.device))
-        values.append((loss.item(), right.item()))
-    return tuple(sum(column) / len(values) for column in zip(*values, strict=True))
+    steps = range(min(batches, max(1, len(tasks) // rows)))
+    values = [torch.stack(loss_of(model, *batch(tasks, step, rows))) for step in steps]
+    return tuple(torch.stack(values).double().mean(0).tolist())
 
 
-def train(
-    documents: list[Document],
-    held_out: list[Document],
-    tokenizer: PreTrainedTokenizerFast,
-    target_folder: Path,
-    folder: Path,
-    amount: int | None = None,
-    seed: int = 0,
-    rows: int = 8,
-) -> Path:
-    """Trains the adapter for the target in `target_folder`; writes safetensors and a card to `folder`/target-editor.
+def train(recipe: Editor, corpus: Corpus, folder: Path, seed: int = 0, compile: bool = True) -> Path:
+    """Trains the adapter for the target in `folder`; writes safetensors and a card beside it (see `loop.run`).
 
-    amount: tokens to see, prompts and padding included, else TOKENS. Raises TrainingError without a target or without
-    functions to copy, for a state of another training, or when the loss stops being finite (see `loop.run`).
+    It is never compiled: its batches have many shapes. Raises TrainingError without a target or without functions to
+    copy, for a state of another training, or when the loss stops being finite.
     """
-    need(EDITOR, target_folder)
-    learnt, unseen = tasks(documents, tokenizer, seed), tasks(held_out, tokenizer, seed)
+    own = identity(recipe, corpus, seed, folder / TARGET.name)
+    learnt, unseen = (tasks(documents, corpus.tokenizer, seed) for documents in (corpus.learnt, corpus.held_out))
     if not learnt or not unseen:
         raise TrainingError(
-            f"{EDITOR} learns to copy Python functions, and the corpus has {len(learnt)} of fitting length, "
+            f"{recipe.name} learns to copy Python functions, and the corpus has {len(learnt)} of fitting length, "
             f"{len(unseen)} of them held out"
         )
     torch.manual_seed(seed)
-    model, amount = load(target_folder, torch.float32), amount or TOKENS
-    adapters = adapt(model)
+    model = load(folder / TARGET.name, torch.float32)
+    adapters = adapt(model, recipe.rank)
 
     def step(number: int, progress: float):
-        inputs, wanted = batch(learnt, number, rows)
-        loss, right = loss_of(model, inputs.to(DEVICE), wanted.to(DEVICE))
+        inputs, wanted = batch(learnt, number, recipe.rows)
+        loss, right = loss_of(model, inputs, wanted)
         return loss, [loss, right], inputs.numel()
 
     def save(path: Path) -> dict:
@@ -210,16 +208,15 @@ def train(
         adapter.save({name.replace("/", "."): value for name, value in adapters.state_dict().items()}, path)
         nats, right = held_out_loss(model, unseen)
         return {
-            "adapter_of": target_folder.name,
-            "target_sha256": digest,
-            "rank": RANK,
+            "adapter_of": TARGET.name,
+            "target_sha256": own["weights"][TARGET.name],
+            "rank": recipe.rank,
             "held_out_nats_per_token": round(nats, 4),
             "held_out_first_choice": round(right, 4),
         }
 
-    digest = pooch.file_hash(str(target_folder / "model.safetensors"))
-    texts = (document.text for document in (*documents, *held_out))
-    own = identity(tokenizer, *texts, amount=amount, seed=seed, target=digest, rows=rows, rank=RANK)
-    columns = ("training loss (nats)", "share of first choices")
-    optims = [adamw(adapters.parameters(), RATE, memory=0.98)]
-    return run(Training(EDITOR, adapters, optims, step, save, amount, own, columns), folder)
+    columns, optims = (
+        ("training loss (nats)", "share of first choices"),
+        [adamw(adapters.parameters(), recipe.rate, 0.98)],
+    )
+    return run(Training(recipe, adapters, optims, step, save, own, columns), folder)

@@ -27,19 +27,19 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @dataclass
 class Training:
-    """What the loop is given. Each group of an optimiser has its learning rate as "rate" (see `muon`, `adamw`).
+    """What a recipe (which has a name and an amount of tokens) gives the loop.
 
     step(number, share of the training that is done) -> (loss, what the curve shows: scalars or vectors, tokens read).
-    save(folder) writes the weights, and returns what the card says of them. At each of the shares `marks` a copy is
-    saved as a model of its own. `before` counts the tokens that a model read before this training.
+    save(folder) writes the weights, and returns what the card says of them. Each group of an optimiser has its learning
+    rate as "rate" (see `muon`, `adamw`). At each of the shares `marks` a copy is saved as a model of its own. `before`
+    counts the tokens that a model read before this training.
     """
 
-    name: str
+    recipe: object
     model: nn.Module  # what learns: a whole model, or what is added to a frozen one
     optimizers: list[torch.optim.Optimizer]
     step: Callable[[int, float], tuple[Tensor, Sequence[Tensor], int]]
     save: Callable[[Path], dict]
-    tokens: int
     identity: dict  # see `state.identity`
     columns: tuple[str, ...] = ("training loss (nats)",)
     marks: tuple[float, ...] = ()
@@ -80,7 +80,8 @@ def run(training: Training, folder: Path) -> Path:
 
     Raises TrainingError if that state belongs to another training, or the loss stops being finite.
     """
-    path, model, total = folder / f"{training.name}.state", training.model, training.tokens
+    name, total, model = training.recipe.name, training.recipe.tokens, training.model
+    path = folder / f"{name}.state"
     step, seen, seconds, curve, smooth = 0, 0, 0.0, [], None
     if state := load_state(path, training.identity, next(model.parameters()).device):
         model.load_state_dict(state["model"])
@@ -98,16 +99,16 @@ def run(training: Training, folder: Path) -> Path:
         return folder / name
 
     saved_at = last = time.perf_counter()
-    with tqdm(total=total, initial=seen, desc=training.name, unit="tok", unit_scale=True, mininterval=5) as bar:
+    with tqdm(total=total, initial=seen, desc=name, unit="tok", unit_scale=True, mininterval=5) as bar:
         while seen < total:
             progress = seen / total
+            factor = schedule(progress)
             for optimizer in training.optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = group["rate"] * schedule(progress)
+                    group["lr"] = group["rate"] * factor
             loss, shown, new = training.step(step, progress)
             if not torch.isfinite(loss):
-                problem = f"the loss of {training.name} is {loss.item()} at step {step}"
-                raise TrainingError(f"{problem}; try a lower learning rate")
+                raise TrainingError(f"the loss of {name} is {loss.item()} at step {step}; try a lower learning rate")
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in training.optimizers:
@@ -123,12 +124,12 @@ def run(training: Training, folder: Path) -> Path:
                 bar.set_postfix_str(" ".join(f"{value:.3f}" for value in np.hstack(smooth)))
             for share in training.marks:
                 if progress < share <= seen / total:
-                    save(f"{training.name}-at-{round(100 * share):02d}")
+                    save(f"{name}-at-{round(100 * share):02d}")
             if now - saved_at > SAVE_EVERY_SECONDS or seen >= total:
                 weights = {"model": model.state_dict(), "optims": [o.state_dict() for o in training.optimizers]}
                 save_state(path, training.identity, **weights, step=step, seen=seen, seconds=seconds, curve=curve)
                 saved_at = now
-    return save(training.name)
+    return save(name)
 
 
 def machine() -> str:

@@ -22,9 +22,10 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 
 from .. import embedded
 from ..errors import SpeclibError
-from .corpus import Document
+from ..files import digest
+from .corpus import Corpus, Document
 from .loop import DEVICE, Training, adamw, distances, muon, run
-from .state import identity, need
+from .state import identity
 from .tokenizer import encoded
 
 LONGEST = 47  # tokens of a source, and of a target without its end-of-text
@@ -50,16 +51,8 @@ class Seq2SeqRecipe:
 
 T5_TARGET = Seq2SeqRecipe("t5-target", encoder_layers=3, decoder_layers=8, tokens=2_400_000)
 # The draft's encoder runs once a text: it may as well be as deep as the target's.
-T5_DRAFT = Seq2SeqRecipe(
-    "t5-draft",
-    encoder_layers=3,
-    decoder_layers=1,
-    tokens=320_000,
-    learning_rate=0.015,
-    embedding_rate=0.001,
-    batch_rows=32,
-    teacher="t5-target",
-)
+_GENTLY = {"learning_rate": 0.015, "embedding_rate": 0.001, "batch_rows": 32}
+T5_DRAFT = Seq2SeqRecipe("t5-draft", encoder_layers=3, decoder_layers=1, tokens=320_000, teacher="t5-target", **_GENTLY)
 PAIR = (T5_TARGET, T5_DRAFT)
 
 
@@ -73,16 +66,13 @@ def _swapped(match: re.Match) -> str:
     return word[0] + word[2] + word[1] + word[3:]
 
 
+OTHER_QUOTES = str.maketrans("'\"", "\"'")
+
 # (name, where the slip can happen, what it leaves, how often)
 SLIPS = (
     ("letters", re.compile(r"(?<![\w\\])[a-z_]{4,}\b"), _swapped, 0.08),
     ("case", re.compile(r"\b[a-z_]*[A-Z]\w*\b"), lambda match: match[0].lower(), 0.3),
-    (
-        "quotes",
-        re.compile(r"(['\"])([^'\"\n]+)\1"),
-        lambda match: ("'" if match[1] == '"' else '"').join(["", match[2], ""]),
-        0.25,
-    ),
+    ("quotes", re.compile(r"(['\"])([^'\"\n]+)\1"), lambda match: match[0].translate(OTHER_QUOTES), 0.25),
     ("blanks", re.compile(r"(?<=\S) (==|!=|<=|>=|\+=|-=|->|=|\+|-|\*|/|<|>|%) (?=\S)"), lambda match: match[1], 0.3),
     ("commas", re.compile(r", (?=\S)"), lambda match: ",", 0.25),
     ("colons", re.compile(r":$", re.M), lambda match: "", 0.4),
@@ -157,22 +147,16 @@ def build(
     recipe: Seq2SeqRecipe, tokenizer: PreTrainedTokenizerFast, embeddings: Tensor | None = None
 ) -> T5ForConditionalGeneration:
     """A freshly initialised T5. With the embeddings [V, d] of another model it starts from their main components."""
-    config = T5Config(
-        vocab_size=len(tokenizer),
-        d_model=recipe.width,
-        d_kv=recipe.width // recipe.heads,
-        d_ff=recipe.feed_forward,
-        num_layers=recipe.encoder_layers,
-        num_decoder_layers=recipe.decoder_layers,
-        num_heads=recipe.heads,
-        feed_forward_proj="gated-gelu",
-        relative_attention_max_distance=64,
-        dropout_rate=0.0,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.eos_token_id,
-    )
+    shape = {"d_model": recipe.width, "d_kv": recipe.width // recipe.heads, "d_ff": recipe.feed_forward}
+    shape |= {
+        "num_heads": recipe.heads,
+        "num_layers": recipe.encoder_layers,
+        "num_decoder_layers": recipe.decoder_layers,
+    }
+    kind = {"feed_forward_proj": "gated-gelu", "relative_attention_max_distance": 64, "dropout_rate": 0.0}
+    words = {"vocab_size": len(tokenizer), "tie_word_embeddings": True}
+    words |= dict.fromkeys(("pad_token_id", "eos_token_id", "decoder_start_token_id"), tokenizer.eos_token_id)
+    config = T5Config(**shape, **kind, **words)
     model = T5ForConditionalGeneration(config)
     if embeddings is not None:
         centred = embeddings.float() - embeddings.float().mean(0)
@@ -233,56 +217,47 @@ def loss_of(
     return (distances(logits, wanted)[0] * there).sum() / there.sum()
 
 
+def batch(sources: np.ndarray, targets: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Some rows of `tensors`, as they are learnt from."""
+    return tuple(torch.from_numpy(side[rows].astype(np.int64)).to(DEVICE) for side in (sources, targets))
+
+
 @torch.no_grad()
 def held_out_nats(model: T5ForConditionalGeneration, sources: np.ndarray, targets: np.ndarray) -> float:
     """Mean cross entropy in nats per target token."""
-    model.eval()
     total = count = 0.0
-    for k in range(0, len(sources), 64):
-        source, target = (torch.from_numpy(a[k : k + 64].astype(np.int64)).to(model.device) for a in (sources, targets))
-        with torch.autocast(source.device.type, dtype=torch.bfloat16):
-            logits = logits_of(model, source, target)
-        total += cross_entropy(
-            logits.float().flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="sum"
-        ).item()
-        count += (target != IGNORED).sum().item()
-    model.train()
+    for rows in np.array_split(np.arange(len(sources)), -(-len(sources) // 64)):
+        source, target = batch(sources, targets, rows)
+        there = (target != IGNORED).sum().item()
+        total, count = total + loss_of(model, source, target).item() * there, count + there
     return total / count
 
 
-def train(
-    recipe: Seq2SeqRecipe,
-    documents: list[Document],
-    held_out: list[Document],
-    tokenizer: PreTrainedTokenizerFast,
-    folder: Path,
-    embeddings: Tensor | None = None,
-    seed: int = 0,
-    compile: bool = True,
-) -> Path:
-    """Trains `recipe` on tasks made from `documents` and saves model and card under `folder`/name (see `loop.run`).
+def train(recipe: Seq2SeqRecipe, corpus: Corpus, folder: Path, seed: int = 0, compile: bool = True) -> Path:
+    """Trains `recipe` on tasks made from a corpus and saves model and card under `folder`/name (see `loop.run`).
 
-    embeddings: [V, d] of a finished model with the same tokenizer, to start from; a student starts from its teacher's
+    It starts from the embeddings of the causal target, if that has the same tokenizer, and a student from its teacher's
     first layers. Raises TrainingError if the teacher is missing, for a state of another training, or when the loss
     stops being finite.
     """
-    teacher, files = None, ()
+    tokenizer, embeddings, teacher = corpus.tokenizer, target_embeddings(folder, corpus.tokenizer), None
+    start = None if embeddings is None else digest(embeddings.float().cpu().numpy())
+    own = identity(recipe, corpus, seed, *([folder / recipe.teacher] if recipe.teacher else []), embeddings=start)
     if recipe.teacher:
-        need(recipe.name, folder / recipe.teacher)
         teacher = T5ForConditionalGeneration.from_pretrained(folder / recipe.teacher, dtype=torch.bfloat16)
-        teacher, files = teacher.to(DEVICE).eval(), (folder / recipe.teacher / "model.safetensors",)
+        teacher = teacher.to(DEVICE).eval()
     torch.manual_seed(seed)
     model = build(recipe, tokenizer, embeddings).to(DEVICE).train()
     if teacher is not None:
         model.load_state_dict(cut(teacher.state_dict(), recipe))
     # of the places looked at about a third hold a task, of about 35 tokens
-    sources, targets = tensors(examples(documents, tokenizer, recipe.tokens // 8, seed), tokenizer)
-    held = tensors(examples(held_out, tokenizer, 2000, seed=2), tokenizer)
+    sources, targets = tensors(examples(corpus.learnt, tokenizer, recipe.tokens // 8, seed), tokenizer)
+    held = tensors(examples(corpus.held_out, tokenizer, 2000, seed=2), tokenizer)
     loss_function = torch.compile(loss_of, dynamic=False) if compile else loss_of
 
     def step(number: int, progress: float):
         rows = np.arange(number * recipe.batch_rows, (number + 1) * recipe.batch_rows) % len(sources)
-        source, target = (torch.from_numpy(a[rows].astype(np.int64)).to(DEVICE) for a in (sources, targets))
+        source, target = batch(sources, targets, rows)
         loss = loss_function(model, source, target, teacher)
         return loss, [loss], int((target != IGNORED).sum())
 
@@ -297,11 +272,8 @@ def train(
             "held_out_nats_per_token": round(held_out_nats(model, *held), 4),
         }
 
-    start = [] if embeddings is None else [embeddings.float().cpu().numpy()]
-    texts = (document.text for document in (*documents, *held_out))
-    own = identity(tokenizer, *texts, *start, files=files, recipe=repr(recipe), seed=seed)
     columns = ("training loss (0.3 KL + TV)" if recipe.teacher else "training loss (nats)",)
-    return run(Training(recipe.name, model, optimizers(model, recipe), step, save, recipe.tokens, own, columns), folder)
+    return run(Training(recipe, model, optimizers(model, recipe), step, save, own, columns), folder)
 
 
 def target_embeddings(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Tensor | None:
