@@ -163,7 +163,7 @@ def test_training_lowers_the_loss_and_goes_on_after_a_kill(tokenizer, tmp_path, 
     with pytest.raises(TrainingError, match="needs target"):
         editor.train(recipe, texts, tmp_path)
     (target / "card.json").write_text("{}")
-    with pytest.raises(TrainingError, match="has 0 of fitting length, 6 of them held out"):
+    with pytest.raises(TrainingError, match="has 0 tasks for it to learn from, and 6 held out"):
         editor.train(recipe, dataclasses.replace(texts, learnt=[]), tmp_path)
     shutil.copytree(target, tmp_path / "cut/target")
     whole = editor.train(recipe, texts, tmp_path)

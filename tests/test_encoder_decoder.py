@@ -1,5 +1,6 @@
 """Encoder-decoder models: the law of generate(), its two caches, where its text starts, and how its pair is trained."""
 
+import dataclasses
 import json
 import random
 from functools import cache
@@ -355,6 +356,9 @@ def test_training_learns_resumes_and_distils(small, tmp_path, monkeypatch):
         run(recipe, tmp_path, seed=1)
     student = seq2seq.Seq2SeqRecipe("student", tokens=2_000, teacher="teacher", **shape)
     pair = speclib.load_pair(path, run(student, tmp_path))
+    prose = dataclasses.replace(texts, learnt=[Document("prose", "a", "Words. " * 99)])
+    with pytest.raises(errors.TrainingError, match="teacher learns to repair .* the corpus has 0 tasks for it"):
+        seq2seq.train(recipe, prose, tmp_path / "prose")
     with pytest.raises(errors.TrainingError, match="needs teacher"):
         run(student, tmp_path / "empty")
     out = generate(pair.target, "def total_3(Values,limit=3)", ModelDrafter(pair.draft), max_new_tokens=8)

@@ -97,6 +97,8 @@ def test_a_killed_run_ends_in_the_same_weights(texts, tmp_path):
     one, other = state(straight, "base"), state(resumed, "base")
     assert one["step"] == other["step"] == 12 and one["seen"] == 12 * 64
     assert same(one["model"], other["model"]) and same(one["optims"], other["optims"])
+    rates = [optim["param_groups"][0]["lr"] for optim in one["optims"]]
+    assert rates == pytest.approx([rate * loop.schedule(11 / 12) for rate in (BASE.learning_rate, BASE.embedding_rate)])
     assert [row[:2] for row in one["curve"]] == [row[:2] for row in other["curve"]] or len(one["curve"]) == len(
         other["curve"]
     )
@@ -119,14 +121,28 @@ def test_a_killed_run_ends_in_the_same_weights(texts, tmp_path):
     assert not list(tmp_path.glob("*/*.partial"))
 
 
-def test_a_state_of_another_recipe_or_seed_is_refused(texts, tmp_path):
+def test_a_state_of_another_training_is_refused(texts, tmp_path):
+    run(BASE, texts, tmp_path)
     with killed_at(2):
-        run(BASE, texts, tmp_path)
-    before = (tmp_path / "base.state").read_bytes()
-    for recipe, seed in ((dataclasses.replace(BASE, learning_rate=0.5), 0), (BASE, 1)):
-        with pytest.raises(TrainingError, match="belongs to another training .other (recipe|seed).; delete it"):
-            run(recipe, texts, tmp_path, seed)
-    assert (tmp_path / "base.state").read_bytes() == before
+        run(GROWN, texts, tmp_path)
+    before = (tmp_path / "grown.state").read_bytes()
+    another = train_tokenizer(["quite another text, and quite other merges of its letters\n"] * 20, vocabulary=280)
+    other = {
+        "recipe": (dataclasses.replace(GROWN, learning_rate=0.5), texts, 0),
+        "seed": (GROWN, texts, 1),
+        "corpus": (GROWN, dataclasses.replace(texts, tokens=texts.tokens[::-1]), 0),
+        "tokenizer": (GROWN, dataclasses.replace(texts, tokenizer=another), 0),
+    }
+    for what, (recipe, corpus_, seed) in other.items():
+        with pytest.raises(TrainingError, match=f"belongs to another training .other {what}.; delete it"):
+            run(recipe, corpus_, tmp_path, seed)
+    (tmp_path / "base.state").unlink()
+    run(BASE, texts, tmp_path, seed=1)
+    with pytest.raises(TrainingError, match="belongs to another training .other weights.; delete it"):
+        run(GROWN, texts, tmp_path)
+    assert (tmp_path / "grown.state").read_bytes() == before
+    with pytest.raises(TrainingError, match="grown needs base, which is not in .*empty; train it first"):
+        run(GROWN, texts, tmp_path / "empty")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a state at all"], ids=["empty", "garbage"])

@@ -18,18 +18,16 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrize
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ..errors import TrainingError
 from ..model import adapter
 from ..model.language_model import EDITOR
 from .corpus import Corpus, Document
-from .loop import DEVICE, Training, adamw, run
+from .loop import DEVICE, IGNORED, Training, adamw, run
 from .recipes import TARGET
 from .state import identity
-from .tokenizer import encoded
+from .tokenizer import check_tasks, encoded
 from .train import load
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj")
-IGNORED = -100  # what cross_entropy passes over
 SUFFIXES = "again copy new old two next other alt fast slow".split()
 TOO_COMMON = (
     "self and are assert def del elif else except for from global import lambda not pass raise return the "
@@ -55,9 +53,11 @@ Task = tuple[list[int], list[int]]  # the ids of a text, and of the answer that 
 # ---------------------------------------------------------------------------------------------------------
 
 
-def functions(document: Document) -> list[str]:
-    """Every whole function of a file that says nothing about its result's type, methods moved to the left margin."""
-    found = re.finditer(r"^( *)def \w+\([^)]*\):\n(?:(?:\1    .*)?\n)+", document.text, re.M)
+def functions(document: Document, margin: str = " *") -> list[str]:
+    """Every whole function of a file that says nothing about its result's type, methods moved to the left margin; only
+    those that stand there already if `margin` is empty.
+    """
+    found = re.finditer(rf"^({margin})def \w+\([^)]*\):\n(?:(?:\1    .*)?\n)+", document.text, re.M)
     whole = [textwrap.dedent(match.group(0)).rstrip() for match in found]
     return [function for function in whole if "):\n" in function]  # some have nothing but blank lines below them
 
@@ -189,11 +189,7 @@ def train(recipe: Editor, corpus: Corpus, folder: Path, seed: int = 0, compile: 
     """
     own = identity(recipe, corpus, seed, folder / TARGET.name)
     learnt, unseen = (tasks(documents, corpus.tokenizer, seed) for documents in (corpus.learnt, corpus.held_out))
-    if not learnt or not unseen:
-        raise TrainingError(
-            f"{recipe.name} learns to copy Python functions, and the corpus has {len(learnt)} of fitting length, "
-            f"{len(unseen)} of them held out"
-        )
+    check_tasks(recipe.name, "copy Python functions", learnt, unseen)
     torch.manual_seed(seed)
     model = load(folder / TARGET.name, torch.float32)
     adapters = adapt(model, recipe.rank)

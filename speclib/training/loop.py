@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax
+from torch.nn.functional import cross_entropy, log_softmax
 from tqdm.auto import tqdm
 
 from ..errors import TrainingError
@@ -22,6 +22,7 @@ from .state import load_state, save_card, save_state
 
 SAVE_EVERY_SECONDS = 120
 CURVE_EVERY_STEPS = 50
+IGNORED = -100  # the label of what is not learnt
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -73,6 +74,21 @@ def distances(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     p = teacher.exp()
     variation = 0.5 * (p - student.exp()).abs().sum(-1)
     return variation + 0.3 * (p * (teacher - student)).sum(-1), variation
+
+
+def language_loss(logits_of: Callable[[nn.Module], Tensor], labels: Tensor, model, teacher=None) -> Tensor:
+    """Mean loss per token of logits_of(model) [B, T, V]: cross entropy in nats with labels [B, T], or with a teacher
+    the `distances` from it. Where a label is IGNORED there is nothing.
+    """
+    with torch.autocast(labels.device.type, dtype=torch.bfloat16):
+        logits = logits_of(model)
+        if teacher is not None:
+            with torch.no_grad():
+                wanted = logits_of(teacher)
+    if teacher is None:
+        return cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+    there = labels != IGNORED
+    return (distances(logits, wanted)[0] * there).sum() / there.sum()
 
 
 def run(training: Training, folder: Path) -> Path:

@@ -16,20 +16,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from .. import embedded
 from ..errors import SpeclibError
 from ..files import digest
 from .corpus import Corpus, Document
-from .loop import DEVICE, Training, adamw, distances, muon, run
+from .loop import DEVICE, IGNORED, Training, adamw, language_loss, muon, run
+from .recipes import TARGET
 from .state import identity
-from .tokenizer import encoded
+from .tokenizer import check_tasks, encoded
 
 LONGEST = 47  # tokens of a source, and of a target without its end-of-text
-IGNORED = -100  # labels that cross_entropy leaves out
 
 
 @dataclass(frozen=True)
@@ -107,25 +107,16 @@ def examples(documents: list[Document], tokenizer: PreTrainedTokenizerFast, coun
     tokens.
     """
     rng = random.Random(seed)
-    found = [
-        {"source": name, "text": mangle(text, rng), "answer": text} for name, text in snippets(documents, rng, count)
-    ]
-    found = [e for e in found if e["text"] != e["answer"]]
-    return [e for e, ids in zip(found, encoded(found, tokenizer), strict=True) if _fits(*map(len, ids))]
-
-
-def _fits(*sizes: int) -> bool:
-    return min(sizes) >= 12 and max(sizes) <= LONGEST
+    found = [(name, mangle(text, rng), text) for name, text in snippets(documents, rng, count)]
+    found = [{"source": name, "text": text, "answer": answer} for name, text, answer in found if text != answer]
+    sizes = [[len(ids) for ids in both] for both in encoded(found, tokenizer)]
+    return [e for e, both in zip(found, sizes, strict=True) if min(both) >= 12 and max(both) <= LONGEST]
 
 
 def repair_prompts(held_out: list[Document], tokenizer: PreTrainedTokenizerFast, count: int = 60) -> list[dict]:
     """Held-out tasks for `held_out.json`, no two from the same place."""
-    found = {
-        e["answer"]: e
-        for e in examples(held_out, tokenizer, 40 * count, seed=1)
-        if len(tokenizer(e["answer"])["input_ids"]) >= 28
-    }
-    return list(found.values())[:count]
+    found = {e["answer"]: e for e in examples(held_out, tokenizer, 40 * count, seed=1)}
+    return [e for answer, e in found.items() if len(tokenizer(answer)["input_ids"]) >= 28][:count]
 
 
 def tensors(tasks: list[dict], tokenizer: PreTrainedTokenizerFast) -> tuple[np.ndarray, np.ndarray]:
@@ -148,16 +139,11 @@ def build(
 ) -> T5ForConditionalGeneration:
     """A freshly initialised T5. With the embeddings [V, d] of another model it starts from their main components."""
     shape = {"d_model": recipe.width, "d_kv": recipe.width // recipe.heads, "d_ff": recipe.feed_forward}
-    shape |= {
-        "num_heads": recipe.heads,
-        "num_layers": recipe.encoder_layers,
-        "num_decoder_layers": recipe.decoder_layers,
-    }
+    shape |= {"num_layers": recipe.encoder_layers, "num_decoder_layers": recipe.decoder_layers}
     kind = {"feed_forward_proj": "gated-gelu", "relative_attention_max_distance": 64, "dropout_rate": 0.0}
     words = {"vocab_size": len(tokenizer), "tie_word_embeddings": True}
     words |= dict.fromkeys(("pad_token_id", "eos_token_id", "decoder_start_token_id"), tokenizer.eos_token_id)
-    config = T5Config(**shape, **kind, **words)
-    model = T5ForConditionalGeneration(config)
+    model = T5ForConditionalGeneration(T5Config(num_heads=recipe.heads, **shape, **kind, **words))
     if embeddings is not None:
         centred = embeddings.float() - embeddings.float().mean(0)
         directions = torch.linalg.svd(centred.T @ centred)[0][:, : recipe.width]
@@ -165,17 +151,6 @@ def build(
             main = centred @ directions
             model.shared.weight.copy_(main / main.std())
     return model
-
-
-def cut(state: dict[str, Tensor], recipe: Seq2SeqRecipe) -> dict[str, Tensor]:
-    """The first layers of a model's weights, as many as the recipe has: where its student starts."""
-    layers = {"encoder": recipe.encoder_layers, "decoder": recipe.decoder_layers}
-
-    def kept(name):
-        stack, _, rest = name.partition(".block.")
-        return not rest or int(rest.split(".")[0]) < layers[stack]
-
-    return {name: value for name, value in state.items() if kept(name)}
 
 
 def optimizers(model: T5ForConditionalGeneration, recipe: Seq2SeqRecipe) -> list[torch.optim.Optimizer]:
@@ -202,19 +177,9 @@ def logits_of(model: T5ForConditionalGeneration, source: Tensor, target: Tensor)
     ).logits
 
 
-def loss_of(
-    model: T5ForConditionalGeneration, source: Tensor, target: Tensor, teacher: T5ForConditionalGeneration | None = None
-) -> Tensor:
-    """Mean loss per target token: cross entropy in nats, or with a teacher the `distances` from it."""
-    with torch.autocast(source.device.type, dtype=torch.bfloat16):
-        logits = logits_of(model, source, target)
-        if teacher is not None:
-            with torch.no_grad():
-                wanted = logits_of(teacher, source, target)
-    if teacher is None:
-        return cross_entropy(logits.float().flatten(0, 1), target.flatten(), ignore_index=IGNORED)
-    there = target != IGNORED
-    return (distances(logits, wanted)[0] * there).sum() / there.sum()
+def loss_of(model, source: Tensor, target: Tensor, teacher: T5ForConditionalGeneration | None = None) -> Tensor:
+    """The `language_loss` on targets [B, T] for sources [B, S]."""
+    return language_loss(lambda m: logits_of(m, source, target), target, model, teacher)
 
 
 def batch(sources: np.ndarray, targets: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -249,10 +214,12 @@ def train(recipe: Seq2SeqRecipe, corpus: Corpus, folder: Path, seed: int = 0, co
     torch.manual_seed(seed)
     model = build(recipe, tokenizer, embeddings).to(DEVICE).train()
     if teacher is not None:
-        model.load_state_dict(cut(teacher.state_dict(), recipe))
+        model.load_state_dict({name: teacher.state_dict()[name] for name in model.state_dict()})
     # of the places looked at about a third hold a task, of about 35 tokens
-    sources, targets = tensors(examples(corpus.learnt, tokenizer, recipe.tokens // 8, seed), tokenizer)
-    held = tensors(examples(corpus.held_out, tokenizer, 2000, seed=2), tokenizer)
+    learnt = examples(corpus.learnt, tokenizer, max(400, recipe.tokens // 8), seed)
+    unseen = examples(corpus.held_out, tokenizer, 2000, seed=2)
+    check_tasks(recipe.name, "repair Python source", learnt, unseen)
+    (sources, targets), held = tensors(learnt, tokenizer), tensors(unseen, tokenizer)
     loss_function = torch.compile(loss_of, dynamic=False) if compile else loss_of
 
     def step(number: int, progress: float):
@@ -280,10 +247,9 @@ def target_embeddings(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Tenso
     """The input embeddings [V, d] of the causal target in `folder`, or of the embedded one: if it has this
     tokenizer.
     """
-    from safetensors.torch import load_file
-
+    own = folder / TARGET.name
     try:
-        source = folder / "target" if (folder / "target" / "card.json").exists() else embedded.fetch("models/target")
+        source = own if (own / "card.json").exists() else embedded.fetch(f"models/{TARGET.name}")
     except SpeclibError:
         return None
     alike = PreTrainedTokenizerFast.from_pretrained(source).get_vocab() == tokenizer.get_vocab()

@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pooch
 import torch
-from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ..errors import TrainingError
 from ..files import code_version, digest
 from .corpus import Corpus, kept
-from .loop import DEVICE, Training, adamw, distances, muon, run
+from .loop import DEVICE, Training, adamw, language_loss, muon, run
 from .recipes import Recipe
 from .state import identity, read_card
 
@@ -101,15 +100,8 @@ def optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Opti
 
 
 def loss_of(model, inputs: torch.Tensor, teacher=None) -> torch.Tensor:
-    """Mean loss per token of inputs [B, T + 1]: cross entropy in nats, or with a teacher the `distances` from it."""
-    with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
-        logits = model(inputs[:, :-1], use_cache=False).logits  # [B, T, V]
-        if teacher is not None:
-            with torch.no_grad():
-                wanted = teacher(inputs[:, :-1], use_cache=False).logits
-    if teacher is None:
-        return cross_entropy(logits.float().flatten(0, 1), inputs[:, 1:].flatten())
-    return distances(logits, wanted)[0].mean()
+    """The `language_loss` on tokens [B, T + 1]."""
+    return language_loss(lambda m: m(inputs[:, :-1], use_cache=False).logits, inputs[:, 1:], model, teacher)
 
 
 @torch.no_grad()
