@@ -18,7 +18,7 @@ BUDGETS = {  # room: (code lines at most, what it ought to come down to)
     "drafters": (1240, 1150),
     "loop": (910, 550),
     "measure": (1280, 650),
-    "training": (960, 800),
+    "training": (959, 800),
     "museum": (445, 400),
     "exactness": (950, 950),
     "workbook": (2240, 1500),

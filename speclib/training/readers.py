@@ -43,10 +43,10 @@ class Reader:
     discount: float = 1.0  # what each further guess weighs in the loss, which the check reaches less often
 
 
-READERS = {
-    "heads": Reader("heads", 600_000),
-    "exits": Reader("exits", 400_000),
-    "eagle": Reader("eagle", 6_000_000, muon_rate=0.02, rows=8, samples=0.25, discount=0.8),
+READERS = {  # tokens: steps x those of a batch
+    "heads": Reader("heads", 585 * 1024),
+    "exits": Reader("exits", 390 * 1024),
+    "eagle": Reader("eagle", 2929 * 2048, muon_rate=0.02, rows=8, samples=0.25, discount=0.8),
 }
 
 
