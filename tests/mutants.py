@@ -142,7 +142,12 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("a model's text is markup", "loop/trace.py", "html.escape(text, quote=True)", "text", TRACE),
     ("a model's text may start a formula", "loop/trace.py", '.replace("$", "&#36;")', "", TRACE),
     ("control characters reach the page", "loop/trace.py", 'c if c.isprintable() or c in HARMLESS else "\\N{REPLACEMENT CHARACTER}"', "c", TRACE),
-    ("a resumed training forgets its optimisers", "training/train.py", "optim.load_state_dict(saved)", "pass", TRAINING),
+    ("a resumed training forgets its optimisers", "training/loop.py", "optimizer.load_state_dict(saved)", "pass", TRAINING),
+    ("a resumed training reads from the start", "training/loop.py", "step, seen, seconds, curve = (state", "_, seen, seconds, curve = (state", TRAINING),
+    ("a training's rates do not follow their schedule", "training/loop.py", 'group["rate"] * factor', 'group["rate"]', TRAINING),
+    ("a student's loss is not what the acceptance is", "training/loop.py", "return variation + 0.3 * ", "return 0 * variation + 0.3 * ", TRAINING),
+    ("a state does not say what it read", "training/state.py", '"corpus": corpus.digest', '"corpus": ""', TRAINING),
+    ("a state does not say what it was taught by", "training/state.py", '"weights": weights}', '"weights": {}}', TRAINING),
     ("a resumed training takes any state", "training/state.py", "if found != identity:", "if False:", TRAINING),
     # files and consoles
     ("a stop string is looked for in too short an end", "loop/stops.py", "len(decode(tokens[:-1])) - lead >= longest + LEAD", "True", STOPS),

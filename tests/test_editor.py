@@ -2,13 +2,16 @@
 target does not.
 """
 
+import dataclasses
 import json
 import random
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from test_training import killed_at
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import speclib
@@ -16,8 +19,8 @@ from speclib import adapter, embedded, leaderboard
 from speclib.drafters import LookupDrafter, ModelDrafter
 from speclib.errors import ModelLoadError, TrainingError
 from speclib.model.language_model import EDITOR
-from speclib.training import editor
-from speclib.training.corpus import Document
+from speclib.training import editor, loop
+from speclib.training.corpus import Corpus, Document
 
 GREEDY = speclib.Sampling(temperature=0)
 SOURCE = '''\
@@ -154,40 +157,29 @@ def small_target(folder, vocabulary, seed=0):
 
 
 def test_training_lowers_the_loss_and_goes_on_after_a_kill(tokenizer, tmp_path, monkeypatch):
-    target = small_target(tmp_path / "target", len(tokenizer))
-    arguments = documents(30), documents(33)[30:], tokenizer, target
-    with pytest.raises(TrainingError, match="finished target"):
-        editor.train(*arguments, tmp_path)
+    target, nothing = small_target(tmp_path / "target", len(tokenizer)), np.zeros(0, np.uint16)
+    texts = Corpus(tokenizer, documents(30), documents(33)[30:], nothing, nothing)
+    recipe = editor.Editor(tokens=40 * 4 * 160, rows=4)
+    with pytest.raises(TrainingError, match="needs target"):
+        editor.train(recipe, texts, tmp_path)
     (target / "card.json").write_text("{}")
-    with pytest.raises(TrainingError, match="has 0 of fitting length, 6 of them held out"):
-        editor.train([], *arguments[1:], tmp_path)
-    options = {"amount": 40 * 4 * 160, "rows": 4}
-    whole = editor.train(*arguments, tmp_path / "whole", **options)
+    with pytest.raises(TrainingError, match="has 0 tasks for it to learn from, and 6 held out"):
+        editor.train(recipe, dataclasses.replace(texts, learnt=[]), tmp_path)
+    shutil.copytree(target, tmp_path / "cut/target")
+    whole = editor.train(recipe, texts, tmp_path)
     card = json.loads((whole / "card.json").read_text())
-    plain = LlamaForCausalLM.from_pretrained(target, dtype=torch.float32)
-    assert (
-        card["held_out_nats_per_token"]
-        < editor.held_out_loss(plain, editor.tasks(arguments[1], tokenizer), rows=8)[0] - 0.1
-    )
+    plain = LlamaForCausalLM.from_pretrained(target, dtype=torch.float32).to(loop.DEVICE)
+    nats, _ = editor.held_out_loss(plain, editor.tasks(texts.held_out, tokenizer), rows=8)
+    assert card["held_out_nats_per_token"] < nats - 0.1
     assert card["adapter_of"] == "target" and card["parameters"] == sum(
         t.numel() for t in adapter.load_file(whole / adapter.FILE).values()
     )
-
-    calls, real = iter(range(100)), editor.loss_of
-
-    def killed(*arguments):
-        if next(calls) == 20:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(editor, "SAVE_EVERY_SECONDS", -1)
-    with monkeypatch.context() as patch:
-        patch.setattr(editor, "loss_of", killed)
-        with pytest.raises(KeyboardInterrupt):
-            editor.train(*arguments, tmp_path / "cut", **options)
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", -1)
+    with killed_at(20):
+        editor.train(recipe, texts, tmp_path / "cut")
     with pytest.raises(TrainingError, match="belongs to another training"):
-        editor.train(*arguments, tmp_path / "cut", **options, seed=1)
-    resumed = editor.train(*arguments, tmp_path / "cut", **options)
+        editor.train(recipe, texts, tmp_path / "cut", seed=1)
+    resumed = editor.train(recipe, texts, tmp_path / "cut")
     assert (resumed / adapter.FILE).read_bytes() == (whole / adapter.FILE).read_bytes()
 
 

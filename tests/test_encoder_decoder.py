@@ -1,11 +1,14 @@
 """Encoder-decoder models: the law of generate(), its two caches, where its text starts, and how its pair is trained."""
 
+import dataclasses
 import json
 import random
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
+from test_training import killed_at
 from transformers import (
     DynamicCache,
     EncoderDecoderCache,
@@ -23,8 +26,8 @@ from speclib.law.exact import TableModel, law_variation, max_difference, outcome
 from speclib.law.statistics import g_test
 from speclib.model.context import EncoderDecoderContext
 from speclib.museum import threshold_law
-from speclib.training import seq2seq
-from speclib.training.corpus import Document
+from speclib.training import loop, seq2seq
+from speclib.training.corpus import Corpus, Document
 from speclib.training.tokenizer import train_tokenizer
 
 PROMPT = [1, 0, 1, 1, 0]
@@ -334,10 +337,9 @@ def test_training_learns_resumes_and_distils(small, tmp_path, monkeypatch):
     documents, tokenizer = small
     shape = {"encoder_layers": 1, "decoder_layers": 1, "width": 32, "heads": 2, "feed_forward": 32, "batch_rows": 16}
     recipe = seq2seq.Seq2SeqRecipe("teacher", tokens=8_000, **shape)
-    monkeypatch.setattr(seq2seq, "SAVE_EVERY_SECONDS", 0)
-    run = lambda recipe, folder, seed=0: seq2seq.train(
-        recipe, documents[:1], documents[1:], tokenizer, folder, seed=seed, compile=False
-    )
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0)
+    texts = Corpus(tokenizer, documents[:1], documents[1:], *[np.zeros(0, np.uint16)] * 2)
+    run = lambda recipe, folder, seed=0: seq2seq.train(recipe, texts, folder, seed, compile=False)
     path = run(recipe, tmp_path)
     card = json.loads((path / "card.json").read_text())
     assert (
@@ -345,15 +347,8 @@ def test_training_learns_resumes_and_distils(small, tmp_path, monkeypatch):
         and card["tokens_seen"] >= 8_000
     )
 
-    def stop(*args, **options):
-        raise KeyboardInterrupt
-
-    saved = torch.save
-    calls = iter(range(100))
-    monkeypatch.setattr(torch, "save", lambda *args: stop() if next(calls) == 2 else saved(*args))
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at(2):
         run(recipe, tmp_path / "again")
-    monkeypatch.setattr(torch, "save", saved)
     again = run(recipe, tmp_path / "again")
     weights = [T5ForConditionalGeneration.from_pretrained(p).state_dict() for p in (path, again)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -361,6 +356,9 @@ def test_training_learns_resumes_and_distils(small, tmp_path, monkeypatch):
         run(recipe, tmp_path, seed=1)
     student = seq2seq.Seq2SeqRecipe("student", tokens=2_000, teacher="teacher", **shape)
     pair = speclib.load_pair(path, run(student, tmp_path))
+    prose = dataclasses.replace(texts, learnt=[Document("prose", "a", "Words. " * 99)])
+    with pytest.raises(errors.TrainingError, match="teacher learns to repair .* the corpus has 0 tasks for it"):
+        seq2seq.train(recipe, prose, tmp_path / "prose")
     with pytest.raises(errors.TrainingError, match="needs teacher"):
         run(student, tmp_path / "empty")
     out = generate(pair.target, "def total_3(Values,limit=3)", ModelDrafter(pair.draft), max_new_tokens=8)

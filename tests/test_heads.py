@@ -2,10 +2,14 @@
 test_every_guesser.py.
 """
 
+import dataclasses
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from test_layer_skip import GREEDY, tiny
+from test_training import killed_at
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import speclib
@@ -16,7 +20,10 @@ from speclib.drafters.layer_skip import read_exits
 from speclib.errors import IncompatibleModels, InvalidArgument, TrainingError
 from speclib.law.distributions import Sampling, seeded
 from speclib.law.exact import TableModel, max_difference, outcomes, plain_law
+from speclib.training import loop
 from speclib.training import readers as training
+from speclib.training.corpus import Corpus
+from speclib.training.tokenizer import train_tokenizer
 
 
 def some_heads(count=3, width=8):
@@ -121,28 +128,21 @@ def test_training_raises_the_overlap_and_goes_on_after_a_kill(name, read, tmp_pa
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "target")
     tokens = np.random.default_rng(0).integers(0, 40, 20_000).astype(np.uint16)
-    with pytest.raises(TrainingError, match="finished target"):
-        training.train(name, tokens, tokens[-2000:], tmp_path / "target", tmp_path, 1000)
+    texts = Corpus(train_tokenizer(["some words"], 260), [], [], tokens, tokens[-2000:])
+    reader = dataclasses.replace(training.READERS[name], tokens=60 * 4 * 32, width=32, rows=4)
+    monkeypatch.setattr(training, "samples_of", lambda folder, tokens: tokens[::-1])
+    with pytest.raises(TrainingError, match="needs target"):
+        training.train(reader, texts, tmp_path, compile=False)
     (tmp_path / "target/card.json").write_text("{}")
-    options = {"amount": 60 * 4 * 32, "width": 32, "rows": 4, "samples": tokens[::-1]}
-    whole = training.train(name, tokens, tokens[-2000:], tmp_path / "target", tmp_path / "whole", **options)
-    reader, target = training.READERS[name], LlamaForCausalLM.from_pretrained(tmp_path / "target").eval()
-    before = training.held_out_overlap(reader, reader.make(target), target, tokens[-2000:])
-    after = training.held_out_overlap(reader, read(whole).float(), target, tokens[-2000:])
+    shutil.copytree(tmp_path / "target", tmp_path / "cut/target")
+    whole, target = training.train(reader, texts, tmp_path, compile=False), training.load(tmp_path / "target")
+    before, after = (
+        training.held_out_overlap(reader, module.to(target.device), target, tokens[-2000:])
+        for module in (training.make(name, target), read(whole).float())
+    )
     assert np.mean(after) > np.mean(before) + 0.02
-
-    calls = iter(range(100))
-    real = training.loss_of
-
-    def killed(*arguments):
-        if next(calls) == 30:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(training, "SAVE_EVERY_SECONDS", 0)
-    monkeypatch.setattr(training, "loss_of", killed)
-    with pytest.raises(KeyboardInterrupt):
-        training.train(name, tokens, tokens[-2000:], tmp_path / "target", tmp_path / "cut", **options)
-    monkeypatch.setattr(training, "loss_of", real)
-    resumed = training.train(name, tokens, tokens[-2000:], tmp_path / "target", tmp_path / "cut", **options)
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0)
+    with killed_at(30):
+        training.train(reader, texts, tmp_path / "cut", compile=False)
+    resumed = training.train(reader, texts, tmp_path / "cut", compile=False)
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

@@ -4,6 +4,7 @@ line.
 
 import dataclasses
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from speclib.errors import TrainingError
-from speclib.training import corpus, train
+from speclib.training import corpus, loop, train
 from speclib.training.recipes import LADDER, SHALLOW, TARGET, Recipe
 from speclib.training.tokenizer import train_tokenizer
 
@@ -38,45 +39,34 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def tokens(tokenizer):
-    return np.random.default_rng(0).integers(0, 280, 4000).astype(np.uint16)
+def texts(tokenizer):
+    tokens = np.random.default_rng(0).integers(0, 280, 4000).astype(np.uint16)
+    return corpus.Corpus(tokenizer, [], [corpus.Document("a", "a/b.py", "word " * 400)], tokens[:3500], tokens[3500:])
 
 
 @pytest.fixture(autouse=True)
 def every_step_is_saved(monkeypatch):
-    monkeypatch.setattr(train, "SAVE_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr(train, "samples_of", lambda folder, tokens: tokens[::-1].copy())
 
 
-def run(recipe, tokens, tokenizer, folder, seed=0):
-    teacher = LlamaForCausalLM.from_pretrained(folder / "base", dtype=torch.float32).eval() if recipe.teacher else None
-    return train.train(
-        recipe,
-        tokens[:3500],
-        tokens[3500:],
-        2000,
-        tokenizer,
-        folder,
-        teacher,
-        tokens[::-1].copy() if teacher else None,
-        seed,
-        compile=False,
-    )
+def run(recipe, texts, folder, seed=0):
+    return train.train(recipe, texts, folder, seed, compile=False)
 
 
-def killed_at(step, monkeypatch, recipe, tokens, tokenizer, folder):
-    """Runs until the loss of that step is asked for, then dies as Ctrl-C would have it."""
-    calls, honest = [], train.loss_of
+@contextmanager
+def killed_at(step):
+    """Whatever is trained in the block dies before that step, as Ctrl-C would have it."""
+    steps, honest = iter(range(step)), loop.schedule
 
-    def loss(*arguments):
-        calls.append(1)
-        if len(calls) > step:
+    def schedule(progress):
+        if next(steps, None) is None:
             raise KeyboardInterrupt
-        return honest(*arguments)
+        return honest(progress)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "loss_of", loss)
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe, tokens, tokenizer, folder)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "schedule", schedule)
+        yield
 
 
 def state(folder, name):
@@ -94,17 +84,21 @@ def same(one, other):
     return one == other
 
 
-def test_a_killed_run_ends_in_the_same_weights(monkeypatch, tokens, tokenizer, tmp_path):
+def test_a_killed_run_ends_in_the_same_weights(texts, tmp_path):
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    run(BASE, tokens, tokenizer, straight)
-    killed_at(5, monkeypatch, BASE, tokens, tokenizer, resumed)
+    run(BASE, texts, straight)
+    with killed_at(5):
+        run(BASE, texts, resumed)
     assert state(resumed, "base")["step"] == 5 and not (resumed / "base").exists()
     assert not same(state(resumed, "base")["model"], state(straight, "base")["model"])
-    killed_at(3, monkeypatch, BASE, tokens, tokenizer, resumed)  # again, after three steps more
-    run(BASE, tokens, tokenizer, resumed)
+    with killed_at(3):  # again, after three steps more
+        run(BASE, texts, resumed)
+    run(BASE, texts, resumed)
     one, other = state(straight, "base"), state(resumed, "base")
     assert one["step"] == other["step"] == 12 and one["seen"] == 12 * 64
     assert same(one["model"], other["model"]) and same(one["optims"], other["optims"])
+    rates = [optim["param_groups"][0]["lr"] for optim in one["optims"]]
+    assert rates == pytest.approx([rate * loop.schedule(11 / 12) for rate in (BASE.learning_rate, BASE.embedding_rate)])
     assert [row[:2] for row in one["curve"]] == [row[:2] for row in other["curve"]] or len(one["curve"]) == len(
         other["curve"]
     )
@@ -113,8 +107,9 @@ def test_a_killed_run_ends_in_the_same_weights(monkeypatch, tokens, tokenizer, t
     # the recipe that starts from it, grown by a layer and taught by it
     for folder in (straight, resumed):
         if folder == resumed:
-            killed_at(7, monkeypatch, GROWN, tokens, tokenizer, folder)
-        run(GROWN, tokens, tokenizer, folder)
+            with killed_at(7):
+                run(GROWN, texts, folder)
+        run(GROWN, texts, folder)
     assert same(state(straight, "grown")["model"], state(resumed, "grown")["model"])
     cards = {path.parent.name: json.loads(path.read_text()) for path in straight.glob("*/card.json")}
     assert cards.keys() == {"base", "base-at-50", "grown"}
@@ -126,26 +121,41 @@ def test_a_killed_run_ends_in_the_same_weights(monkeypatch, tokens, tokenizer, t
     assert not list(tmp_path.glob("*/*.partial"))
 
 
-def test_a_state_of_another_recipe_or_seed_is_refused(tokens, tokenizer, tmp_path, monkeypatch):
-    killed_at(2, monkeypatch, BASE, tokens, tokenizer, tmp_path)
-    before = (tmp_path / "base.state").read_bytes()
-    for recipe, seed in ((dataclasses.replace(BASE, learning_rate=0.5), 0), (BASE, 1)):
-        with pytest.raises(TrainingError, match="belongs to another training .other (recipe|seed).; delete it"):
-            run(recipe, tokens, tokenizer, tmp_path, seed)
-    assert (tmp_path / "base.state").read_bytes() == before
+def test_a_state_of_another_training_is_refused(texts, tmp_path):
+    run(BASE, texts, tmp_path)
+    with killed_at(2):
+        run(GROWN, texts, tmp_path)
+    before = (tmp_path / "grown.state").read_bytes()
+    another = train_tokenizer(["quite another text, and quite other merges of its letters\n"] * 20, vocabulary=280)
+    other = {
+        "recipe": (dataclasses.replace(GROWN, learning_rate=0.5), texts, 0),
+        "seed": (GROWN, texts, 1),
+        "corpus": (GROWN, dataclasses.replace(texts, tokens=texts.tokens[::-1]), 0),
+        "tokenizer": (GROWN, dataclasses.replace(texts, tokenizer=another), 0),
+    }
+    for what, (recipe, corpus_, seed) in other.items():
+        with pytest.raises(TrainingError, match=f"belongs to another training .other {what}.; delete it"):
+            run(recipe, corpus_, tmp_path, seed)
+    (tmp_path / "base.state").unlink()
+    run(BASE, texts, tmp_path, seed=1)
+    with pytest.raises(TrainingError, match="belongs to another training .other weights.; delete it"):
+        run(GROWN, texts, tmp_path)
+    assert (tmp_path / "grown.state").read_bytes() == before
+    with pytest.raises(TrainingError, match="grown needs base, which is not in .*empty; train it first"):
+        run(GROWN, texts, tmp_path / "empty")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a state at all"], ids=["empty", "garbage"])
-def test_a_damaged_state_is_one_clear_line(content, tokens, tokenizer, tmp_path):
+def test_a_damaged_state_is_one_clear_line(content, texts, tmp_path):
     (tmp_path / "base.state").write_bytes(content)
     with pytest.raises(TrainingError, match="delete it to start afresh"):
-        run(BASE, tokens, tokenizer, tmp_path)
+        run(BASE, texts, tmp_path)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tokens, tokenizer, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run(texts, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "loss_of", lambda *_: torch.tensor(float("nan"), requires_grad=True))
     with pytest.raises(TrainingError, match="loss of base is nan at step 0"):
-        run(BASE, tokens, tokenizer, tmp_path)
+        run(BASE, texts, tmp_path)
 
 
 def test_a_grown_model_computes_the_same_function():

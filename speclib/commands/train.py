@@ -7,22 +7,22 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pooch
-import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from .. import embedded
 from ..errors import TrainingError
-from ..files import check_folder, code_version, digest, reading, replacing, write_text
-from ..model.language_model import EDITOR
-from ..training import corpus, editor, prompts, readers, seq2seq
-from ..training.recipes import LADDER, SHALLOW, TARGET, UNSHIPPED, Recipe
-from ..training.state import finished
+from ..files import check_folder, reading, replacing, write_text
+from ..training import corpus, editor, prompts, readers, seq2seq, train
+from ..training.recipes import LADDER, SHALLOW, TARGET, UNSHIPPED
+from ..training.state import finished, read_card
 from ..training.tokenizer import train_tokenizer
-from ..training.train import sample_text, train
 
-SAMPLE_TOKENS = 400_000  # of the teacher's own text, for distillation
+CAUSAL = (SHALLOW, TARGET, *LADDER)
+# What can be asked for: (how it is trained, recipes), in an order in which each finds finished what it needs.
+MODELS = {recipe.name: (train.train, [recipe]) for recipe in CAUSAL}
+MODELS |= {name: (readers.train, [reader]) for name, reader in readers.READERS.items()}
+MODELS |= {"editor": (editor.train, [editor.Editor()]), "t5": (seq2seq.train, seq2seq.PAIR)}
 
 
 def add_parser(subparsers) -> None:
@@ -36,7 +36,7 @@ def add_parser(subparsers) -> None:
         epilog="On Linux CPUs, MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=1000000000 "
         "saves about a tenth of the time.",
     )
-    names = [r.name for r in (SHALLOW, TARGET, *LADDER)]
+    names = [recipe.name for recipe in CAUSAL]
     parser.add_argument(
         "models",
         nargs="*",
@@ -72,93 +72,42 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains what `args` asks for, skipping what is finished. Returns the exit code."""
     transformers_logging.disable_progress_bar()
-    chosen = {r.name: r for r in (SHALLOW, TARGET, *LADDER)}
-    others = (*readers.READERS, "editor", "t5")
-    unknown = set(args.models) - {*chosen, *others}
+    unknown = set(args.models) - MODELS.keys()
     if unknown:
-        raise TrainingError(
-            f"no recipe is called {', '.join(sorted(unknown))}; choose from {', '.join([*chosen, *others])}"
-        )
+        raise TrainingError(f"no recipe is called {', '.join(sorted(unknown))}; choose from {', '.join(MODELS)}")
     if args.tokens is not None and args.tokens < 1:
         raise TrainingError(f"--tokens must be at least 1, not {args.tokens}")
     if args.install and not embedded.CHECKOUT:
         raise TrainingError("--install puts models into the data/ of a checkout, and this is an installed package")
     out = Path(args.out)
     check_folder(out)
-    train_documents, held_documents = corpus.split(
-        corpus.text_file(args.corpus) if args.corpus else corpus.python_source()
-    )
-    manifest = corpus.write_manifest(train_documents, held_documents, out / "corpus.json")
-    tokenizer = _tokenizer(train_documents, out / "tokenizer")
-    _check_tokenizers(tokenizer, out)
-    tokens = corpus.tokenized(train_documents, tokenizer, out / "cache")
-    held = np.array(corpus.tokenized(held_documents, tokenizer, out / "cache"))
-    for name in [name for name in args.models if name in chosen] if args.models else chosen:
-        recipe = chosen[name] if args.tokens is None else dataclasses.replace(chosen[name], tokens=args.tokens)
-        if finished(out / name, recipe=repr(recipe), seed=args.seed):
-            continue
-        teacher, samples = _teacher(recipe, out, tokens)
-        path = train(
-            recipe,
-            tokens,
-            held,
-            manifest["held_out_bytes"],
-            tokenizer,
-            out,
-            teacher,
-            samples,
-            args.seed,
-            not args.no_compile,
-        )
-        card = json.loads((path / "card.json").read_text())
-        print(
-            f"{name}: {card['held_out_bits_per_byte']} bits per byte of held-out text after {card['tokens_seen']:,} "
-            f"tokens, in {path}"
-        )
-    for name in [name for name in readers.READERS if name in args.models]:
-        if finished(out / name, amount=args.tokens or readers.READERS[name].tokens, seed=args.seed):
-            continue
-        samples = _samples(out, TARGET.name, tokens) if readers.READERS[name].samples else None
-        path = readers.train(
-            name,
-            tokens,
-            held,
-            out / TARGET.name,
-            out,
-            args.tokens,
-            args.seed,
-            samples=samples,
-            compile=not args.no_compile,
-        )
-        card = json.loads((path / "card.json").read_text())
-        print(
-            f"{name}: overlap with the target on held-out text {card['held_out_overlap']} at {card['guesses']}, in "
-            f"{path}"
-        )
-    if "editor" in args.models and not finished(out / EDITOR, amount=args.tokens or editor.TOKENS, seed=args.seed):
-        path = editor.train(train_documents, held_documents, tokenizer, out / TARGET.name, out, args.tokens, args.seed)
-        card = json.loads((path / "card.json").read_text())
-        print(
-            f"{EDITOR}: {card['held_out_first_choice']:.1%} of the tokens of held-out answers are its first choice, "
-            f"in {path}"
-        )
-    for recipe in seq2seq.PAIR if "t5" in args.models else ():
-        recipe = recipe if args.tokens is None else dataclasses.replace(recipe, tokens=args.tokens)
-        if finished(out / recipe.name, recipe=repr(recipe), seed=args.seed):
-            continue
-        embeddings = seq2seq.target_embeddings(out, tokenizer)
-        texts = (train_documents, held_documents)
-        path = seq2seq.train(recipe, *texts, tokenizer, out, embeddings, args.seed, not args.no_compile)
-        print(
-            f"{recipe.name}: {json.loads((path / 'card.json').read_text())['held_out_nats_per_token']} nats per "
-            f"token of held-out answers, in {path}"
-        )
+    texts = _read(args.corpus, out)
+    asked = args.models or [recipe.name for recipe in CAUSAL]
+    for make, recipes in (made for name, made in MODELS.items() if name in asked):
+        for recipe in recipes:
+            recipe = recipe if args.tokens is None else dataclasses.replace(recipe, tokens=args.tokens)
+            if finished(out / recipe.name, recipe=repr(recipe), seed=args.seed):
+                continue
+            path = make(recipe, texts, out, args.seed, not args.no_compile)
+            card = read_card(path)
+            found = ", ".join(f"{key.replace('_', ' ')} {card[key]}" for key in card if key.startswith("held_out"))
+            print(f"{recipe.name}: {found} after {card['tokens_seen']:,} tokens, in {path}")
     if args.install:
-        install(out, held_documents, tokenizer)
+        install(out, texts)
     return 0
 
 
-def install(out: Path, held_documents: list[corpus.Document], tokenizer: PreTrainedTokenizerFast) -> None:
+def _read(file: str | None, out: Path) -> corpus.Corpus:
+    """The corpus, its tokenizer and tokens, kept in `out` between runs."""
+    learnt, held_out = corpus.split(corpus.text_file(file) if file else corpus.python_source())
+    corpus.write_manifest(learnt, held_out, out / "corpus.json")
+    tokenizer = _tokenizer(learnt, out / "tokenizer")
+    _check_tokenizers(tokenizer, out)
+    tokens, held = (corpus.tokenized(documents, tokenizer, out / "cache") for documents in (learnt, held_out))
+    return corpus.Corpus(tokenizer, learnt, held_out, tokens, np.array(held))
+
+
+def install(out: Path, texts: corpus.Corpus) -> None:
     """Copies every finished model to data/models, writes prompts and registry."""
     for card in sorted(card for card in out.glob("*/card.json") if card.parent.name not in UNSHIPPED):
         with replacing(embedded.DATA / "models" / card.parent.name) as folder:
@@ -167,7 +116,7 @@ def install(out: Path, held_documents: list[corpus.Document], tokenizer: PreTrai
                 content = json.loads(file.read_text("utf-8"))
                 write_text(file, json.dumps(content, ensure_ascii=False, separators=(",", ":")))
     shutil.copy(out / "corpus.json", embedded.DATA / "models" / "corpus.json")
-    prompts.write_prompts(held_documents, tokenizer, embedded.DATA / "prompts" / "held_out.json")
+    prompts.write_prompts(texts.held_out, texts.tokenizer, embedded.DATA / "prompts" / "held_out.json")
     print(f"installed to {embedded.DATA}; {embedded.write_registry()} files registered")
 
 
@@ -193,34 +142,3 @@ def _check_tokenizers(tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
             raise TrainingError(
                 f"{folder} has another tokenizer than {own}; choose another --out, or delete one of them"
             )
-
-
-def _teacher(recipe: Recipe, out: Path, tokens: np.ndarray) -> tuple[LlamaForCausalLM | None, np.ndarray | None]:
-    """The teacher a distillation needs, and text that it wrote, kept in `out` between runs."""
-    for needed in (recipe.start_from, recipe.teacher):
-        if needed and not (out / needed / "card.json").exists():
-            raise TrainingError(f"{recipe.name} needs {needed}, which is not in {out}; train it first")
-    if recipe.teacher is None:
-        return None, None
-    samples = _samples(out, recipe.teacher, tokens)
-    teacher = _load(out / recipe.teacher)
-    teacher.set_attn_implementation("eager" if teacher.device.type == "cpu" else "sdpa")
-    return teacher, samples
-
-
-def _samples(out: Path, name: str, tokens: np.ndarray) -> np.ndarray:
-    """Text that a finished model wrote, kept in `out` between runs. Raises TrainingError if there is no such model."""
-    if not (out / name / "card.json").exists():
-        raise TrainingError(f"text written by {name} is needed, which is not in {out}; train it first")
-    weights = pooch.file_hash(str(out / name / "model.safetensors"))
-    path = out / "cache" / f"samples-{name}-{digest(weights, tokens, code_version('training'))}.npy"
-    if not path.exists():
-        with replacing(path) as partial:
-            np.save(partial, sample_text(_load(out / name), tokens, SAMPLE_TOKENS))
-    with reading(path, "delete it to make it again", TrainingError):
-        return np.load(path)
-
-
-def _load(folder: Path) -> LlamaForCausalLM:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()

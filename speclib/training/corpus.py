@@ -11,11 +11,14 @@ import json
 import platform
 import sysconfig
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerFast
 
 from .. import files
 from ..errors import TrainingError
@@ -51,15 +54,29 @@ class Document:
     text: str
 
 
+@dataclass(frozen=True)
+class Corpus:
+    """What trainings read: documents to learn from and documents held out, and the tokens of both (uint16)."""
+
+    tokenizer: PreTrainedTokenizerFast
+    learnt: list[Document]
+    held_out: list[Document]
+    tokens: np.ndarray
+    held_out_tokens: np.ndarray
+
+    @cached_property
+    def digest(self) -> str:
+        """A short hash of all texts and tokens."""
+        texts = (document.text for document in (*self.learnt, *self.held_out))
+        return files.digest(*texts, *map(np.ascontiguousarray, (self.tokens, self.held_out_tokens)))
+
+
 def python_source() -> list[Document]:
     """Every usable source file of the standard library and the installed packages, in a fixed order."""
     paths = sysconfig.get_paths()
     standard, site = Path(paths["stdlib"]), Path(paths["purelib"])
-    found = [
-        (f"stdlib/{p.relative_to(standard).as_posix()}", p)
-        for p in standard.rglob("*.py")
-        if "site-packages" not in p.relative_to(standard).parts
-    ]
+    found = [("stdlib" / p.relative_to(standard), p) for p in standard.rglob("*.py")]
+    found = [(name.as_posix(), p) for name, p in found if "site-packages" not in name.parts]
     found += [(p.relative_to(site).as_posix(), p) for p in site.rglob("*.py")]
     documents, seen = [], set()
     for name, path in tqdm(sorted(found), desc="reading source", unit="file"):
@@ -105,9 +122,8 @@ def split(documents: list[Document]) -> tuple[list[Document], list[Document]]:
     if documents and documents[0].package == "text":
         return [d for i, d in enumerate(documents) if i % 20], documents[::20]
     held = [d for d in documents if d.name in HELD_OUT]
-    rest = sorted(
-        (d for d in documents if d.name not in HELD_OUT), key=lambda d: hashlib.sha256(d.name.encode()).digest()
-    )
+    rest = [d for d in documents if d.name not in HELD_OUT]
+    rest.sort(key=lambda d: hashlib.sha256(d.name.encode()).digest())
     used, train = Counter(), []
     for document in rest:
         if used[document.package] < CAP_BYTES:
@@ -132,13 +148,8 @@ def manifest(train: list[Document], held: list[Document]) -> dict:
     packages = {}
     for package in sorted({d.package for d in train}):
         own = [d for d in train if d.package == package]
-        digest = hashlib.sha256("".join(d.name + d.text for d in own).encode()).hexdigest()
-        packages[package] = {
-            "version": version(package),
-            "files": len(own),
-            "bytes": sum(len(d.text) for d in own),
-            "sha256": digest,
-        }
+        found = {"version": version(package), "files": len(own), "bytes": sum(len(d.text) for d in own)}
+        packages[package] = {**found, "sha256": _sha256(own)}
     return {
         "train_bytes": sum(len(d.text) for d in train),
         "train_files": len(train),
@@ -149,25 +160,34 @@ def manifest(train: list[Document], held: list[Document]) -> dict:
     }
 
 
-def tokenized(documents: list[Document], tokenizer, cache: Path) -> np.ndarray:
+def _sha256(documents: list[Document], *more: str) -> str:
+    return hashlib.sha256("".join((*(d.name + d.text for d in documents), *more)).encode()).hexdigest()
+
+
+def tokenized(documents: list[Document], tokenizer: PreTrainedTokenizerFast, cache: Path) -> np.ndarray:
     """All documents as one uint16 array, an end-of-text token after each; kept in `cache` between runs."""
-    key = hashlib.sha256(
-        ("".join(d.name + d.text for d in documents) + tokenizer.backend_tokenizer.to_str()).encode()
-    ).hexdigest()[:16]
-    path = cache / f"tokens-{key}.npy"
-    if not path.exists():
+
+    def make() -> np.ndarray:
         pieces = []
         for start in tqdm(range(0, len(documents), 256), desc="tokenizing", unit="batch"):
             encoded = tokenizer.backend_tokenizer.encode_batch([d.text for d in documents[start : start + 256]])
             pieces += [np.array(e.ids + [tokenizer.eos_token_id], dtype=np.uint16) for e in encoded]
+        return np.concatenate(pieces)
+
+    return kept(cache / f"tokens-{_sha256(documents, tokenizer.backend_tokenizer.to_str())[:16]}.npy", make)
+
+
+def kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array kept at `path`, made the first time. Raises TrainingError if it is damaged."""
+    if not path.exists():
         with replacing(path) as partial:
-            np.save(partial, np.concatenate(pieces))
-    with reading(path, "delete it", TrainingError):
+            np.save(partial, make())
+    with reading(path, "delete it to make it again", TrainingError):
         return np.load(path, mmap_mode="r")
 
 
-def write_manifest(train: list[Document], held: list[Document], path: Path) -> dict:
-    """Saves `manifest` as JSON at `path` and returns it. Raises TrainingError beside a tokenizer of another corpus."""
+def write_manifest(train: list[Document], held: list[Document], path: Path) -> None:
+    """Saves `manifest` as JSON at `path`. Raises TrainingError beside a tokenizer of another corpus."""
     content, remedy = manifest(train, held), f"choose another --out, or delete {path.parent}"
     if (path.parent / "tokenizer").exists():
         with reading(path, remedy, TrainingError):
@@ -175,9 +195,6 @@ def write_manifest(train: list[Document], held: list[Document], path: Path) -> d
             packages, others = content["packages"], before["packages"]
         if before != content:
             changed = sorted(name for name in packages.keys() | others.keys() if packages.get(name) != others.get(name))
-            what = (
-                f"other content of {', '.join(changed[:3] or ['what is held out'])}{' and more' * (len(changed) > 3)}"
-            )
+            what = f"other content of {', '.join(changed[:3]) or 'what is held out'}{' and more' * (len(changed) > 3)}"
             raise TrainingError(f"{path.parent} holds what was made from another corpus ({what}); {remedy}")
     write_text(path, json.dumps(content, indent=1) + "\n")
-    return content

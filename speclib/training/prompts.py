@@ -46,11 +46,8 @@ def prose_prompts(tokenizer, count: int = 24, tokens: int = 100) -> list[dict]:
             text = importlib.metadata.metadata(package).get_payload() or ""
         except importlib.metadata.PackageNotFoundError:
             continue
-        paragraphs = [
-            p
-            for p in re.split(r"\n\s*\n", text)
-            if len(p) > 200 and p[0].isalpha() and "http" not in p and "|" not in p and p.isascii()
-        ]
+        paragraphs = [p for p in re.split(r"\n\s*\n", text) if len(p) > 200 and p[0].isalpha() and p.isascii()]
+        paragraphs = [p for p in paragraphs if "http" not in p and "|" not in p]
         for paragraph in paragraphs[:3]:
             ids = tokenizer(" ".join(paragraph.split()))["input_ids"][:tokens]
             if len(ids) > 40:
@@ -70,20 +67,13 @@ def edit_prompts(
     def length(text: str) -> int:
         return len(tokenizer(text)["input_ids"])
 
-    def fitting(functions: list[str]) -> list[str]:
-        return [function for function in functions if least <= length(function) <= most]
+    def fitting(document: Document, margin: str = " *") -> list[str]:
+        return [function for function in editor.functions(document, margin) if least <= length(function) <= most]
 
     found, choice = {"renamed": [], "reworded": []}, random.Random(0)
     for document in held_out:
-        outermost = [
-            m.group(0).rstrip() for m in re.finditer(r"^def \w+\([^)]*\):\n(?:(?:    .*)?\n)+", document.text, re.M)
-        ]
-        chosen = fitting(outermost)[:2]
-        others = [
-            editor.reworded(function, choice)
-            for function in fitting(editor.functions(document))
-            if function not in chosen
-        ]
+        chosen = fitting(document, margin="")[:2]
+        others = [editor.reworded(function, choice) for function in fitting(document) if function not in chosen]
         others = [task for task in others if task and length(task["text"] + task["answer"]) <= longest]
         for kind, some in (("renamed", map(editor.renamed, chosen)), ("reworded", others[:2])):
             found[kind] += [{"source": document.name, "kind": kind, **task} for task in some]
@@ -91,13 +81,8 @@ def edit_prompts(
     return [task for both in zip(*spread, strict=True) for task in both]
 
 
-def write_prompts(held_out: list[Document], tokenizer, path: Path) -> dict[str, list[dict]]:
-    """Saves all kinds as JSON at `path` and returns them."""
-    content = {
-        "code": code_prompts(held_out, tokenizer),
-        "prose": prose_prompts(tokenizer),
-        "repair": repair_prompts(held_out, tokenizer),
-        "edit": edit_prompts(held_out, tokenizer),
-    }
+def write_prompts(held_out: list[Document], tokenizer, path: Path) -> None:
+    """Saves all kinds as JSON at `path`."""
+    content = {"code": code_prompts(held_out, tokenizer), "prose": prose_prompts(tokenizer)}
+    content |= {"repair": repair_prompts(held_out, tokenizer), "edit": edit_prompts(held_out, tokenizer)}
     write_text(path, json.dumps(content, indent=1) + "\n")
-    return content

@@ -3,28 +3,25 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pooch
 import torch
 
 from ..errors import FileError, TrainingError
 from ..files import code_version, differing, digest, reading, replacing, write_text
+from .corpus import Corpus
 
 
-def identity(tokenizer, *data, files: tuple[Path, ...] = (), **settings) -> dict:
-    """All that decides what a training comes to: settings, tokenizer, data (texts, arrays), weights in `files`,
-    code.
+def identity(recipe, corpus: Corpus, seed: int, *needed: Path, **more) -> dict:
+    """All that decides what a training comes to: recipe, seed, corpus, tokenizer, weights of the models that are
+    `needed`, code. Raises TrainingError if one of those is not finished.
     """
-    weights = {file.parent.name: pooch.file_hash(str(file)) for file in files if file.exists()}
-    words = digest(tokenizer.backend_tokenizer.to_str()) if tokenizer else None
-    pieces = (piece if isinstance(piece, str) else np.ascontiguousarray(piece) for piece in data)
-    return {
-        **settings,
-        "corpus": digest(*pieces),
-        "tokenizer": words,
-        "weights": weights,
-        "code": code_version("training"),
-    }
+    for folder in needed:
+        if not (folder / "card.json").exists():
+            raise TrainingError(f"{recipe.name} needs {folder.name}, which is not in {folder.parent}; train it first")
+    weights = {folder.name: pooch.file_hash(str(folder / "model.safetensors")) for folder in needed}
+    what = {"recipe": repr(recipe), "seed": seed, "corpus": corpus.digest, "weights": weights}
+    words = digest(corpus.tokenizer.backend_tokenizer.to_str())
+    return {**what, "tokenizer": words, "code": code_version("training"), **more}
 
 
 def load_state(path: Path, identity: dict, device: torch.device) -> dict | None:
@@ -46,9 +43,8 @@ def save_state(path: Path, identity: dict, **state) -> None:
         try:
             torch.save({"identity": identity, **state}, partial)
         except RuntimeError as error:  # torch's own word for a full disk
-            raise FileError(
-                f"cannot write {path}: {str(error).splitlines()[0]}; what was there is as it was"
-            ) from error
+            problem = f"cannot write {path}: {str(error).splitlines()[0]}"
+            raise FileError(f"{problem}; what was there is as it was") from error
 
 
 def save_card(path: Path, card: dict, identity: dict) -> None:
@@ -56,15 +52,19 @@ def save_card(path: Path, card: dict, identity: dict) -> None:
     write_text(path / "card.json", json.dumps({**card, "identity": identity}, indent=1) + "\n")
 
 
+def read_card(path: Path) -> dict:
+    """The card in a model's folder. Raises TrainingError if it is damaged."""
+    with reading(path / "card.json", f"delete {path} to make it again", TrainingError):
+        return dict(json.loads((path / "card.json").read_text("utf-8")))
+
+
 def finished(path: Path, **settings) -> bool:
     """Whether a model is finished, and says so. Raises TrainingError for one of other settings, if its card tells
     them.
     """
-    card = path / "card.json"
-    if not card.exists():
+    if not (path / "card.json").exists():
         return False
-    with reading(card, f"delete {path} to make it again", TrainingError):
-        made = json.loads(card.read_text("utf-8")).get("identity", settings)
+    made = read_card(path).get("identity", settings)
     if any(made.get(key) != value for key, value in settings.items()):
         other = differing(made, settings)
         raise TrainingError(f"{path} was made in another way (other {other}); delete it, or choose another --out")
