@@ -7,7 +7,7 @@ TORCH ?= auto
 ARGS :=
 RUN := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help install demo chat lab test lint unit nb test-browser bench matrix mutants notebooks clean
+.PHONY: help install demo chat lab test lint unit nb test-browser colab bench matrix mutants notebooks clean
 # A folder that was moved or copied never runs the code of the old one: the path is relative, and stands before what pip wrote.
 $(shell for site in .venv/lib/python*/site-packages; do test -d "$$site" && echo ../../../.. > "$$site/0-workbook.pth"; done)
 
@@ -46,6 +46,11 @@ nb: install  ## every notebook, strictly against its committed outputs
 test-browser: install  ## every notebook in JupyterLab and Chromium (apt install chromium), each slider moved, light and dark: an hour
 	$(RUN) -m pytest -q -m "slow or not slow" tests/test_browser.py $(ARGS)
 
+colab:  ## every notebook with Colab's versions, in .colab, an environment of its own: GBs to fetch
+	$(or $(PYTHON),python3) -m venv .colab
+	.colab/bin/python -m pip install -q -r tests/colab.txt -e . $(ARGS)
+	OMP_NUM_THREADS=1 .colab/bin/python -m pytest -q --nbval --nbval-sanitize-with notebooks/sanitize.cfg -n 2 --dist loadscope notebooks/*.ipynb
+
 bench: install  ## the table of the README, measured on this machine
 	$(RUN) -m speclib bench pair $(ARGS)
 
@@ -60,5 +65,5 @@ notebooks: install  ## headers, outputs and solutions of all notebooks again
 	$(RUN) notebooks/build.py run
 	$(RUN) notebooks/build.py solutions
 
-clean:  ## remove the environment
-	rm -rf .venv
+clean:  ## remove the environments
+	rm -rf .venv .colab
