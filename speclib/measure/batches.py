@@ -299,15 +299,22 @@ def outside(pair: Pair, size: int = 8, n: int = 4, tokens: int = 48) -> dict[str
 # --- records ---------------------------------------------------------------------------------------------------------
 
 
-def record(path: str | Path, sets: int = 5, count: int = 32, tokens: int = 64, progress: bool = True) -> dict:
+def record(
+    path: str | Path,
+    sizes: Sequence[int] = SIZES,
+    count: int = 32,
+    tokens: int = 64,
+    sets: int = 5,
+    progress: bool = True,
+) -> dict:
     """Measures the embedded pair on the fast backend and writes the record: {"machine", "settings", "grid", "drafts",
     "table", "round"}. About a quarter of an hour on two quiet cores."""
     check_output(path, (".json",))
     facts, pair = {**experiments.machine(), "busy": busy()}, load_pair(backend="fast")
     guessers = drafters(pair)
-    grid = width_grid(pair.target)
-    drafts = {name: draft_times(pair.target, drafter, n) for name, (drafter, n) in guessers.items()}
-    table = with_predictions(measure(pair, guessers, SIZES, count, tokens, sets, progress=progress), grid, drafts)
+    grid = width_grid(pair.target, sizes)
+    drafts = {name: draft_times(pair.target, drafter, n, sizes) for name, (drafter, n) in guessers.items()}
+    table = with_predictions(measure(pair, guessers, sizes, count, tokens, sets, progress=progress), grid, drafts)
     found = {
         "machine": facts,
         "settings": {
