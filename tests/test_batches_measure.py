@@ -1,5 +1,6 @@
 """What a batch brings: predictions against known answers, and trials that decode what they say."""
 
+import argparse
 import json
 from math import log2, nan
 
@@ -9,6 +10,7 @@ import pytest
 from test_batches import PROMPTS, model
 
 from speclib import Pair, Sampling, generate
+from speclib.commands import batches as command
 from speclib.drafters import LookupDrafter, ModelDrafter
 from speclib.errors import ContextOverflow, InvalidArgument
 from speclib.law import theory
@@ -220,6 +222,29 @@ def test_rows_are_the_texts_that_they_are_alone_and_others_are_told(pair, monkey
         generate(pair.target, [[4, 1]], None, GREEDY, max_new_tokens=2, stop=[]).tokens[0].tolist(),
     ]
     assert told[0]["gaps"][0] == pytest.approx(batches.gap(pair.target, prompt[0] + prompt[1]))
+
+
+def asked(*words):
+    parser = argparse.ArgumentParser()
+    command.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["batches", *words])
+    return args.run(args)
+
+
+def test_the_command(monkeypatch, tmp_path, capsys):
+    calls, row = [], dict.fromkeys(command.SHOWN, 1.0)
+    record = lambda *a, **_: calls.append(a) or {"table": [row], "round": {"models": 0.9}}
+    found = [{"dtype": "float64", "temperature": 0.0, "same": 3, "of": 4, "gaps": [0.1]}]
+    monkeypatch.setattr(batches, "record", record)
+    monkeypatch.setattr(batches, "identity", lambda *a, **more: calls.append((*a, more["tokens"])) or found)
+    out = tmp_path / "x.json"
+    assert asked("--rows", "4", "2", "--tokens", "9", "--out", str(out)) == 0
+    assert asked("--quick", "--out", str(out)) == 0 and asked("--identity", "--out", str(out)) == 1
+    assert calls == [(out, [2, 4], 32, 9, 5), (out, [1, 4], 8, 12, 1), (out, 256, 32)]
+    assert "models 90.0%" in capsys.readouterr().out
+    for wrong in (["--rows", "0"], ["--tokens", "-1"], ["--rows", "64"]):
+        with pytest.raises(InvalidArgument):
+            asked(*wrong)
 
 
 # --- the notebook's own ----------------------------------------------------------------------------------------------

@@ -7,9 +7,9 @@ little; a batch fills it, and then every guess is paid for. Times are millisecon
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -147,23 +147,18 @@ def ours(
         out = generate(
             target, prompts, drafter, sampling, n, max_new_tokens=tokens, stop=[], seed=seed, batch_size=size
         )
-        found, rounds = out.summary(), out.trace.rounds
+        rounds, found = out.trace.rounds, {name: out.summary()[name] for name in ("tokens", "alpha", "proposed")}
         full = [r for r in rounds if r.rows == min(size, len(prompts))]
-        return {
-            **{name: found[name] for name in ("tokens", "alpha", "proposed")},
-            "seconds": out.trace.seconds,
-            "rounds": len(rounds),
-            "full_tokens": sum(len(r.emitted) for r in full),
-            "full_seconds": sum(r.seconds for r in full),
-        }
+        found |= {"full_tokens": sum(len(r.emitted) for r in full), "full_seconds": sum(r.seconds for r in full)}
+        return {**found, "seconds": out.trace.seconds, "rounds": len(rounds)}
 
     return trial
 
 
 def theirs(target: LanguageModel, sampling: Sampling, tokens: int, size: int) -> experiments.Method:
     """transformers' own generate() with its cache, over left-padded batches of `size` prompts, one after the other."""
-    chance = {"do_sample": True, "temperature": float(sampling.temperature), "top_k": 0}
-    chance = chance if sampling.temperature else {"do_sample": False}
+    chance = {"temperature": float(sampling.temperature), "top_k": 0} if sampling.temperature else {}
+    chance |= {"do_sample": bool(chance), "max_new_tokens": tokens, "pad_token_id": 0}
 
     def trial(prompts: list[list[int]], seed: int) -> dict:
         torch.manual_seed(seed)
@@ -174,10 +169,7 @@ def theirs(target: LanguageModel, sampling: Sampling, tokens: int, size: int) ->
                 most = max(map(len, part))
                 padded = torch.tensor([[0] * (most - len(p)) + p for p in part], device=target.device)
                 mask = torch.tensor([[0] * (most - len(p)) + [1] * len(p) for p in part], device=target.device)
-                out = target.model.generate(
-                    padded, attention_mask=mask, max_new_tokens=tokens, pad_token_id=0, **chance
-                )
-                assert out.shape[1] == most + tokens
+                target.model.generate(padded, attention_mask=mask, **chance)
         return {"tokens": tokens * len(prompts), "seconds": time.perf_counter() - began}
 
     return trial
@@ -217,14 +209,9 @@ def measure(
     tables = []
     for size, part in frame.groupby("rows"):
         sums = part.groupby("method")[["tokens", "proposed", "rounds", "full_tokens", "full_seconds"]].sum()
-        speed = sums["full_tokens"] / sums["full_seconds"]
-        more = {
-            "rows": size,
-            "full": speed / speed[PLAIN],
-            "alpha": part.groupby("method")["alpha"].mean(),
-            "tokens_per_round": sums["tokens"] / sums["rounds"].where(sums["rounds"] > 0),
-            "guesses": sums["proposed"] / sums["rounds"].where(sums["rounds"] > 0),
-        }
+        speed, rounds = sums["full_tokens"] / sums["full_seconds"], sums["rounds"].where(sums["rounds"] > 0)
+        more = {"rows": size, "full": speed / speed[PLAIN], "alpha": part.groupby("method")["alpha"].mean()}
+        more |= {"tokens_per_round": sums["tokens"] / rounds, "guesses": sums["proposed"] / rounds}
         tables.append(experiments.speedups(part, PLAIN).assign(**more).reset_index())
     return pd.concat(tables, ignore_index=True)
 
@@ -248,13 +235,15 @@ def with_predictions(
 # --- what the batch itself costs -------------------------------------------------------------------------------------
 
 
-@contextmanager
-def clocked(*models: LanguageModel) -> Iterator[list[float]]:
-    """Within, the seconds spent in the models' own functions (embedding, layers, norm, output) add up in the list's one
-    entry. Raises InvalidArgument unless they are of the fast backend, on a CPU."""
-    if any(model.decoder is None or model.device.type != "cpu" for model in models):
+def outside(pair: Pair, size: int = 8, n: int = 4, tokens: int = 48) -> dict[str, float]:
+    """Where the time of a round goes, as shares: in the two "models" (embedding, layers, norm, output), in "packing"
+    (rows into one forward, masks, places, and the guesses' drawing), and in the "rest" (verdict, bookkeeping).
+
+    Raises InvalidArgument unless the models are of the fast backend, on a CPU: others are not timed from within.
+    """
+    kept, spent, seen = [(model, model.decoder) for model in (pair.target, pair.draft)], [0.0], []
+    if any(decoder is None or model.device.type != "cpu" for model, decoder in kept):
         raise InvalidArgument("only forwards of the fast backend on a CPU are timed from within")
-    kept, spent = [model.decoder for model in models], [0.0]
 
     def timed(work: Callable) -> Callable:
         def run(*arguments):
@@ -266,33 +255,19 @@ def clocked(*models: LanguageModel) -> Iterator[list[float]]:
         return run
 
     try:
-        for model in models:
-            d = model.decoder
-            inner = {"embed": timed(d.embed), "norm": timed(d.norm), "output": timed(d.output)}
-            model.decoder = replace(d, blocks=tuple(map(timed, d.blocks)), **inner)
-        yield spent
+        for model, d in kept:
+            more = {name: timed(getattr(d, name)) for name in ("embed", "norm", "output")}
+            model.decoder = replace(d, blocks=tuple(map(timed, d.blocks)), **more)
+        drafter, watch = ModelDrafter(pair.draft), lambda r: seen.append((spent[0], r))
+        settings = {"max_new_tokens": tokens, "stop": [], "batch_size": size, "watch": watch}
+        generate(pair.target, texts(pair.tokenizer, size), drafter, None, n, **settings)
     finally:
-        for model, decoder in zip(models, kept, strict=True):
-            model.decoder = decoder
-
-
-def outside(pair: Pair, size: int = 8, n: int = 4, tokens: int = 48) -> dict[str, float]:
-    """Where the time of a round goes, as shares: in the two "models", in "packing" (rows into one forward, masks,
-    places, and the guesses' drawing), and in the "rest" (verdict, its draws, bookkeeping)."""
-    marks, rounds = [], []
-    with clocked(pair.target, pair.draft) as spent:
-
-        def watch(done):
-            marks.append(spent[0])
-            rounds.append(done)
-
-        prompts = texts(pair.tokenizer, size)
-        drafter = ModelDrafter(pair.draft)
-        generate(pair.target, prompts, drafter, None, n, max_new_tokens=tokens, stop=[], batch_size=size, watch=watch)
-    counted = rounds[size:]  # the first round's mark holds what reading the prompts took
-    whole = sum(r.seconds for r in counted)
-    phases = sum(r.draft_seconds + r.target_seconds for r in counted) / whole
-    inside = (marks[-1] - marks[0]) / whole
+        for model, d in kept:
+            model.decoder = d
+    rounds = [r for _, r in seen[size:]]  # the first round's clock holds what reading the prompts took
+    whole = sum(r.seconds for r in rounds)
+    phases = sum(r.draft_seconds + r.target_seconds for r in rounds) / whole
+    inside = (seen[-1][0] - seen[0][0]) / whole
     return {"models": inside, "packing": phases - inside, "rest": 1 - phases}
 
 
@@ -315,16 +290,10 @@ def record(
     grid = width_grid(pair.target, sizes)
     drafts = {name: draft_times(pair.target, drafter, n, sizes) for name, (drafter, n) in guessers.items()}
     table = with_predictions(measure(pair, guessers, sizes, count, tokens, sets, progress=progress), grid, drafts)
+    dtype = str(pair.target.dtype).removeprefix("torch.")
     found = {
         "machine": facts,
-        "settings": {
-            "count": count,
-            "tokens": tokens,
-            "sets": sets,
-            "temperature": 1.0,
-            "dtype": str(pair.target.dtype).removeprefix("torch."),
-            "draft_lengths": {name: n for name, (_, n) in guessers.items()},
-        },
+        "settings": {"count": count, "tokens": tokens, "sets": sets, "temperature": 1.0, "dtype": dtype},
         "grid": json.loads(grid.to_json(orient="records", double_precision=4)),
         "drafts": [{"method": m, "rows": b, "ms": ms} for m, times in drafts.items() for b, ms in times.items()],
         "table": json.loads(table.to_json(orient="records", double_precision=4)),
@@ -347,17 +316,10 @@ def identity(path: str | Path, count: int = 256, size: int = 16, tokens: int = 3
     for dtype, heat in tqdm(cases, desc="identity", disable=not progress):
         pair = load_pair(dtype=dtype, backend="fast")
         prompts = texts(pair.tokenizer, count)
-        one, other = (
-            generate(
-                pair.target, prompts, ModelDrafter(pair.draft), Sampling(heat), 4, "token", tokens, [], batch_size=rows
-            ).tokens
-            for rows in (1, size)
-        )
-        gaps = [
-            gap(pair.target, prompt + a[: (a != b).nonzero()[0, 0]].tolist())
-            for prompt, a, b in zip(prompts, one, other, strict=True)
-            if not torch.equal(a, b)
-        ]
+        run = partial(generate, pair.target, prompts, ModelDrafter(pair.draft), Sampling(heat), 4)
+        alone, batch = (run(max_new_tokens=tokens, stop=[], batch_size=rows).tokens for rows in (1, size))
+        parted = [(p, a, b) for p, a, b in zip(prompts, alone, batch, strict=True) if not torch.equal(a, b)]
+        gaps = [gap(pair.target, prompt + a[: (a != b).nonzero()[0, 0]].tolist()) for prompt, a, b in parted]
         found.append({"dtype": dtype, "temperature": heat, "same": count - len(gaps), "of": count, "gaps": gaps})
     settings = {"batch": size, "tokens": tokens, "machine": experiments.machine()}
     write_text(path, json.dumps({**settings, "found": found}) + "\n")
