@@ -285,14 +285,14 @@ def record(
     """Measures the embedded pair on the fast backend and writes the record: {"machine", "settings", "grid", "drafts",
     "table", "round"}. About a quarter of an hour on two quiet cores."""
     check_output(path, (".json",))
-    facts, pair = {**experiments.machine(), "busy": busy()}, load_pair(backend="fast")
+    before, pair = busy(), load_pair(backend="fast")
     guessers = drafters(pair)
     grid = width_grid(pair.target, sizes)
     drafts = {name: draft_times(pair.target, drafter, n, sizes) for name, (drafter, n) in guessers.items()}
     table = with_predictions(measure(pair, guessers, sizes, count, tokens, sets, progress=progress), grid, drafts)
     dtype = str(pair.target.dtype).removeprefix("torch.")
     found = {
-        "machine": facts,
+        "machine": {**experiments.machine(), "busy": before or busy()},  # others may have come since
         "settings": {"count": count, "tokens": tokens, "sets": sets, "temperature": 1.0, "dtype": dtype},
         "grid": json.loads(grid.to_json(orient="records", double_precision=4)),
         "drafts": [{"method": m, "rows": b, "ms": ms} for m, times in drafts.items() for b, ms in times.items()],
