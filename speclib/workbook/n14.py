@@ -36,7 +36,7 @@ def fills(grid: pd.DataFrame, n: int = 4) -> plt.Figure:
     right.axhline(n + 1, color=REJECTED, linestyle="--", label="every token is paid for")
     right.axhline(1, color="black", linestyle=":", label="checking is free")
     right.set_xticks(places, table.index)
-    right.set(xlabel="rows", ylabel="times a plain forward", ylim=(0, n + 1.9), title=f"A check of {n} guesses")
+    right.set(xlabel="rows", ylabel="times a plain forward", ylim=(0, n + 3), title=f"A check of {n} guesses")
     right.legend(fontsize=9, loc="upper left")
     return tight(figure)
 
