@@ -141,15 +141,19 @@ def test_a_trial_counts_all_tokens_and_times_full_rounds_apart(pair):
 
 def test_transformers_is_given_the_same_texts(pair, monkeypatch):
     """Left-padded and masked, greedy, it writes what plain decoding writes of each prompt alone."""
-    written, real = [], pair.target.model.generate
+    written, given, real = [], [], pair.target.model.generate
 
     def kept(*arguments, **options):
         out = real(*arguments, **options)
         written.extend(out[:, -9:].tolist())
+        given.extend(
+            row[shown.bool()].tolist() for row, shown in zip(arguments[0], options["attention_mask"], strict=True)
+        )
         return out
 
     monkeypatch.setattr(pair.target.model, "generate", kept)
     found = batches.theirs(pair.target, GREEDY, 9, 2)(PROMPTS, 0)
+    assert given == PROMPTS, "what the mask shows is the prompt"
     plain = generate(pair.target, PROMPTS, None, GREEDY, max_new_tokens=9, stop=[]).tokens
     assert written == [tokens.tolist() for tokens in plain] and found["tokens"] == 9 * len(PROMPTS)
 
