@@ -156,6 +156,14 @@ CONTENTS = [
         45,
         "05, 08",
     ),
+    Entry(
+        "14",
+        "batches",
+        "Batches",
+        "Does it still pay when many texts are decoded at once, and when should I switch it off?",
+        45,
+        "05",
+    ),
     Entry("99", "glossary", "Glossary and references", "What does that word mean, and where does it come from?", 10),
 ]
 

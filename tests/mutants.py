@@ -45,6 +45,7 @@ VECTORS = ["test_vectors.py", "-k", "agrees"]
 CERTIFY = ["test_certify.py", "-k", "hidden or late or skipping or outside or cannot_see"]
 GUESSERS = ["test_every_guesser.py", "-k", "sums_to"]
 BATCHES = ["test_batches.py", "-k", "ragged or leaves or joint and 2-False or stop_on or same_prompt or not_made or fit or plans"]
+PREDICTIONS = ["test_batches_measure.py", "-k", "by_hand or gain_ends or same_texts"]
 LAB = "../notebooks/lab/lab.mjs"
 PAGE = ["test_lab.py", "-k", "own_tests or laws_are or statistics_are"]  # by node
 
@@ -245,6 +246,10 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("q = 0 accepted", "law/rules.py", "drafted_probs(p[:, : drafted.shape[1]], drafted) / given, 0.0)", "drafted_probs(p[:, : drafted.shape[1]], drafted) / given, 1.0)", BATCHES),
     ("rows without guesses draw a stop", "loop/decoding.py", '("chains", draft is None)', '("chains",)', ["test_batches.py", "-k", "every_guesser and lookup"]),
     ("a batch as large as one likes", "loop/arguments.py", "if batch_size is not None and asked > fit:", "if False:", BATCHES),
+    ("the plain baseline of another batch", "measure/batches.py", "tokens_per_round * time_of(grid, rows, 1)", "tokens_per_round * time_of(grid, 1, 1)", PREDICTIONS),
+    ("a prediction without the draft's time", "measure/batches.py", "(time_of(grid, rows, guesses + 1) + draft_ms)", "time_of(grid, rows, guesses + 1)", PREDICTIONS),
+    ("the gain ends halfway between sizes", "measure/batches.py", "(size / before[0]) ** share", "(1 + share * (size / before[0] - 1))", PREDICTIONS),
+    ("transformers' rows see their padding", "measure/batches.py", "[[0] * (most - len(p)) + [1] * len(p) for p in part]", "[[1] * most for p in part]", PREDICTIONS),
 ]  # fmt: skip
 
 

@@ -175,6 +175,27 @@ def three_claims(p, q, best=None, match=None):
     return [sum(map(min, p, q)), p[best], match]
 
 
+def in_batch(alpha, times, draft, rows, tokens):
+    return powers(alpha, tokens - 1) * times[rows, 1] / (times[rows, tokens] + (tokens - 1) * draft[rows])
+
+
+def first_failing(alpha, times, draft):
+    last = 0
+    for rows in sorted(draft):
+        if not any(in_batch(alpha, times, draft, b, n) > 1 for b, n in times if b == rows and n > 1):
+            break
+        last = rows
+    return last
+
+
+def seen_by(lengths, counts, last=lambda a, j, k: a + j, padding=lambda a, j: 0, slots=None):
+    slots = slots or max(a + k for a, k in pairwise(lengths, counts))
+    ends = [
+        [last(a, j, k) if j < k else padding(a, j) for j in range(max(counts))] for a, k in pairwise(lengths, counts)
+    ]
+    return [[[slot <= end for slot in range(slots)] for end in row] for row in ends]
+
+
 # name -> (wrong answers of its own, right ones of its own); `general` ones are added to both
 ANSWERS = {
     "per_round": (
@@ -846,6 +867,70 @@ ANSWERS = {
         [
             lambda a, c, T: max(speed(a, n - 1, c, T) for n in T) > 1 + 1e-9,
             lambda a, c, T: np.any([powers(a, n - 1) - (n - 1) * c - T[n] > 1e-9 for n in T if n > 1]),
+        ],
+    ),
+    "batch_speedup": (
+        [
+            lambda a, g, b, T, d: powers(a, g) / (T[b, g + 1] / T[b, 1] + g * d[b]),
+            lambda a, g, b, T, d: powers(a, g) * T[b, 1] / T[b, g + 1],
+            lambda a, g, b, T, d: powers(a, g) * T[b, 1] / (T[b, g + 1] + d[b]),
+            lambda a, g, b, T, d: powers(a, g) * T[min(T)] / (T[b, g + 1] + g * d[b]),
+            lambda a, g, b, T, d: powers(a, g) * T[b, 1] / (T[b, g + 1] + g * d[min(d)]),
+            lambda a, g, b, T, d: b * powers(a, g) * T[b, 1] / (T[b, g + 1] + g * d[b]),
+            lambda a, g, b, T, d: (a * g + 1) * T[b, 1] / (T[b, g + 1] + g * d[b]),
+        ],
+        [
+            lambda a, g, b, T, d: float(theory.expected_tokens(a, g)) / ((T[b, g + 1] + g * d[b]) / T[b, 1]),
+            lambda a, g, b, T, d: float(theory.speedup(a, g, d[b] / T[b, 1], T[b, g + 1] / T[b, 1])),
+        ],
+    ),
+    "row_mask": (
+        [
+            lambda L, C: seen_by(L, C, last=lambda length, place, count: length + count - 1),
+            lambda L, C: seen_by(L, C, last=lambda length, place, count: length + place - 1),
+            lambda L, C: seen_by(L, C, last=lambda length, place, count: max(L) + place),
+            lambda L, C: seen_by(L, C, padding=lambda length, place: length + place),
+            lambda L, C: seen_by(L, C, padding=lambda length, place: -1),
+            lambda L, C: seen_by(L, C, slots=max(L) + max(C)),
+            lambda L, C: [seen_by([a], [k])[0] for a, k in pairwise(L, C)],
+            lambda L, C: [
+                [[slot == a + j for slot in range(max(L) + max(C))] for j in range(k)] for a, k in pairwise(L, C)
+            ],
+        ],
+        [
+            lambda L, C: seen_by(L, C),
+            lambda L, C: np.array(seen_by(L, C)),
+            lambda L, C: (
+                torch.arange(max(a + k for a, k in pairwise(L, C)))[None, None]
+                <= torch.tensor([[a + j if j < k else 0 for j in range(max(C))] for a, k in pairwise(L, C)])[..., None]
+            ),
+        ],
+    ),
+    "last_batch": (
+        [
+            lambda a, T, d: max(b for b, n in T if in_batch(a, T, d, b, n) >= 1),
+            lambda a, T, d: max(
+                (b for b, n in T if n == max(m for _, m in T) and in_batch(a, T, d, b, n) > 1), default=0
+            ),
+            lambda a, T, d: max((b for b, n in T if n > 1 and powers(a, n - 1) * T[b, 1] > T[b, n] + d[b]), default=0),
+            lambda a, T, d: max((b for b, n in T if n > 1 and powers(a, n - 1) * T[b, 1] > T[b, n]), default=0),
+            lambda a, T, d: max((b for b, n in T if n > 1 and in_batch(a, T, d, b, n) > 1), default=None),
+            lambda a, T, d: next((b for b, n in reversed(T) if n > 1 and in_batch(a, T, d, b, n) > 1), 0),
+            lambda a, T, d: max((in_batch(a, T, d, b, n) for b, n in T if n > 1), default=0),
+            lambda a, T, d: sum(any(in_batch(a, T, d, b, n) > 1 for c, n in T if c == b and n > 1) for b in d),
+            lambda a, T, d: max((b for b in d if a > d[b] / T[b, 1]), default=0),
+            lambda a, T, d: first_failing(a, T, d),
+        ],
+        [
+            lambda a, T, d: max([0, *(b for b, n in T if n > 1 and in_batch(a, T, d, b, n) > 1 + 1e-9)]),
+            lambda a, T, d: next(
+                (
+                    b
+                    for b in sorted(d, reverse=True)
+                    if any(in_batch(a, T, d, *k) > 1 for k in T if k[0] == b and k[1] > 1)
+                ),
+                0,
+            ),
         ],
     ),
     "chens_residual": (

@@ -15,7 +15,7 @@ from ipywidgets.widgets import widget as registry
 import speclib
 from speclib import experiments, lengths
 from speclib.loop.trace import Round, Trace
-from speclib.workbook import common, n00, n01, n02, n03, n05, n06, n07, n08, n09, n11
+from speclib.workbook import common, n00, n01, n02, n03, n05, n06, n07, n08, n09, n11, n14
 
 HOME = Path(speclib.__file__).parent
 COMMANDS = {"demo.py", "bench.py"}  # they draw a figure when the work is done
@@ -98,6 +98,7 @@ WIDTHS = pd.DataFrame(
     {"width": [1, 2, 4], "ms": [10.0, 11.0, 12.0], "low": [9.0, 10.0, 11.0], "high": [11.0, 12.0, 13.0]}
 )
 POINTS = pd.DataFrame({"kind": ["measured"], "alpha": [0.6], "speedup": [1.2]})
+GRID = pd.DataFrame([(b, n, 9.0 + b * n) for b in (1, 4) for n in (1, 3, 5)], columns=["rows", "tokens", "ms"])
 EXITS = pd.DataFrame({"layers": [1, 2], "untrained": [0.1, 0.3], "trained": [0.4, None], "c": [0.2, 0.3]})
 
 
@@ -120,6 +121,7 @@ BOXES = {
     "layers": lambda pair, out: n07.layer_dial(EXITS),
     "lookup": lambda pair, out: n08.lookup_rounds(pair.tokenizer, [1] * 99, out.trace.rounds),
     "tree": lambda pair, out: n09.tree_builder(pair, "def f"),
+    "batch": lambda pair, out: n14.switch_dial(GRID, {1: 1.0, 4: 2.0}, 0.6),
     "repair": lambda pair, out: n11.repair_stepper("a source", out, pair.tokenizer),
 }
 

@@ -1,0 +1,334 @@
+"""Does speculation still pay when many texts are decoded at once? Measured beside transformers, and predicted.
+
+A forward over B rows of n tokens takes T(B, n). A round of plain decoding takes T(B, 1); a round with n guesses takes
+their drafting and T(B, n + 1), and yields several tokens a row. While the chip waits for memory, more tokens cost
+little; a batch fills it, and then every guess is paid for. Times are milliseconds.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.benchmark import Timer
+from tqdm.auto import tqdm
+
+from .. import embedded
+from ..drafters import Drafter, EagleDrafter, LookupDrafter, ModelDrafter, load_eagle
+from ..errors import InvalidArgument
+from ..files import check_output, write_text
+from ..law.distributions import Sampling
+from ..loop.decoding import generate
+from ..model.batch import Batch, Read, together
+from ..model.language_model import LanguageModel, Pair, load_pair
+from . import experiments, latency
+from .machine import busy
+
+SIZES = (1, 2, 4, 8, 16, 32)  # rows of a batch
+PLAIN, THEIRS = "plain", "transformers generate"
+NEAR = 1e-3  # logits: two favourites nearer than this are a tie, which rounding may settle either way in float32
+
+
+def drafters(pair: Pair) -> dict[str, tuple[Drafter, int]]:
+    """Whom the measurement compares, each with its draft length."""
+    return {
+        "draft model": (ModelDrafter(pair.draft), 4),
+        "eagle": (EagleDrafter(load_eagle()), 4),
+        "lookup": (LookupDrafter(), 8),
+    }
+
+
+def texts(tokenizer, count: int, first: int = 0) -> list[list[int]]:
+    """Prompts of mixed length, 24 to 87 tokens, from held-out text: the same for the same numbers. [count][any]"""
+    pool = [text for domain in ("code", "prose", "edit") for text in embedded.prompts(domain)]
+    places = range(first, first + count)
+    return [tokenizer(pool[k % len(pool)])["input_ids"][: 24 + 23 * k % 64] for k in places]
+
+
+# --- the width curve over rows x tokens, and what follows from it ----------------------------------------------------
+
+
+def width_grid(
+    language_model: LanguageModel,
+    sizes: Sequence[int] = SIZES,
+    widths: Sequence[int] = latency.WIDTHS,
+    context: int = 96,
+    passes: int = 5,
+    min_seconds: float = 0.03,
+) -> pd.DataFrame:
+    """Time of one forward over `rows` texts of `tokens` new tokens each: columns rows, tokens, ms, low, high.
+
+    As `latency.width_curve`, which is its first row: each text has `context` cached tokens, all cells take turns, ms is
+    the median over passes and low and high are its quartiles. Raises ContextOverflow and InvalidArgument as there.
+    """
+    if min(sizes, default=0) < 1 or min(widths, default=0) < 1 or passes < 1:
+        raise InvalidArgument(f"sizes, widths and passes must be whole numbers >= 1: {sizes}, {widths}, {passes}")
+    latency._check_room(language_model, context, max(widths))
+    fill = torch.arange(context + max(widths), device=language_model.device)[None] % language_model.vocabulary
+    rows: dict[int, list] = {}
+    for size in sizes:
+        batch = Batch(size, context + max(widths)) if size > 1 else None
+        rows[size] = [language_model.context((), batch) for _ in range(size)]
+        together([Read(text, fill[:, :context], keep=1) for text in rows[size]])
+
+    def forward(contexts, new):
+        together([Read(text, new) for text in contexts])
+        for text in contexts:
+            text.rollback(context)
+
+    times: dict[tuple[int, int], list[float]] = {(size, width): [] for size in sizes for width in widths}
+    for _ in range(passes):
+        for (size, width), seen in times.items():
+            known = {"forward": forward, "contexts": rows[size], "new": fill[:, :width]}
+            timer = Timer("forward(contexts, new)", globals=known, num_threads=torch.get_num_threads())
+            seen.append(1e3 * timer.blocked_autorange(min_run_time=min_seconds).median)
+    frame = pd.DataFrame(times).quantile([0.5, 0.25, 0.75]).T.set_axis(["ms", "low", "high"], axis=1)
+    return frame.rename_axis(["rows", "tokens"]).reset_index()
+
+
+def draft_times(
+    target: LanguageModel, drafter: Drafter, n: int, sizes: Sequence[int] = SIZES, tokens: int = 24
+) -> dict[int, float]:
+    """Time of a round's n guesses for so many rows at once, with their drawing: rows -> ms, medians over the rounds of
+    a short text each, on prompts of their own."""
+    found = {}
+    for size in sizes:
+        prompts = texts(target.tokenizer, size, 1000)
+        trace = generate(target, prompts, drafter, None, n, "token", tokens, [], batch_size=size).trace
+        found[size] = 1e3 * size * median(r.draft_seconds for r in trace.rounds if r.rows == size)
+    return found
+
+
+def time_of(grid: pd.DataFrame, rows: float, tokens: float) -> float:
+    """T(rows, tokens) from a width grid, linear between the cells that were measured and level beyond them."""
+    table = grid.pivot(index="rows", columns="tokens", values="ms")
+    at_rows = [np.interp(tokens, table.columns, line) for line in table.to_numpy()]
+    return float(np.interp(rows, table.index, at_rows))
+
+
+def predicted(grid: pd.DataFrame, rows: float, tokens_per_round: float, guesses: float, draft_ms: float = 0.0) -> float:
+    """Times plain decoding at the same batch: tokens_per_round T(rows, 1) / (T(rows, guesses + 1) + draft_ms).
+
+    guesses: their mean in a round and row; rows that guess less are packed, not padded.
+    """
+    return tokens_per_round * time_of(grid, rows, 1) / (time_of(grid, rows, guesses + 1) + draft_ms)
+
+
+def gain_ends(sizes: Sequence[float], gains: Sequence[float]) -> float | None:
+    """The batch at which the gain is down to 1 for the first time, between two sizes on a line over the logarithm of
+    the size; None if it is above 1 at every size. sizes ascend."""
+    before = None
+    for size, gain in zip(sizes, gains, strict=True):
+        if gain <= 1:
+            if before is None:
+                return float(size)
+            share = (before[1] - 1) / (before[1] - gain)
+            return float(before[0] * (size / before[0]) ** share)
+        before = size, gain
+    return None
+
+
+# --- measured --------------------------------------------------------------------------------------------------------
+
+
+def ours(
+    target: LanguageModel, drafter: Drafter | None, sampling: Sampling, n: int, tokens: int, size: int
+) -> experiments.Method:
+    """`generate` over a list of prompts, `size` at a time, as a method; full_...: of the rounds in which no row was
+    missing."""
+
+    def trial(prompts: list[list[int]], seed: int) -> dict:
+        out = generate(
+            target, prompts, drafter, sampling, n, max_new_tokens=tokens, stop=[], seed=seed, batch_size=size
+        )
+        rounds, found = out.trace.rounds, {name: out.summary()[name] for name in ("tokens", "alpha", "proposed")}
+        full = [r for r in rounds if r.rows == min(size, len(prompts))]
+        found |= {"full_tokens": sum(len(r.emitted) for r in full), "full_seconds": sum(r.seconds for r in full)}
+        return {**found, "seconds": out.trace.seconds, "rounds": len(rounds)}
+
+    return trial
+
+
+def theirs(target: LanguageModel, sampling: Sampling, tokens: int, size: int) -> experiments.Method:
+    """transformers' own generate() with its cache, over left-padded batches of `size` prompts, one after the other."""
+    chance = {"temperature": float(sampling.temperature), "top_k": 0} if sampling.temperature else {}
+    chance |= {"do_sample": bool(chance), "max_new_tokens": tokens, "pad_token_id": 0}
+
+    def trial(prompts: list[list[int]], seed: int) -> dict:
+        torch.manual_seed(seed)
+        began = time.perf_counter()
+        with experiments.without_end_of_text(target.model):
+            for start in range(0, len(prompts), size):
+                part = prompts[start : start + size]
+                most = max(map(len, part))
+                padded = torch.tensor([[0] * (most - len(p)) + p for p in part], device=target.device)
+                mask = torch.tensor([[0] * (most - len(p)) + [1] * len(p) for p in part], device=target.device)
+                target.model.generate(padded, attention_mask=mask, **chance)
+        return {"tokens": tokens * len(prompts), "seconds": time.perf_counter() - began}
+
+    return trial
+
+
+def measure(
+    pair: Pair,
+    guessers: Mapping[str, tuple[Drafter, int]],
+    sizes: Sequence[int] = SIZES,
+    count: int = 32,
+    tokens: int = 64,
+    sets: int = 5,
+    sampling: Sampling | None = None,
+    beside: bool = True,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Tokens/s of plain decoding, of each guesser and (beside) of transformers, at each batch size; all take turns.
+
+    Every size decodes the same `sets` lists of `count` prompts, `tokens` new tokens each. A row a method and size:
+    method, rows, tokens_per_second, speedup over plain at the same size with low and high over the lists; full: the
+    same ratio in rounds without a missing row (no prompts read, no row gone); alpha, tokens_per_round, guesses a round.
+    """
+    sampling = Sampling() if sampling is None else sampling
+
+    def named(name: str, size: int, trial: experiments.Method) -> dict[str, experiments.Method]:
+        said = {"method": name, "rows": size}
+        return {f"{name}, {size}": lambda prompts, seed: {**trial(prompts, seed), **said}}
+
+    trials = {}
+    for size in sizes:
+        for name, (drafter, n) in {PLAIN: (None, 0), **guessers}.items():
+            trials |= named(name, size, ours(pair.target, drafter, sampling, n, tokens, size))
+        if beside:
+            trials |= named(THEIRS, size, theirs(pair.target, sampling, tokens, size))
+    lists = [texts(pair.tokenizer, count, k * count) for k in range(sets)]
+    frame = experiments.interleaved(trials, lists, progress=progress)
+    tables = []
+    for size, part in frame.groupby("rows"):
+        sums = part.groupby("method")[["tokens", "proposed", "rounds", "full_tokens", "full_seconds"]].sum()
+        speed, rounds = sums["full_tokens"] / sums["full_seconds"], sums["rounds"].where(sums["rounds"] > 0)
+        more = {"rows": size, "full": speed / speed[PLAIN], "alpha": part.groupby("method")["alpha"].mean()}
+        more |= {"tokens_per_round": sums["tokens"] / rounds, "guesses": sums["proposed"] / rounds}
+        tables.append(experiments.speedups(part, PLAIN).assign(**more).reset_index())
+    return pd.concat(tables, ignore_index=True)
+
+
+def with_predictions(
+    table: pd.DataFrame, grid: pd.DataFrame, drafts: Mapping[str, Mapping[int, float]]
+) -> pd.DataFrame:
+    """`measure`'s table with a column predicted: from the width grid, the time of the guesses (name -> rows -> ms), and
+    each guesser's tokens per round and guesses over all sizes, which depend on the texts and not on the batch."""
+
+    def gain(row: pd.Series) -> float:
+        if row["method"] not in drafts:
+            return float("nan")
+        same = table[table["method"] == row["method"]]
+        yields, guesses = same["tokens_per_round"].mean(), same["guesses"].mean()
+        return predicted(grid, row["rows"], yields, guesses, drafts[row["method"]][row["rows"]])
+
+    return table.assign(predicted=table.apply(gain, axis=1))
+
+
+# --- what the batch itself costs -------------------------------------------------------------------------------------
+
+
+def outside(pair: Pair, size: int = 8, n: int = 4, tokens: int = 48) -> dict[str, float]:
+    """Where the time of a round goes, as shares: in the two "models" (embedding, layers, norm, output), in "packing"
+    (rows into one forward, masks, places, and the guesses' drawing), and in the "rest" (verdict, bookkeeping).
+
+    Raises InvalidArgument unless the models are of the fast backend, on a CPU: others are not timed from within.
+    """
+    kept, spent, seen = [(model, model.decoder) for model in (pair.target, pair.draft)], [0.0], []
+    if any(decoder is None or model.device.type != "cpu" for model, decoder in kept):
+        raise InvalidArgument("only forwards of the fast backend on a CPU are timed from within")
+
+    def timed(work: Callable) -> Callable:
+        def run(*arguments):
+            began = time.perf_counter()
+            done = work(*arguments)
+            spent[0] += time.perf_counter() - began
+            return done
+
+        return run
+
+    try:
+        for model, d in kept:
+            more = {name: timed(getattr(d, name)) for name in ("embed", "norm", "output")}
+            model.decoder = replace(d, blocks=tuple(map(timed, d.blocks)), **more)
+        drafter, watch = ModelDrafter(pair.draft), lambda r: seen.append((spent[0], r))
+        settings = {"max_new_tokens": tokens, "stop": [], "batch_size": size, "watch": watch}
+        generate(pair.target, texts(pair.tokenizer, size), drafter, None, n, **settings)
+    finally:
+        for model, d in kept:
+            model.decoder = d
+    rounds = [r for _, r in seen[size:]]  # the first round's clock holds what reading the prompts took
+    whole = sum(r.seconds for r in rounds)
+    phases = sum(r.draft_seconds + r.target_seconds for r in rounds) / whole
+    inside = (seen[-1][0] - seen[0][0]) / whole
+    return {"models": inside, "packing": phases - inside, "rest": 1 - phases}
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+def record(
+    path: str | Path,
+    sizes: Sequence[int] = SIZES,
+    count: int = 32,
+    tokens: int = 64,
+    sets: int = 5,
+    progress: bool = True,
+) -> dict:
+    """Measures the embedded pair on the fast backend and writes the record: {"machine", "settings", "grid", "drafts",
+    "table", "round"}. About a quarter of an hour on two quiet cores."""
+    check_output(path, (".json",))
+    before, pair = busy(), load_pair(backend="fast")
+    guessers = drafters(pair)
+    grid = width_grid(pair.target, sizes)
+    drafts = {name: draft_times(pair.target, drafter, n, sizes) for name, (drafter, n) in guessers.items()}
+    table = with_predictions(measure(pair, guessers, sizes, count, tokens, sets, progress=progress), grid, drafts)
+    dtype = str(pair.target.dtype).removeprefix("torch.")
+    found = {
+        "machine": {**experiments.machine(), "busy": before or busy()},  # others may have come since
+        "settings": {"count": count, "tokens": tokens, "sets": sets, "temperature": 1.0, "dtype": dtype},
+        "grid": json.loads(grid.to_json(orient="records", double_precision=4)),
+        "drafts": [{"method": m, "rows": b, "ms": ms} for m, times in drafts.items() for b, ms in times.items()],
+        "table": json.loads(table.to_json(orient="records", double_precision=4)),
+        "round": outside(pair),
+    }
+    write_text(path, json.dumps(found) + "\n")
+    return found
+
+
+def identity(path: str | Path, count: int = 256, size: int = 16, tokens: int = 32, progress: bool = True) -> list[dict]:
+    """Whether every row of a batch is the text that it is alone, and writes what was found.
+
+    The embedded pair, `count` prompts of mixed length, four guesses a round. A row each for float64 and float32, greedy
+    and drawn: same (texts), of, and gaps: where texts part, how far apart in logits the target's two favourites are
+    there. In float64 all must be the same; in float32 a greedy text may part at a near tie (below NEAR). Takes minutes.
+    """
+    check_output(path, (".json",))
+    found = []
+    cases = [(dtype, heat) for dtype in ("float64", "float32") for heat in (0.0, 1.0)]
+    for dtype, heat in tqdm(cases, desc="identity", disable=not progress):
+        pair = load_pair(dtype=dtype, backend="fast")
+        prompts = texts(pair.tokenizer, count)
+        run = partial(generate, pair.target, prompts, ModelDrafter(pair.draft), Sampling(heat), 4)
+        alone, batch = (run(max_new_tokens=tokens, stop=[], batch_size=rows).tokens for rows in (1, size))
+        parted = [(p, a, b) for p, a, b in zip(prompts, alone, batch, strict=True) if not torch.equal(a, b)]
+        gaps = [gap(pair.target, prompt + a[: (a != b).nonzero()[0, 0]].tolist()) for prompt, a, b in parted]
+        found.append({"dtype": dtype, "temperature": heat, "same": count - len(gaps), "of": count, "gaps": gaps})
+    settings = {"batch": size, "tokens": tokens, "machine": experiments.machine()}
+    write_text(path, json.dumps({**settings, "found": found}) + "\n")
+    return found
+
+
+@torch.inference_mode()
+def gap(target: LanguageModel, text: list[int]) -> float:
+    """How far apart, in logits, the target's two favourites to follow a text are."""
+    logits = target.context().extend(torch.tensor([text], device=target.device), keep=1)[0, -1]
+    first, second = logits.topk(2).values.tolist()
+    return first - second
