@@ -30,7 +30,17 @@ ROOMS = {  # so that a reader writes `from speclib import theory`, and need not 
     "law": ("distributions", "exact", "rules", "several", "statistics", "theory"),
     "model": ("adapter", "compiled", "context", "fast", "gguf", "language_model", "probe", "products", "quantized"),
     "loop": ("arguments", "decoding", "lengths", "processors", "stops", "trace"),
-    "measure": ("categories", "experiments", "growth", "latency", "leaderboard", "machine", "published", "trials"),
+    "measure": (
+        "batches",
+        "categories",
+        "experiments",
+        "growth",
+        "latency",
+        "leaderboard",
+        "machine",
+        "published",
+        "trials",
+    ),
     "commands": ("bench", "chat", "demo", "index", "train"),
 }
 for _room, _names in ROOMS.items():  # `from speclib.trace import Trace` as well, for what is imported already

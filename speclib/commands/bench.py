@@ -18,7 +18,7 @@ from ..files import check_folder, check_output, replacing, write_text
 from ..law.distributions import Sampling
 from ..measure import categories, experiments, growth, latency, leaderboard, machine, published, trials
 from ..model.language_model import BACKENDS, TARGET, load_model, load_pair
-from . import pairs
+from . import batches, pairs
 from .options import command
 from .pairs import headline_of
 
@@ -226,6 +226,7 @@ def add_parser(subparsers) -> None:
         what = " ".join(measure.__doc__.split())
         one = command(measurements, name, run, options | last, help=what, description=f"Measures {what}.")
         one.set_defaults(measure=measure, record="bench" if name == "pair" else name)
+    batches.add_parser(measurements)
 
 
 def run(args: argparse.Namespace) -> int:
