@@ -597,12 +597,12 @@ class Mismeasurement:
     right: Callable[..., float]
 
 
-def accepted_share(accepted: Sequence[int], proposed: Sequence[int]) -> float:
+def share_of_guesses(accepted: Sequence[int], proposed: Sequence[int]) -> float:
     """Accepted drafts over proposed drafts, from the counts of each round."""
     return sum(accepted) / sum(proposed)
 
 
-def accepted_share_with_corrections(accepted: Sequence[int], proposed: Sequence[int]) -> float:
+def share_with_corrections(accepted: Sequence[int], proposed: Sequence[int]) -> float:
     """WRONG: counts the target's own token at the end of each round as an accepted draft."""
     return (sum(accepted) + len(accepted)) / sum(proposed)
 
@@ -634,8 +634,8 @@ MISMEASUREMENTS: dict[str, Mismeasurement] = {
             "correction counted",
             "public code",
             "the target's own token counts as an accepted draft: the share can exceed 1",
-            accepted_share_with_corrections,
-            accepted_share,
+            share_with_corrections,
+            share_of_guesses,
         ),
         Mismeasurement(
             "characters counted",

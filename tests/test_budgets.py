@@ -16,14 +16,14 @@ BUDGETS = {  # room: (code lines at most, what it ought to come down to)
     "law": (760, 700),
     "model": (1695, 850),
     "drafters": (1240, 1150),
-    "loop": (910, 550),
+    "loop": (915, 550),
     "measure": (1350, 650),
     "training": (960, 800),
     "museum": (445, 400),
     "exactness": (950, 950),
     "workbook": (2885, 1500),
     "commands": (1190, 450),
-    ".": (285, 250),
+    ".": (295, 250),
 }
 SILENT = {getattr(tokenize, name) for name in "COMMENT NL NEWLINE INDENT DEDENT ENDMARKER".split()}
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

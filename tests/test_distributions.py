@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -146,6 +147,13 @@ BAD = [
     ("min_p", 1.1),
     ("min_p", math.nan),
 ]
+
+
+def test_numpys_numbers_are_numbers():
+    given = Sampling(temperature=np.float32(0.5), top_k=np.int64(3), top_p=np.float64(0.9), min_p=np.float32(0))
+    assert given == Sampling(temperature=0.5, top_k=3, top_p=0.9, min_p=0) and type(given.top_k) is int
+    with pytest.raises(InvalidArgument, match="top_k"):
+        Sampling(top_k=np.float64(3))
 
 
 @pytest.mark.parametrize(("name", "value"), BAD)

@@ -110,19 +110,6 @@ def test_a_hazard_estimated_at_one_length_foretells_the_others():
     assert theory.expected_tokens(alpha, 1) > 1.1 * theory.tokens_from_hazard(hazard, 1)
 
 
-@pytest.mark.parametrize("gamma", [0, 1, 2, 3, 5])
-def test_rounds_after_whole_ones_are_as_many_as_the_hazards_make_them(gamma):
-    other, whole = [0.5, 0.6, 0.7], [0.9, 0.8]
-    kept = [np.r_[other, 0.7, 0.7][:gamma], np.r_[whole, 0.8, 0.8, 0.8][:gamma]]
-    state, tokens = 0.5, 0.0
-    for _ in range(300):  # of many rounds, how many follow one that passed whole
-        tokens = (1 - state) * (1 + kept[0].cumprod().sum()) + state * (1 + kept[1].cumprod().sum())
-        state = (1 - state) * kept[0].prod() + state * kept[1].prod()
-    assert theory.tokens_from_hazard(other, gamma, whole) == pytest.approx(tokens, abs=1e-12)
-    assert theory.tokens_from_hazard(other, gamma, other) == pytest.approx(theory.tokens_from_hazard(other, gamma))
-    assert theory.tokens_from_hazard([0.0], 1, [1.0]) == 1
-
-
 @pytest.mark.parametrize(
     ("call", "word"),
     [

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -47,6 +48,9 @@ class Sampling:
             if not ok:
                 raise InvalidArgument(message)
 
+        for name in ("temperature", "top_k", "top_p", "min_p"):  # numpy's numbers count as Python's
+            if isinstance(value := getattr(self, name), np.generic):
+                object.__setattr__(self, name, value.item())
         number = (int, float)
         check(
             isinstance(self.temperature, number) and (self.temperature == 0 or 1e-6 <= self.temperature < float("inf")),

@@ -65,28 +65,15 @@ def hazard_by_position(rounds: Iterable[tuple[Sequence[float], int]]) -> tuple[n
         return np.array(sums) / np.array(reached), np.array(reached)
 
 
-def tokens_from_hazard(hazard: ArrayLike, gamma: int, after_whole: ArrayLike | None = None) -> float:
+def tokens_from_hazard(hazard: ArrayLike, gamma: int) -> float:
     """Tokens per round at a draft length that need not have been measured: 1 + h_1 + h_1 h_2 + ...; behind the last
-    position that is known its hazard goes on.
-
-    after_whole: the hazard of rounds that follow one in which every guess passed; `hazard` is then that of the others.
-    Where text is easy, rounds pass whole, and short rounds do so more often: the share of rounds that follow one is
-    what the two hazards themselves bring about, by whole' = whole a + (1 - whole) b in balance.
+    position that is known its hazard goes on. Raises InvalidArgument if no position was reached.
     """
-    other, whole = (_continued(h, gamma) for h in (hazard, hazard if after_whole is None else after_whole))
-    left = 1 - whole.prod() + other.prod()
-    share = other.prod() / left if left > 0 else 0.0
-    tokens = expected_tokens_from_positions(np.stack([other, whole]))
-    return float(tokens[0] + share * (tokens[1] - tokens[0]))
-
-
-def _continued(hazard: ArrayLike, gamma: int) -> np.ndarray:
-    """The hazard at gamma positions; the last one that was reached stands for those behind it."""
     known = np.asarray(hazard, dtype=float)
     known = known[: int(np.isnan(known).argmax())] if np.isnan(known).any() else known
     if not known.size:
         raise InvalidArgument("a hazard needs at least one position that was reached")
-    return known[np.minimum(np.arange(gamma), len(known) - 1)]
+    return float(expected_tokens_from_positions(known[np.minimum(np.arange(gamma), len(known) - 1)]))
 
 
 def speedup(alpha: ArrayLike, gamma: ArrayLike, c: ArrayLike, width_ratio: WidthRatio = 1.0) -> np.ndarray:

@@ -163,12 +163,16 @@ def check(
                 f"shorten it"
             )
         longest = max_new_tokens + (1 if model.encoder_decoder else prompt)
-        if model.context_length and longest > model.context_length:
+        over = longest - (model.context_length or longest)
+        if over > 0:
+            left = max_new_tokens - over
+            remedies = [f"ask for at most {left} new tokens"] if left > 0 else []
+            if not model.encoder_decoder:
+                remedies.insert(0, f"shorten the prompt by {over if left > 0 else 1 - left} tokens")
             raise ContextOverflow(
                 f"{'start token' if model.encoder_decoder else 'prompt'} and new tokens need {longest} places, but "
-                f"{model.name} has a context of {model.context_length}; "
-                f"{'' if model.encoder_decoder else 'shorten the prompt or '}ask for at most "
-                f"{max(0, max_new_tokens - (longest - model.context_length))} new tokens"
+                f"{model.name} has a context of {model.context_length}; {' or '.join(remedies)}"
+                f"{'' if left > 0 else ' or more'}"
             )
 
 

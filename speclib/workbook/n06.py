@@ -60,53 +60,53 @@ def streaks(runs: list[int], alpha: float, gamma: int) -> plt.Figure:
     return tight(figure)
 
 
-KINDS = {"": (True, False, None), "_whole": (True,), "_other": (False,)}  # did the round before pass whole?
-
-
 def acceptance_of(rounds, gamma: int) -> dict:
-    """Of the rounds of a trace with all gamma guesses: tokens per round, alpha, accepted share, and hazard and reached
-    (lists by position) of all rounds, of those after one that passed whole, and of the others. Tokens are the mean of
-    the rule's own law, not of its coins.
+    """Of the rounds of a trace with all gamma guesses: tokens per round, alpha, accepted share, hazard and how often
+    each position was reached. Tokens are the mean of the rule's own law, not of its coins.
     """
-    before, found = {}, []
-    for r in rounds:
-        found += [(r, before.get(r.row))] if len(r.drafted) == gamma else []
-        before[r.row] = r.accepted == len(r.drafted)
-    full = [r for r, _ in found]
+    full = [r for r in rounds if len(r.drafted) == gamma]
     tokens = [1 + np.dot(range(gamma + 1), r.stop_probs) for r in full]
-    share = sum(r.accepted for r in full) / (gamma * len(full))
-    row = {"gamma": gamma, "rounds": len(full), "tokens": float(np.mean(tokens)), "share": share}
-    for kind, ends in KINDS.items():
-        hazard, reached = theory.hazard_by_position((r.overlaps, r.accepted) for r, whole in found if whole in ends)
-        row |= {f"hazard{kind}": hazard.tolist(), f"reached{kind}": reached.tolist()}
-    return row | {"alpha": float(np.average(row["hazard"], weights=row["reached"]))}
+    hazard, reached = theory.hazard_by_position((r.overlaps, r.accepted) for r in full)
+    return {
+        "gamma": gamma,
+        "rounds": len(full),
+        "tokens": float(np.mean(tokens)),
+        "share": sum(r.accepted for r in full) / (gamma * len(full)),
+        "hazard": hazard.tolist(),
+        "reached": reached.tolist(),
+        "alpha": float(np.average(hazard, weights=reached)),
+    }
 
 
-def pooled(rows: list[dict]) -> dict:
+def pooled(rows: list[dict], domain: str = "all") -> dict:
     """The rows of `acceptance_of` at one length as one: all rounds together."""
-    rounds = [row["rounds"] for row in rows]
+    rounds, reached = [row["rounds"] for row in rows], np.array([row["reached"] for row in rows])
     means = {name: float(np.average([row[name] for row in rows], weights=rounds)) for name in ("tokens", "share")}
-    whole = {"domain": "all", "gamma": rows[0]["gamma"], "rounds": sum(rounds)} | means
-    for kind in KINDS:
-        reached = np.array([row["reached" + kind] for row in rows])
-        hazard = np.average([row["hazard" + kind] for row in rows], axis=0, weights=reached)
-        whole |= {"hazard" + kind: hazard.tolist(), "reached" + kind: reached.sum(0).tolist()}
-    return whole | {"alpha": float(np.average(whole["hazard"], weights=whole["reached"]))}
+    hazard = np.average([row["hazard"] for row in rows], axis=0, weights=reached)
+    alpha = float(np.average(hazard, weights=reached.sum(0)))
+    whole = {"domain": domain, "gamma": rows[0]["gamma"], "rounds": sum(rounds), **means}
+    return whole | {"hazard": hazard.tolist(), "reached": reached.sum(0).tolist(), "alpha": alpha}
 
 
-def foretold(rows: list[dict], source: int, starts: bool = True) -> pd.DataFrame:
+def together(record: dict) -> list[dict]:
+    """The two recordings of data/results/hazard.json as one: a row a domain and length."""
+    rows = record["first"] + record["second"]
+    places = dict.fromkeys((row["domain"], row["gamma"]) for row in rows)
+    return [pooled([row for row in rows if (row["domain"], row["gamma"]) == at], at[0]) for at in places]
+
+
+def foretold(rows: list[dict], source: int) -> pd.DataFrame:
     """Tokens per round from the hazard at draft length `source`, over those measured at every other length, minus 1. A
-    row a domain and one for all together, a column a length. starts: tell rounds apart by how the one before ended.
+    row a domain and one for all together, a column a length.
     """
     lengths = sorted({row["gamma"] for row in rows})
     rows = rows + [pooled([row for row in rows if row["gamma"] == gamma]) for gamma in lengths]
-    sources = {row["domain"]: row for row in rows if row["gamma"] == source}
-    found = {domain: {} for domain in sources}
-    for row in rows:
-        known, gamma = sources[row["domain"]], row["gamma"]
-        hazards = (known["hazard_other"], gamma, known["hazard_whole"]) if starts else (known["hazard"], gamma)
-        if gamma != source:
-            found[row["domain"]][gamma] = theory.tokens_from_hazard(*hazards) / row["tokens"] - 1
+    known = {row["domain"]: row["hazard"] for row in rows if row["gamma"] == source}
+    found = {domain: {} for domain in known}
+    for row in (row for row in rows if row["gamma"] != source):
+        found[row["domain"]][row["gamma"]] = (
+            theory.tokens_from_hazard(known[row["domain"]], row["gamma"]) / row["tokens"] - 1
+        )
     return pd.DataFrame(found).T.sort_index(axis=1)
 
 
@@ -114,13 +114,12 @@ def acceptance_figures(rows: list[dict], gamma: int) -> plt.Figure:
     """Hazard by position at one draft length, beside alpha and the accepted share, a panel a domain."""
     rows = [row for row in rows if row["gamma"] == gamma]
     figure, axes = plt.subplots(1, len(rows), figsize=(11, 3.6), sharey=True)
-    marks = {"": ("o-", TARGET, "hazard"), "_whole": ("^:", ACCEPTED, "hazard after a round that passed whole")}
     for axis, row in zip(axes, rows, strict=True):
-        for kind, (mark, colour, label) in marks.items():
-            axis.plot(range(1, gamma + 1), row["hazard" + kind], mark, color=colour, label=label)
+        axis.plot(range(1, gamma + 1), row["hazard"], "o-", color=TARGET, label="hazard")
         axis.axhline(row["alpha"], color=PREDICTED, linestyle="--", label="alpha")
         axis.axhline(row["share"], color=REJECTED, linestyle="-.", label="accepted share")
         axis.set(xlabel="position in the round", title=row["domain"], ylim=(0, 1))
+        axis.set_xticks(range(1, gamma + 1))
     axes[0].set_ylabel("share of guesses kept")
     axes[-1].legend(fontsize=8, loc="lower right")
     return tight(figure)
