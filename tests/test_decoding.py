@@ -220,9 +220,9 @@ def test_one_bad_number_is_found_wherever_it_stands(pair, monkeypatch, row, valu
 def test_a_text_too_long_for_the_context_is_told_by_how_much(prompt, new, remedy):
     target = tiny(1, context=64)
     with pytest.raises(errors.ContextOverflow, match=f"shorten the prompt {remedy}"):
-        generate(target, [[1] * prompt], max_new_tokens=new)
+        speclib.generate(target, [[1] * prompt], max_new_tokens=new)
     left = 1 if prompt > 64 else 4
-    assert len(generate(target, [[1] * (64 - left)], max_new_tokens=left, stop=[]).tokens[0]) == left
+    assert len(speclib.generate(target, [[1] * (64 - left)], max_new_tokens=left, stop=[]).tokens[0]) == left
 
 
 @pytest.mark.parametrize(
