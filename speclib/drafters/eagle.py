@@ -35,12 +35,14 @@ class Eagle(nn.Module):
     """x = M [state before, embedding], one layer of a Llama over it, and a norm: a state like the target's, one token
     further on.
 
-    config: the layer's shape; its `hidden_size` is the target's.
+    config: the layer's shape; its `hidden_size` is the target's. kept: the ids of the tokens that it may guess [K], or
+    None for all: most of a large vocabulary is hardly ever written, and its rows cost time at each guess.
     """
 
-    def __init__(self, config: LlamaConfig):
+    def __init__(self, config: LlamaConfig, kept: Tensor | None = None):
         super().__init__()
         self.config = config
+        self.register_buffer("kept", kept)
         self.mix = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)  # M
         self.layer = LlamaDecoderLayer(config, 0)
         self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -62,8 +64,9 @@ def load_eagle(name: str = "eagle") -> Eagle:
 def read_eagle(folder: Path) -> Eagle:
     """One from a folder that `python -m speclib train eagle` wrote."""
     with reading(folder, "make it again with: python -m speclib train eagle", ModelLoadError):
-        eagle = Eagle(LlamaConfig.from_pretrained(folder))
-        eagle.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+        tensors = load_file(Path(folder) / "model.safetensors")
+        eagle = Eagle(LlamaConfig.from_pretrained(folder), tensors.get("kept"))
+        eagle.load_state_dict(tensors)
     return eagle.eval().requires_grad_(False)
 
 
@@ -106,6 +109,8 @@ def decoder(eagle: Eagle, target) -> Decoder:
             f"this eagle was trained for a target of width {config.hidden_size}, but {target.name} has "
             f"{output.shape[1]}"
         )
+    if eagle.kept is not None and int(eagle.kept.max()) >= target.vocabulary:
+        raise IncompatibleModels(f"this eagle guesses tokens that {target.name} has not: its vocabulary is larger")
     rotary = fast.rotary_tables(
         eagle.rotary, target.context_length or config.max_position_embeddings, target.dtype, target.device
     )
@@ -115,13 +120,29 @@ def decoder(eagle: Eagle, target) -> Decoder:
         lambda tokens, _: embedding(tokens, table),
         (fast.llama_block(eagle.layer, config),),
         lambda x: rms_norm(x, norm.shape, norm, eps),
-        product(output[: target.vocabulary]),
+        output_over(output[: target.vocabulary], eagle.kept),
         rotary,
         heads,
         size,
         target.dtype,
         target.device,
     )
+
+
+def output_over(matrix: Tensor, kept: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """States [..., d] -> logits [..., V] by a matrix [V, d]; with `kept` ids [K] by those rows alone, and -inf for the
+    others, which are then never guessed: q = 0 there, which every rule allows.
+    """
+    if kept is None:
+        return product(matrix)
+    kept = kept.to(matrix.device)
+    rows, count = product(matrix[kept]), len(matrix)
+
+    def logits(states: Tensor) -> Tensor:
+        known = rows(states)
+        return known.new_full((*known.shape[:-1], count), -torch.inf).index_copy(-1, kept, known)
+
+    return logits
 
 
 class EagleContext(FastContext):

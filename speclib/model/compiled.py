@@ -18,7 +18,7 @@ import pooch
 import torch
 import torch._dynamo
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from tqdm.auto import tqdm
 
 from ..errors import UnsupportedModel
@@ -123,7 +123,7 @@ class Programs:
         if key not in self._made:
             try:
                 with tqdm(total=1, desc=f"{self.name}: a program for {title}", unit="program", leave=False) as bar:
-                    self._made[key] = captured(make(), inputs, *place) if self.graphs else fused(make())
+                    self._made[key] = graphed(make(), inputs, *place) if self.graphs else fused(make())
                     outputs = self._made[key](*inputs, *place)  # torch.compile begins to work here
                     if kind == "forward" and self.decoder.device.type != "meta":
                         off = apart(outputs[1], make()(*inputs, *place)[1])
@@ -211,27 +211,11 @@ def fused(program: Program) -> Program:
     return torch.compile(own, dynamic=False, fullgraph=True, options=UNASKED)
 
 
-def captured(program: Program, inputs: tuple[Tensor, ...], *place: Tensor | Cache) -> Program:
-    """The program as a CUDA graph over this very cache: torch's recipe, three runs on a side stream first."""
-    # the graph reads these very places, so they must stay
-    own, cache = (tuple(value.clone() for value in (*inputs, *place[:1])), place[1:])
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            program(*own, *cache)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = program(*own, *cache)
-
-    def replay(*arguments) -> tuple[Tensor, ...] | Tensor:
-        for kept, value in zip(own, arguments, strict=False):
-            kept.copy_(value)
-        graph.replay()
-        return tree_map(torch.clone, outputs)  # the next replay writes into the same place
-
-    return replay
+def graphed(program: Program, inputs: tuple[Tensor, ...], *place: Tensor | Cache) -> Program:
+    """The program as a CUDA graph over this very cache."""
+    tensors, form = tree_flatten((*(value.clone() for value in (*inputs, *place[:1])), *place[1:]))
+    graph = torch.cuda.make_graphed_callables(lambda *now: program(*tree_unflatten(now, form)), tuple(tensors))
+    return lambda *now: tree_map(torch.clone, graph(*tree_leaves(now)))  # the next replay writes into the same place
 
 
 class CompiledContext(FastContext):

@@ -64,16 +64,27 @@ def adamw(params: Iterable[nn.Parameter], rate: float, memory: float = 0.95, dec
     return torch.optim.AdamW(groups, betas=(0.9, memory), weight_decay=decay, fused=True)
 
 
-def distances(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """(a student's loss, the total variation between it and its teacher) at each place, of logits [..., V].
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of (total variation, KL(teacher || student)) at each place
+    "both": lambda variation, divergence: variation + 0.3 * divergence,  # KL keeps the gradient alive where variation
+    "kl": lambda variation, divergence: divergence,  # has hardly any, because the two barely overlap
+    "tv": lambda variation, divergence: variation,
+    "lk": lambda variation, divergence: -torch.log1p(-variation),  # the likelihood of acceptance (2602.23881)
+}
 
-    The loss is total variation + 0.3 KL(teacher || student): the acceptance rate *is* one minus the total variation
-    (Leviathan et al., Theorem 3.5), and KL keeps the gradient alive where the two barely overlap.
+
+def distances(
+    student: Tensor, teacher: Tensor, kept: Tensor | None = None, loss: str = "both"
+) -> tuple[Tensor, Tensor]:
+    """(a student's loss, the total variation between it and its teacher) at each place, of logits [..., V]; the
+    student's may be of the `kept` tokens alone [..., K].
+
+    The acceptance rate *is* one minus the total variation (Leviathan et al., Theorem 3.5).
     """
     student, teacher = log_softmax(student.float(), -1), log_softmax(teacher.float(), -1)
+    teacher = teacher if kept is None else teacher[..., kept]
     p = teacher.exp()
-    variation = 0.5 * (p - student.exp()).abs().sum(-1)
-    return variation + 0.3 * (p * (teacher - student)).sum(-1), variation
+    variation = 1 - torch.minimum(p, student.exp()).sum(-1)
+    return LOSSES[loss](variation, (p * (teacher - student)).sum(-1)), variation
 
 
 def language_loss(logits_of: Callable[[nn.Module], Tensor], labels: Tensor, model, teacher=None) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pooch
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ STEPS = 4  # guesses in a row that eagle is trained for
 
 @dataclass(frozen=True)
 class Reader:
-    """What is trained; which module that is, and what it guesses, say `make` and `guesses`."""
+    """What is trained; which module that is, the last word of the name, say `make` and `guesses`."""
 
     name: str
     tokens: int
@@ -41,6 +42,12 @@ class Reader:
     width: int = 256  # tokens in a window
     samples: float = 0.0  # share of the batches that are the target's own text
     discount: float = 1.0  # what each further guess weighs in the loss, which the check reaches less often
+    keeps: int | None = None  # how many tokens it may guess, the most frequent ones; None: all
+    loss: str = "both"  # see `loop.LOSSES`
+
+    @property
+    def kind(self) -> str:
+        return self.name.rpartition("-")[2]
 
 
 READERS = {  # tokens: steps x those of a batch
@@ -48,22 +55,32 @@ READERS = {  # tokens: steps x those of a batch
     "exits": Reader("exits", 390 * 1024),
     "eagle": Reader("eagle", 2929 * 2048, muon_rate=0.02, rows=8, samples=0.25, discount=0.8),
 }
+# For another target: its own answers are all that is read, and of its large vocabulary the frequent tokens are guessed.
+KEEPS = 16_384
+OTHERS = {"eagle": {"samples": 0.0, "keeps": KEEPS, "rows": 16, "width": 512, "tokens": 1200 * 8192}}
 
 
-def make(name: str, target: LlamaForCausalLM) -> nn.Module:
-    """A fresh "heads", "exits" or "eagle" for a target."""
+def make(name: str, target: LlamaForCausalLM, kept: Tensor | None = None) -> nn.Module:
+    """A fresh "heads", "exits" or "eagle" for a target; `kept`: see `Eagle`."""
     config = target.config
     if name == "heads":
         return Heads(HEADS, config.hidden_size)
     if name == "exits":
         return Exits(tuple(layer for layer in EXIT_LAYERS if layer < config.num_hidden_layers), config.hidden_size)
-    same = ("vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings")
+    same = "vocab_size hidden_size num_attention_heads num_key_value_heads max_position_embeddings".split()
     shape = {"num_hidden_layers": 1, "intermediate_size": 4 * config.hidden_size}
-    return Eagle(LlamaConfig(**shape, **{key: getattr(config, key) for key in same}))
+    return Eagle(LlamaConfig(**shape, **{key: getattr(config, key) for key in same}), kept)
+
+
+def most_frequent(tokens: np.ndarray, count: int) -> Tensor:
+    """The ids of the `count` most frequent tokens, ascending. [count]"""
+    counts = np.bincount(tokens, minlength=count)
+    return torch.from_numpy(np.sort(np.argsort(-counts, kind="stable")[:count]))
 
 
 def guesses(module: nn.Module, target: LlamaForCausalLM, inputs: Tensor, out) -> tuple[Tensor, Tensor]:
-    """A module's guesses at each position, as logits [B, T', count, V], beside what the target says there (the same).
+    """The state behind each of a module's guesses [B, T', count, d], beside the logits of what the target says there
+    [B, T', count or 1, V].
 
     inputs: [B, T]; out: what the target makes of them, hidden states included. Head i at position t has the state at t
     and token t + 1, and is to say what the target says at t + i + 1; the exit after layer k, what it says at t; eagle,
@@ -76,11 +93,11 @@ def guesses(module: nn.Module, target: LlamaForCausalLM, inputs: Tensor, out) ->
         wanted = torch.stack([laws[:, i + 1 : T - n + i + 1] for i in range(n)], 2)
     elif isinstance(module, Exits):
         exits = [target.model.norm(module(out.hidden_states[layer], layer)) for layer in module.layers]
-        states, wanted = torch.stack(exits, 2), laws.unsqueeze(2).expand(-1, -1, len(exits), -1)
+        states, wanted = torch.stack(exits, 2), laws.unsqueeze(2)
     else:
         states = unrolled(module, last[:, :-1], embed(inputs[:, 1:]), STEPS)[:, STEPS - 1 :]
-        wanted = laws[:, STEPS:].unsqueeze(2).expand(-1, -1, STEPS, -1)
-    return linear(states, target.lm_head.weight), wanted
+        wanted = laws[:, STEPS:].unsqueeze(2)
+    return states, wanted
 
 
 def unrolled(eagle: Eagle, states: Tensor, embeddings: Tensor, steps: int) -> Tensor:
@@ -102,6 +119,7 @@ def unrolled(eagle: Eagle, states: Tensor, embeddings: Tensor, steps: int) -> Te
             for project in (attn.q_proj, attn.k_proj, attn.v_proj)
         )
         q, k = apply_rotary_pos_emb(q, k, cos, sin)
+        k, v = (heads.repeat_interleave(q.shape[1] // k.shape[1], 1) for heads in (k, v))  # of a group each
         keys.append(k)
         values.append(v)
         far = (q @ keys[0].mT).float()  # [B, H, N, N]
@@ -128,8 +146,10 @@ def loss_of(reader: Reader, module: nn.Module, target: LlamaForCausalLM, inputs:
     with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
         with torch.no_grad():
             out = target(inputs, use_cache=False, output_hidden_states=True)
-        guessed, wanted = guesses(module, target, inputs, out)
-    loss, variation = distances(guessed, wanted)  # [B, T', count]
+        states, wanted = guesses(module, target, inputs, out)
+        kept, matrix = getattr(module, "kept", None), target.lm_head.weight
+        guessed = linear(states, matrix if kept is None else matrix[kept])  # [B, T', count, V or K]
+    loss, variation = distances(guessed, wanted, kept, reader.loss)  # [B, T', count]
     weights = reader.discount ** torch.arange(loss.shape[-1], device=loss.device)
     return (loss.mean((0, 1)) * weights).sum() / weights.sum(), 1 - variation.detach().mean((0, 1))
 
@@ -149,16 +169,22 @@ def optimizers(reader: Reader, module: nn.Module) -> list[torch.optim.Optimizer]
     return [*found, muon((matrices, reader.muon_rate))] if matrices else found
 
 
-def train(reader: Reader, corpus: Corpus, folder: Path, seed: int = 0, compile: bool = True) -> Path:
-    """Trains a reader for the target in `folder`; writes safetensors and a card to `folder`/name (see `loop.run`).
+def train(
+    reader: Reader, corpus: Corpus, folder: Path, seed: int = 0, compile: bool = True, other: Path | None = None
+) -> Path:
+    """Trains a reader for the target in `folder`, or in the folder `other`; writes safetensors and a card to
+    `folder`/name (see `loop.run`).
 
     Raises TrainingError without a target, for a state of another training, or when the loss stops being finite.
     """
-    own = identity(reader, corpus, seed, folder / TARGET.name)
-    target = load(folder / TARGET.name).requires_grad_(False)
-    samples = samples_of(folder / TARGET.name, corpus.tokens) if reader.samples else None
+    place = other or folder / TARGET.name
+    own = identity(reader, corpus, seed, *([] if other else [place]))
+    sha256 = own["weights"][place.name] = pooch.file_hash(str(place / "model.safetensors"))
+    target = load(place).requires_grad_(False)
+    samples = samples_of(place, corpus.tokens) if reader.samples else None
     torch.manual_seed(seed)
-    module = make(reader.name, target).to(DEVICE)
+    kept = most_frequent(corpus.tokens, reader.keeps) if reader.keeps else None
+    module = make(reader.kind, target, kept).to(DEVICE)
     loss_function = torch.compile(loss_of, dynamic=False) if compile else loss_of
 
     def step(number: int, progress: float):
@@ -167,9 +193,13 @@ def train(reader: Reader, corpus: Corpus, folder: Path, seed: int = 0, compile: 
         loss, overlaps = loss_function(reader, module, target, inputs)
         return loss, [loss, overlaps], inputs.numel()
 
+    def covered(kept: Tensor) -> float:
+        return round(float(np.isin(corpus.held_out_tokens, kept.numpy()).mean()), 4)
+
     def save(path: Path) -> dict:
         path.mkdir(parents=True, exist_ok=True)
-        tensors = {key: value.to("cpu", torch.bfloat16).contiguous() for key, value in module.state_dict().items()}
+        tensors = {key: value.to("cpu").contiguous() for key, value in module.state_dict().items()}
+        tensors = {key: v.to(torch.bfloat16) if v.is_floating_point() else v for key, v in tensors.items()}
         if isinstance(module, Exits):
             tensors["layers"] = torch.tensor(module.layers)
         if isinstance(module, Eagle):
@@ -177,7 +207,8 @@ def train(reader: Reader, corpus: Corpus, folder: Path, seed: int = 0, compile: 
         save_file(tensors, path / "model.safetensors")
         overlaps = held_out_overlap(reader, module, target, corpus.held_out_tokens)
         return {
-            "target_sha256": own["weights"][TARGET.name],
+            "target_sha256": sha256,
+            **({"kept": len(kept), "kept_share_of_held_out": covered(kept)} if reader.keeps else {}),
             "guesses": list(getattr(module, "layers", range(1, len(overlaps) + 1))),
             "held_out_overlap": [round(value, 4) for value in overlaps],
         }
