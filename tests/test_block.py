@@ -10,6 +10,7 @@ from torch.nn.functional import linear
 from transformers import LlamaConfig, RepetitionPenaltyLogitsProcessor
 
 import speclib
+from speclib.drafters import FallbackDrafter, LookupDrafter
 from speclib.drafters.base import Drafter, always
 from speclib.drafters.block import Block, BlockDrafter, read_block
 from speclib.errors import IncompatibleModels, InvalidArgument
@@ -75,17 +76,20 @@ PROMPTS = [[0, 1, 2, 3], [4], [2, 2]]
 
 
 @pytest.mark.parametrize(("rank", "kept", "groups"), [(0, None, 2), (2, None, 1), (0, [4, 1, 2], 2), (2, [4, 1, 2], 2)])
-@pytest.mark.parametrize(("backend", "batch_size"), [("eager", 3), ("fast", 3), ("fast", 1)])
-def test_every_guess_stands_on_what_training_saw(backend, batch_size, rank, kept, groups):
-    """After rounds of all outcomes, alone and in a batch, the distributions are those of one training forward over the
-    whole text.
+@pytest.mark.parametrize(
+    ("backend", "batch_size", "copies_first"), [("eager", 3, False), ("fast", 3, True), ("fast", 1, False)]
+)
+def test_every_guess_stands_on_what_training_saw(backend, batch_size, copies_first, rank, kept, groups):
+    """After rounds of all outcomes, alone and in a batch, and after rounds of another guesser, the distributions are
+    those of one training forward over the whole text.
     """
     target, block = tiny(backend=backend, vocabulary=5, scale=3), some_block(rank, kept=kept, groups=groups)
-    drafter = Watched(BlockDrafter(block))
+    watched = Watched(BlockDrafter(block))
+    drafter = FallbackDrafter(LookupDrafter(3, 2), watched) if copies_first else watched
     out = speclib.generate(target, PROMPTS, drafter, Sampling(), 3, max_new_tokens=28, stop=[], batch_size=batch_size)
     assert len({r.accepted for r in out.trace.rounds}) >= 3, "rounds of several outcomes"
     rows = target.model.lm_head.weight[block.kept if kept else slice(None)]
-    for text, draft in (pair for pair in drafter.seen if len(pair[0]) > 1):
+    for text, draft in (pair for pair in watched.seen if len(pair[0]) > 1):
         with torch.inference_mode():
             hidden = target.model(torch.tensor([text]), output_hidden_states=True).hidden_states[-1]
             embeddings = target.model.get_input_embeddings()(torch.tensor([text[1:]]))
