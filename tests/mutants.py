@@ -40,6 +40,7 @@ EMBEDDED = ["test_embedded.py", "-k", "known or called"]
 CONSOLE = ["test_console.py", "-k", "any_text"]
 CHAT = ["test_real_model.py", "-k", "columns or category or prediction or outgrows"]
 EAGLE = ["test_eagle.py"]
+BLOCK = ["test_block.py", "-k", "saw or each or drawn or keeps_the_law and not compiled"]
 PROCESSORS = ["test_processors.py"]
 VECTORS = ["test_vectors.py", "-k", "agrees"]
 CERTIFY = ["test_certify.py", "-k", "hidden or late or skipping or outside or cannot_see"]
@@ -250,6 +251,14 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("a prediction without the draft's time", "measure/batches.py", "(time_of(grid, rows, guesses + 1) + draft_ms)", "time_of(grid, rows, guesses + 1)", PREDICTIONS),
     ("the gain ends halfway between sizes", "measure/batches.py", "(size / before[0]) ** share", "(1 + share * (size / before[0] - 1))", PREDICTIONS),
     ("transformers' rows see their padding", "measure/batches.py", "[[0] * (most - len(p)) + [1] * len(p) for p in part]", "[[1] * most for p in part]", PREDICTIONS),
+    ("block: masks see the text alone", "drafters/block.py", "sees[-self.keep :] = True  #", "sees[-self.keep :, -self.keep :] = np.eye(self.keep, dtype=bool)  #", BLOCK),
+    ("block: masks follow the first of the new entries", "drafters/block.py", "block.masked(x[-1])", "block.masked(x[0])", BLOCK),
+    ("block: another mask's q", "drafters/block.py", "return self.draw(q), q", "return self.draw(q), q.flip(0)", BLOCK),
+    ("block: every guess stands on the last token of the text", "drafters/block.py", "block.first_order(tokens[-1])", "block.first_order(tokens[0])", BLOCK),
+    ("block: says that it knew what it drew", "drafters/block.py", "        return torch.cat(tokens[1:]), torch.cat(probs)", "        return torch.cat(tokens[1:]), torch.cat(probs).round()", BLOCK),
+    ("block: logits of other tokens", "drafters/block.py", "index_copy_(1, block.kept, logits)", "index_copy_(1, block.kept.flip(0), logits)", BLOCK),
+    ("block: masks are trained on the token that they are to guess", "training/block.py", "own <= anchors[:, None]", "own <= anchors[:, None] + 1", BLOCK),
+    ("block: masks are trained on those of the places before", "training/block.py", "group[:, None] == group", "group[:, None] >= group", BLOCK),
 ]  # fmt: skip
 
 

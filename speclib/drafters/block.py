@@ -1,0 +1,195 @@
+"""All guesses by one pass: a mask for each place ahead, and one layer that shows every mask what the target thought of
+the text.
+
+Eagle guesses in a row, a pass for each. Here the places ahead stand side by side and see each other, but no guess sees
+what was drawn before it: what comes out are marginals, whose product is the law of independent draws, far from the
+target's joint one wherever that leaves anything to chance. A first-order head mends the nearest part of it: it adds to
+each guess's logits what the token before it makes likely, so that guesses are drawn one after the other though the
+layer ran once. Sources: DFlash (2602.06036); the head is the idea of DSpark (2607.05147).
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import LlamaConfig
+
+from .. import embedded
+from ..errors import IncompatibleModels, InvalidArgument, ModelLoadError
+from ..files import reading
+from ..law.distributions import Draw, Sampling
+from ..model import fast
+from ..model.batch import Batch, Read
+from ..model.context import Context
+from ..model.fast import Decoder
+from ..model.products import product
+from .base import Drafter, Guess, always, made_of, placed
+from .eagle import Eagle, EagleContext, EagleSession, decoder
+
+
+class Block(Eagle):
+    """Eagle's entries and layer, and behind the last entry `count` masks: mask i stands i + 1 places on, starts as that
+    entry plus a vector of its own, and says what comes i + 1 tokens after the text.
+
+    config: as eagle's, with the target's `vocab_size` if there is a head; rank: of the first-order head, or 0 for none;
+    kept: the token ids [K] that can be guessed, or None for all V.
+    """
+
+    def __init__(self, config: LlamaConfig, count: int, rank: int = 0, kept: Tensor | None = None):
+        super().__init__(config)
+        self.count, self.rank = count, rank
+        self.register_buffer("kept", kept)
+        self.masks = nn.Parameter(torch.randn(count, config.hidden_size) / 10)
+        if rank:  # adds after @ before[token]: nothing at first
+            self.before = nn.Parameter(torch.zeros(config.vocab_size, rank))  # A
+            guessed = config.vocab_size if kept is None else len(kept)
+            self.after = nn.Parameter(torch.randn(guessed, rank) / rank**0.5)  # B
+
+    def masked(self, entries: Tensor) -> Tensor:
+        """What the masks behind entries [..., d] start as. -> [..., count, d]"""
+        return entries.unsqueeze(-2) + self.masks
+
+    def first_order(self, tokens: Tensor) -> Tensor:
+        """What tokens [...] add to the logits of the guesses behind them. -> [..., K]"""
+        return linear(self.before[tokens], self.after)
+
+
+def load_block(name: str = "block") -> Block:
+    """The one that was trained for the embedded target. Raises ModelLoadError if it is missing or not what was
+    registered.
+    """
+    return read_block(embedded.fetch(f"models/{name}"))
+
+
+def read_block(folder: Path) -> Block:
+    """One from a folder that `python -m speclib train block` wrote."""
+    with reading(folder, "make it again with: python -m speclib train block", ModelLoadError):
+        tensors = load_file(Path(folder) / "model.safetensors")
+        rank = tensors["before"].shape[1] if "before" in tensors else 0
+        block = Block(LlamaConfig.from_pretrained(folder), len(tensors["masks"]), rank, tensors.get("kept"))
+        block.load_state_dict(tensors)
+    return block.eval().requires_grad_(False)
+
+
+class BlockDrafter(Drafter):
+    """Guesses a chain of at most `block.count` tokens by one pass.
+
+    claim: "marginal" draws each guess and says from what; "point" takes the likeliest token as a point mass, which is
+    kept with the target's own probability of it. Both keep the law. Raises InvalidArgument for another claim, and at
+    start IncompatibleModels for a target of another width or vocabulary.
+    """
+
+    def __init__(self, block: Block, claim: str = "marginal"):
+        if claim not in ("marginal", "point"):
+            raise InvalidArgument(f"claim must be 'marginal' or 'point', not {claim!r}")
+        self.block, self.claim = block, claim
+        self._made: tuple[tuple, Block, Decoder] | None = None  # the target last met, and what was made for it
+
+    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "BlockSession":
+        target = context.language_model
+        context.wants_hidden = True
+        met = made_of(target, self.block)
+        if self._made is None or self._made[0] != met:
+            own = placed(self.block, target.device, target.dtype)
+            self._made = (met, own, decoder_of(own, target))
+        _, own, made = self._made
+        claimed = replace(sampling, temperature=0) if self.claim == "point" else sampling
+        return BlockSession(context, BlockContext(target, made, own, context.batch), sampling, draw, claimed)
+
+    def lengths(self, n: int) -> set[int]:
+        return {min(n, self.block.count)}
+
+
+def decoder_of(block: Block, target) -> Decoder:
+    """Eagle's decoder, with rotary tables for the masks behind the longest text and logits of -inf for what cannot be
+    guessed.
+    """
+    made, V = decoder(block, target), target.vocabulary
+    if block.rank and block.config.vocab_size < V or block.kept is not None and int(block.kept.max()) >= V:
+        raise IncompatibleModels(f"this block was trained for another vocabulary than the {V} tokens of {target.name}")
+    longest = target.context_length or block.config.max_position_embeddings
+    rotary = fast.rotary_tables(block.rotary, longest + block.count, target.dtype, target.device)
+    if block.kept is None:
+        return replace(made, rotary=rotary)
+    few = product(target.model.get_output_embeddings().weight.detach()[block.kept])
+
+    def output(states: Tensor) -> Tensor:
+        logits = few(states)
+        return logits.new_full((len(states), V), -torch.inf).index_copy_(1, block.kept, logits)
+
+    return replace(made, rotary=rotary, output=output)
+
+
+class BlockRead(Read):
+    """New entries and `keep` masks behind them, as what goes into the layer: states [k, d]."""
+
+    def alone(self) -> Tensor:
+        own, (sees, depths) = self.context, self.layout()
+        d, start, end = own.decoder, own.length, own.length + self.count
+        own.make_room(end)
+        mask = torch.from_numpy(np.concatenate([np.ones((self.count, start), dtype=bool), sees], 1)).to(d.device)
+        positions = torch.from_numpy(depths + self.position).to(d.device)
+        x = fast.layers(d, d.blocks, self.states, positions, own.cache, fast.attention(slice(start, end), end, mask))
+        return own.entered(d.output(d.norm(x[-self.keep :]))[None], self.count)
+
+    def layout(self) -> tuple[np.ndarray, np.ndarray]:
+        sees, depths = super().layout()
+        sees[-self.keep :] = True  # masks see each other
+        return sees, depths
+
+
+class BlockContext(EagleContext):
+    """What the block has read: eagle's entries, and behind them masks, which the next entries overwrite."""
+
+    def __init__(self, language_model, decoder: Decoder, block: Block, batch: Batch | None = None):
+        super().__init__(language_model, decoder, block, batch)
+        self.wants_hidden = False
+
+    def embedded(self, tokens: Tensor, positions: Tensor, states: Tensor) -> Tensor:
+        return states  # made in `BlockSession.reads`
+
+
+class BlockSession(EagleSession):
+    def __init__(self, context: Context, own: BlockContext, sampling: Sampling, draw: Draw, claimed: Sampling):
+        super().__init__(context, own, sampling, draw)
+        self.claimed = claimed  # how guesses are drawn
+
+    def prepare(self, text: list[int]) -> None:
+        if len(text) > 2:
+            self.reads(*self._new(text[:-1])).alone()
+
+    def reads(self, states: Tensor, tokens: Tensor, position: int) -> BlockRead:
+        """What the target has thought since, and the masks behind it."""
+        own, block = self.own, self.own.eagle
+        x = block.joined(states, own.decoder.embed(tokens, tokens))
+        x = torch.cat([x, block.masked(x[-1])])
+        return BlockRead(own, tokens.new_zeros(1, len(x)), keep=block.count, states=x, position=position)
+
+    def _one_by_one(
+        self, new: tuple[Tensor, Tensor, int], n: int, goes_on: Callable[[Tensor], bool]
+    ) -> Generator[Guess, object, tuple[Tensor, Tensor]]:
+        block = self.own.eagle
+        logits = (yield Guess(self.reads(*new)))[0, :n]  # [n, V]: fewer than asked for if there are fewer masks
+        if goes_on is always and not block.rank and not self.sampling.processors:
+            q = self.claimed.probabilities(logits, check=False)
+            return self.draw(q), q
+        tokens, probs = [new[1][-1:]], []
+
+        def guessed() -> list[list[int]]:
+            return [[int(token) for token in tokens[1:]]]
+
+        for i in range(len(logits)):
+            row = logits[i : i + 1]
+            if block.rank:
+                added = block.first_order(tokens[-1])
+                row = row + added[:, : row.shape[1]] if block.kept is None else row.index_add(1, block.kept, added)
+            if i and goes_on is not always and not goes_on(self._probabilities(row, guessed)[0]):
+                break
+            probs.append(self.claimed.probabilities(row, check=False, guessed=guessed))
+            tokens.append(self.draw(probs[-1]))
+        return torch.cat(tokens[1:]), torch.cat(probs)
