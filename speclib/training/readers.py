@@ -1,10 +1,11 @@
-"""Parallel heads, early exits and eagle: small readers of a frozen target, taught by its own distributions.
+"""Parallel heads, early exits, eagle and the parallel block: small readers of a frozen target, taught by its own
+distributions.
 
 All learn from one forward of the target per batch, and lose what the drafts lose: total variation, which is what
 acceptance is, and some divergence (see `loop.distances`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from torch.nn.functional import linear, pad
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from ..drafters.block import Block
 from ..drafters.eagle import Eagle
 from ..drafters.heads import Heads
 from ..drafters.layer_skip import Exits
+from .block import block_guesses
 from .corpus import Corpus
 from .loop import DEVICE, Training, adamw, distances, muon, run
 from .recipes import TARGET
@@ -44,6 +47,9 @@ class Reader:
     discount: float = 1.0  # what each further guess weighs in the loss, which the check reaches less often
     keeps: int | None = None  # how many tokens it may guess, the most frequent ones; None: all
     loss: str = "both"  # see `loop.LOSSES`
+    count: int = HEADS  # guesses at once, of heads and of a block
+    rank: int = 0  # of a block's first-order head; 0: none
+    feed_forward: int = 4  # times the target's width
 
     @property
     def kind(self) -> str:
@@ -54,22 +60,28 @@ READERS = {  # tokens: steps x those of a batch
     "heads": Reader("heads", 585 * 1024),
     "exits": Reader("exits", 390 * 1024),
     "eagle": Reader("eagle", 2929 * 2048, muon_rate=0.02, rows=8, samples=0.25, discount=0.8),
+    "block": Reader("block", 1464 * 2048, muon_rate=0.02, rows=8, samples=0.25, discount=0.8, rank=32),
 }
 # For another target: its own answers are all that is read, and of its large vocabulary the frequent tokens are guessed.
 KEEPS = 16_384
-OTHERS = {"eagle": {"samples": 0.0, "keeps": KEEPS, "rows": 16, "width": 512, "tokens": 1200 * 8192}}
+_OTHER = {"samples": 0.0, "keeps": KEEPS, "rows": 16, "width": 512}
+OTHERS = {
+    "eagle": replace(READERS["eagle"], tokens=6_000_000, **_OTHER),
+    "block": replace(READERS["block"], tokens=6_000_000, count=6, rank=16, feed_forward=3, **_OTHER),
+}
 
 
-def make(name: str, target: LlamaForCausalLM, kept: Tensor | None = None) -> nn.Module:
-    """A fresh "heads", "exits" or "eagle" for a target; `kept`: see `Eagle`."""
-    config = target.config
-    if name == "heads":
-        return Heads(HEADS, config.hidden_size)
-    if name == "exits":
+def make(reader: Reader, target: LlamaForCausalLM, kept: Tensor | None = None) -> nn.Module:
+    """A fresh module of the reader's kind for a target; `kept`: see `Eagle`."""
+    config, kind = target.config, reader.kind
+    if kind == "heads":
+        return Heads(reader.count, config.hidden_size)
+    if kind == "exits":
         return Exits(tuple(layer for layer in EXIT_LAYERS if layer < config.num_hidden_layers), config.hidden_size)
     same = "vocab_size hidden_size num_attention_heads num_key_value_heads max_position_embeddings".split()
-    shape = {"num_hidden_layers": 1, "intermediate_size": 4 * config.hidden_size}
-    return Eagle(LlamaConfig(**shape, **{key: getattr(config, key) for key in same}), kept)
+    shape = {"num_hidden_layers": 1, "intermediate_size": reader.feed_forward * config.hidden_size}
+    own = LlamaConfig(**shape, **{key: getattr(config, key) for key in same})
+    return Block(own, reader.count, reader.rank, kept) if kind == "block" else Eagle(own, kept)
 
 
 def most_frequent(tokens: np.ndarray, count: int) -> Tensor:
@@ -78,13 +90,16 @@ def most_frequent(tokens: np.ndarray, count: int) -> Tensor:
     return torch.from_numpy(np.sort(np.argsort(-counts, kind="stable")[:count]))
 
 
-def guesses(module: nn.Module, target: LlamaForCausalLM, inputs: Tensor, out) -> tuple[Tensor, Tensor]:
-    """The state behind each of a module's guesses [B, T', count, d], beside the logits of what the target says there
-    [B, T', count or 1, V].
+def guesses(
+    module: nn.Module, target: LlamaForCausalLM, inputs: Tensor, out
+) -> tuple[Tensor, Tensor, Tensor | float]:
+    """The state behind each of a module's guesses [B, T', count, d], the logits of what the target says there [B, T',
+    count or 1, V], and what a first-order head adds [B, T', count, V or K].
 
     inputs: [B, T]; out: what the target makes of them, hidden states included. Head i at position t has the state at t
     and token t + 1, and is to say what the target says at t + i + 1; the exit after layer k, what it says at t; eagle,
-    with the state at t (or what it takes for it after so many guesses) and token t + 1, what it says at t + 1.
+    with the state at t (or what it takes for it after so many guesses) and token t + 1, what it says at t + 1; mask i of
+    a block, with the states up to t and the tokens up to t + 1, what it says at t + i + 1.
     """
     embed, last, laws = target.model.embed_tokens, out.hidden_states[-1], out.logits
     if isinstance(module, Heads):
@@ -94,10 +109,14 @@ def guesses(module: nn.Module, target: LlamaForCausalLM, inputs: Tensor, out) ->
     elif isinstance(module, Exits):
         exits = [target.model.norm(module(out.hidden_states[layer], layer)) for layer in module.layers]
         states, wanted = torch.stack(exits, 2), laws.unsqueeze(2)
+    elif isinstance(module, Block):
+        offset = inputs.sum() % module.count  # so that not the same places are learnt from in each epoch
+        states, places, before = block_guesses(module, target, inputs, out, offset)
+        return states, laws[:, places], module.first_order(before) if module.rank else 0.0
     else:
         states = unrolled(module, last[:, :-1], embed(inputs[:, 1:]), STEPS)[:, STEPS - 1 :]
         wanted = laws[:, STEPS:].unsqueeze(2)
-    return states, wanted
+    return states, wanted, 0.0
 
 
 def unrolled(eagle: Eagle, states: Tensor, embeddings: Tensor, steps: int) -> Tensor:
@@ -146,9 +165,9 @@ def loss_of(reader: Reader, module: nn.Module, target: LlamaForCausalLM, inputs:
     with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
         with torch.no_grad():
             out = target(inputs, use_cache=False, output_hidden_states=True)
-        states, wanted = guesses(module, target, inputs, out)
+        states, wanted, added = guesses(module, target, inputs, out)
         kept, matrix = getattr(module, "kept", None), target.lm_head.weight
-        guessed = linear(states, matrix if kept is None else matrix[kept])  # [B, T', count, V or K]
+        guessed = linear(states, matrix if kept is None else matrix[kept]) + added  # [B, T', count, V or K]
     loss, variation = distances(guessed, wanted, kept, reader.loss)  # [B, T', count]
     weights = reader.discount ** torch.arange(loss.shape[-1], device=loss.device)
     return (loss.mean((0, 1)) * weights).sum() / weights.sum(), 1 - variation.detach().mean((0, 1))
@@ -163,8 +182,9 @@ def held_out_overlap(reader: Reader, module: nn.Module, target: LlamaForCausalLM
 
 def optimizers(reader: Reader, module: nn.Module) -> list[torch.optim.Optimizer]:
     """AdamW, and for a reader that asks for it Muon for the matrices."""
-    matrices = [p for p in module.parameters() if p.ndim == 2] if reader.muon_rate else []
-    others = [p for p in module.parameters() if p.ndim != 2 or not reader.muon_rate]
+    tables = ("masks", "before", "after")  # of a block: rows of a table, which is no map between spaces
+    learnt = {name: p.ndim == 2 and name not in tables and bool(reader.muon_rate) for name, p in module.named_parameters()}
+    matrices, others = ([p for name, p in module.named_parameters() if learnt[name] is by] for by in (True, False))
     found = [adamw(others, reader.learning_rate, memory=0.98, decay=0.01)]
     return [*found, muon((matrices, reader.muon_rate))] if matrices else found
 
@@ -184,7 +204,7 @@ def train(
     samples = samples_of(place, corpus.tokens) if reader.samples else None
     torch.manual_seed(seed)
     kept = most_frequent(corpus.tokens, reader.keeps) if reader.keeps else None
-    module = make(reader.kind, target, kept).to(DEVICE)
+    module = make(reader, target, kept).to(DEVICE)
     loss_function = torch.compile(loss_of, dynamic=False) if compile else loss_of
 
     def step(number: int, progress: float):
