@@ -182,7 +182,7 @@ def own_text(
     rows = min(len(questions), 2048 if target.device.type == "cuda" else 64)
     what, pieces, order = digest(weights, *questions, code_version("training")), [], random.Random(seed)
     with tqdm(total=amount, desc=f"{target.name} answers", unit="tok", unit_scale=True) as bar:
-        while bar.n < amount:
+        while sum(map(len, pieces)) < amount:
             number, chosen = len(pieces), order.sample(questions, rows)
             path, heat = cache / f"answers-{what}-{rows}-{seed}-{number}.npy", 0.6 if number % 3 == 2 else 1.0
             pieces.append(np.array(kept(path, lambda c=chosen, h=heat, n=number: answers(target, c, h, seed + n))))
