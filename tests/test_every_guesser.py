@@ -17,6 +17,8 @@ from test_trained_pair import PROMPT, VOCABULARY, corpus, trained
 
 from speclib import LanguageModel, drafters, generate, lengths
 from speclib.drafters import (
+    Block,
+    BlockDrafter,
     Eagle,
     EagleDrafter,
     EnsembleDrafter,
@@ -97,6 +99,8 @@ CHAINS = {  # name -> dtype -> drafter
     "lookup, else a model": lambda dtype: FallbackDrafter(LookupDrafter(2, 2), ModelDrafter(draft(dtype)), most=1),
     "lookup, else eagle": lambda dtype: FallbackDrafter(LookupDrafter(2), EagleDrafter(some(Eagle(config_of(16))))),
     "eagle": lambda dtype: EagleDrafter(some(Eagle(config_of(16)))),
+    "block": lambda dtype: BlockDrafter(some(Block(config_of(16), 2))),
+    "block, likeliest": lambda dtype: BlockDrafter(some(Block(config_of(16), 2)), "point"),
     "layer skip": lambda dtype: LayerSkipDrafter(1),
     "layer skip with an exit": lambda dtype: LayerSkipDrafter(1, some(Exits((1,), 16))),
 }

@@ -4,16 +4,22 @@ import argparse
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pooch
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from .. import embedded
 from ..errors import TrainingError
 from ..files import check_folder, reading, replacing, write_text
-from ..training import corpus, editor, prompts, readers, seq2seq, train
+from ..measure.machine import usual_dtype
+from ..model import gguf
+from ..model.language_model import load_model
+from ..training import corpus, dialogue, editor, prompts, readers, seq2seq, train
 from ..training.recipes import LADDER, SHALLOW, TARGET, UNSHIPPED
 from ..training.state import finished, read_card
 from ..training.tokenizer import train_tokenizer
@@ -22,6 +28,7 @@ CAUSAL = (SHALLOW, TARGET, *LADDER)
 # What can be asked for: (how it is trained, recipes), in an order in which each finds finished what it needs.
 MODELS = {recipe.name: (train.train, [recipe]) for recipe in CAUSAL}
 MODELS |= {name: (readers.train, [reader]) for name, reader in readers.READERS.items()}
+TOKENS = 1_000_000  # of another target's own answers
 MODELS |= {"editor": (editor.train, [editor.Editor()]), "t5": (seq2seq.train, seq2seq.PAIR)}
 
 
@@ -44,6 +51,19 @@ def add_parser(subparsers) -> None:
         help=f"which to train: {', '.join(names)}; all of them if none is named; or heads, exits, eagle: what reads "
         f"the finished target; or editor: an adapter that teaches it to copy with changes; or t5: the "
         f"encoder-decoder pair",
+    )
+    parser.add_argument(
+        "--target",
+        metavar="NAME",
+        help="a chat model that eagle or block are to be taught by, from its own answers, instead of the embedded "
+        "target: smollm2, a GGUF file, or a folder with model.safetensors, of Llama's shape",
+    )
+    parser.add_argument(
+        "--answers",
+        type=int,
+        metavar="N",
+        default=TOKENS,
+        help="tokens of answers that it writes first (default: %(default)s)",
     )
     parser.add_argument(
         "--corpus", metavar="FILE", help="a UTF-8 text to learn from instead of the installed Python source"
@@ -72,29 +92,63 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains what `args` asks for, skipping what is finished. Returns the exit code."""
     transformers_logging.disable_progress_bar()
-    unknown = set(args.models) - MODELS.keys()
+    known = readers.OTHERS if args.target else MODELS
+    unknown = set(args.models) - known.keys()
     if unknown:
-        raise TrainingError(f"no recipe is called {', '.join(sorted(unknown))}; choose from {', '.join(MODELS)}")
-    if args.tokens is not None and args.tokens < 1:
-        raise TrainingError(f"--tokens must be at least 1, not {args.tokens}")
+        raise TrainingError(f"no recipe is called {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
+    for name in ("tokens", "answers"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise TrainingError(f"--{name} must be at least 1, not {value}")
+    if args.target and (args.corpus or args.install):
+        raise TrainingError("--target learns from the target's own answers, without --corpus; install afterwards")
     if args.install and not embedded.CHECKOUT:
         raise TrainingError("--install puts models into the data/ of a checkout, and this is an installed package")
     out = Path(args.out)
     check_folder(out)
-    texts = _read(args.corpus, out)
-    asked = args.models or [recipe.name for recipe in CAUSAL]
-    for make, recipes in (made for name, made in MODELS.items() if name in asked):
-        for recipe in recipes:
-            recipe = recipe if args.tokens is None else dataclasses.replace(recipe, tokens=args.tokens)
-            if finished(out / recipe.name, recipe=repr(recipe), seed=args.seed):
-                continue
-            path = make(recipe, texts, out, args.seed, not args.no_compile)
-            card = read_card(path)
-            found = ", ".join(f"{key.replace('_', ' ')} {card[key]}" for key in card if key.startswith("held_out"))
-            print(f"{recipe.name}: {found} after {card['tokens_seen']:,} tokens, in {path}")
+    if args.target:
+        texts, asked = _other(args, out)
+    else:
+        texts = _read(args.corpus, out)
+        names = args.models or [recipe.name for recipe in CAUSAL]
+        asked = [(make, recipe) for name, (make, some) in MODELS.items() if name in names for recipe in some]
+    for make, recipe in asked:
+        recipe = recipe if args.tokens is None else dataclasses.replace(recipe, tokens=args.tokens)
+        if finished(out / recipe.name, recipe=repr(recipe), seed=args.seed):
+            continue
+        path = make(recipe, texts, out, args.seed, not args.no_compile)
+        card = read_card(path)
+        found = ", ".join(f"{key.replace('_', ' ')} {card[key]}" for key in card if key.startswith("held_out"))
+        print(f"{recipe.name}: {found} after {card['tokens_seen']:,} tokens, in {path}")
     if args.install:
         install(out, texts)
     return 0
+
+
+def _other(args: argparse.Namespace, out: Path) -> tuple[corpus.Corpus, list[tuple[Callable, readers.Reader]]]:
+    """The answers of another target, and what is to be taught by it. Raises TrainingError for a model that cannot."""
+    folder = _weights(args.target)
+    with reading(folder, "give a model as transformers saves it", TrainingError):
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    if config.get("model_type") != "llama" or config["vocab_size"] > 2**16:
+        raise TrainingError(f"{folder} is no model of Llama's shape with at most {2**16:,} tokens")
+    target = load_model(folder, dtype=usual_dtype() or "float32")
+    target.chat("Is there a chat template?")
+    weights = pooch.file_hash(str(folder / "model.safetensors"))
+    texts = dialogue.conversations(target, weights, out / "cache", args.answers)
+    names, stem = args.models or list(readers.OTHERS), Path(args.target).stem
+    asked = [dataclasses.replace(readers.OTHERS[name], name=f"{stem}-{name}") for name in names]
+    return texts, [(partial(readers.train, other=folder), reader) for reader in asked]
+
+
+def _weights(name: str) -> Path:
+    """The folder in which a target's weights lie."""
+    file = gguf.packaged() if name == "smollm2" else Path(name)
+    if file is None:
+        raise TrainingError(f"smollm2 is not installed here; {gguf.COMMAND} brings it")
+    folder = gguf.dequantised(file) if file.suffix == ".gguf" else file
+    if not (folder / "model.safetensors").is_file():
+        raise TrainingError(f"{folder} has no model.safetensors; give smollm2, a GGUF file, or a folder that has one")
+    return folder
 
 
 def _read(file: str | None, out: Path) -> corpus.Corpus:

@@ -1,6 +1,7 @@
 """Who guesses. Each module is one kind of oracle; `base` says what all have in common."""
 
 from .base import Draft, Drafter, Session
+from .block import Block, BlockDrafter, load_block
 from .eagle import Eagle, EagleDrafter, load_eagle
 from .ensemble import EnsembleDrafter
 from .fallback import FallbackDrafter
@@ -14,6 +15,8 @@ from .synthetic import SyntheticDrafter
 from .tree import TreeDrafter
 
 __all__ = [
+    "Block",
+    "BlockDrafter",
     "Draft",
     "Drafter",
     "Eagle",
@@ -33,6 +36,7 @@ __all__ = [
     "SyntheticDrafter",
     "TreeDrafter",
     "build_index",
+    "load_block",
     "load_eagle",
     "load_exits",
     "load_heads",

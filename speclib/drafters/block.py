@@ -27,7 +27,6 @@ from ..model import fast
 from ..model.batch import Batch, Read
 from ..model.context import Context
 from ..model.fast import Decoder
-from ..model.products import product
 from .base import Drafter, Guess, always, made_of, placed
 from .eagle import Eagle, EagleContext, EagleSession, decoder
 
@@ -41,9 +40,8 @@ class Block(Eagle):
     """
 
     def __init__(self, config: LlamaConfig, count: int, rank: int = 0, kept: Tensor | None = None):
-        super().__init__(config)
+        super().__init__(config, kept)
         self.count, self.rank = count, rank
-        self.register_buffer("kept", kept)
         self.masks = nn.Parameter(torch.randn(count, config.hidden_size) / 10)
         if rank:  # adds after @ before[token]: nothing at first
             self.before = nn.Parameter(torch.zeros(config.vocab_size, rank))  # A
@@ -106,23 +104,15 @@ class BlockDrafter(Drafter):
 
 
 def decoder_of(block: Block, target) -> Decoder:
-    """Eagle's decoder, with rotary tables for the masks behind the longest text and logits of -inf for what cannot be
-    guessed.
-    """
-    made, V = decoder(block, target), target.vocabulary
-    if block.rank and block.config.vocab_size < V or block.kept is not None and int(block.kept.max()) >= V:
-        raise IncompatibleModels(f"this block was trained for another vocabulary than the {V} tokens of {target.name}")
+    """Eagle's decoder, with rotary tables for the masks behind the longest text."""
+    if block.rank and block.config.vocab_size < target.vocabulary:
+        raise IncompatibleModels(
+            f"this block was trained for a vocabulary of {block.config.vocab_size} tokens, but {target.name} has "
+            f"{target.vocabulary}"
+        )
     longest = target.context_length or block.config.max_position_embeddings
     rotary = fast.rotary_tables(block.rotary, longest + block.count, target.dtype, target.device)
-    if block.kept is None:
-        return replace(made, rotary=rotary)
-    few = product(target.model.get_output_embeddings().weight.detach()[block.kept])
-
-    def output(states: Tensor) -> Tensor:
-        logits = few(states)
-        return logits.new_full((len(states), V), -torch.inf).index_copy_(1, block.kept, logits)
-
-    return replace(made, rotary=rotary, output=output)
+    return replace(decoder(block, target), rotary=rotary)
 
 
 class BlockRead(Read):

@@ -106,11 +106,14 @@ def decoder(eagle: Eagle, target) -> Decoder:
     config = eagle.config
     if not config.hidden_size == table.shape[1] == output.shape[1]:
         raise IncompatibleModels(
-            f"this eagle was trained for a target of width {config.hidden_size}, but {target.name} has "
-            f"{output.shape[1]}"
+            f"this {type(eagle).__name__.lower()} was trained for a target of width {config.hidden_size}, but "
+            f"{target.name} has {output.shape[1]}"
         )
     if eagle.kept is not None and int(eagle.kept.max()) >= target.vocabulary:
-        raise IncompatibleModels(f"this eagle guesses tokens that {target.name} has not: its vocabulary is larger")
+        raise IncompatibleModels(
+            f"this {type(eagle).__name__.lower()} guesses tokens that {target.name} has not: it was trained for a "
+            f"vocabulary of more than {target.vocabulary}"
+        )
     rotary = fast.rotary_tables(
         eagle.rotary, target.context_length or config.max_position_embeddings, target.dtype, target.device
     )

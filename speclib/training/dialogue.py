@@ -19,29 +19,30 @@ from ..model.language_model import LanguageModel
 from . import editor
 from .corpus import Corpus, Document, kept, python_source, split
 
-TOPICS = """volcanoes; rainbows; earthquakes; tides; glaciers; thunderstorms; deserts; rivers; coral reefs; rainforests
-the water cycle; photosynthesis; evolution; DNA; the immune system; the human heart; sleep; memory; the brain; digestion
-muscles; teeth; eyesight; hearing; allergies; antibiotics; viruses; bacteria; nutrition; vitamins; exercise; stress
-atoms; magnets; electricity; gravity; light; sound; heat; friction; radioactivity; the periodic table; acids; crystals
-plastics; steel; glass; concrete; paper; soap; batteries; solar panels; wind turbines; nuclear power; petrol engines
-electric cars; trains; aeroplanes; helicopters; rockets; satellites; telescopes; microscopes; clocks; compasses; maps
-radios; televisions; telephones; printers; cameras; computers; the internet; search engines; passwords; encryption
-databases; spreadsheets; operating systems; compilers; recursion; sorting algorithms; binary numbers; machine learning
-neural networks; robots; open source software; version control; unit tests; web servers; email; video games; chess
-probability; statistics; averages; fractions; percentages; prime numbers; triangles; circles; algebra; logic; graphs
-money; banks; taxes; insurance; stock markets; trade; supply and demand; budgets; advertising; small businesses
-contracts; courts; elections; parliaments; constitutions; human rights; newspapers; journalism; propaganda; libraries
-schools; universities; exams; homework; teaching; learning a language; dictionaries; poetry; novels; short stories
-fairy tales; myths; theatre; films; photography; painting; sculpture; architecture; bridges; tunnels; castles; museums
-music; orchestras; guitars; pianos; singing; dancing; fashion; weaving; pottery; woodwork; gardening; compost; bees
-butterflies; ants; spiders; birds; owls; penguins; dogs; cats; horses; cows; sheep; elephants; wolves; bears; snakes
-frogs; fish; dinosaurs; fossils; trees; mushrooms; flowers; apples; potatoes; rice; coffee; tea; chocolate; cheese; soup
-pasta; pizza; salad; pancakes; spices; restaurants; kitchens; recipes; picnics; birthdays; weddings; holidays; hotels
-beaches; mountains; islands; camping; swimming; running; football; tennis; skiing; sailing; the Olympic Games; yoga
-ancient Egypt; ancient Greece; the Roman Empire; the Middle Ages; the Vikings; the Renaissance; the Industrial Revolution
-the moon landing; the printing press; the steam engine; the wheel; writing; Japan; Brazil; Kenya; Canada; India; Italy
-Australia; Norway; Mexico; villages; cities; traffic; recycling; pollution; forests; farming; housing; neighbours
-friendship; kindness; honesty; courage; patience; teamwork; leadership; meetings; presentations; interviews; habits"""
+TOPICS = """volcanoes; rainbows; earthquakes; tides; glaciers; thunderstorms; deserts; rivers; coral reefs
+rainforests; the water cycle; photosynthesis; evolution; DNA; the immune system; the human heart; sleep; memory
+the brain; digestion; muscles; teeth; eyesight; hearing; allergies; antibiotics; viruses; bacteria; nutrition
+vitamins; exercise; stress; atoms; magnets; electricity; gravity; light; sound; heat; friction; radioactivity
+the periodic table; acids; crystals; plastics; steel; glass; concrete; paper; soap; batteries; solar panels
+wind turbines; nuclear power; petrol engines; electric cars; trains; aeroplanes; helicopters; rockets; satellites
+telescopes; microscopes; clocks; compasses; maps; radios; televisions; telephones; printers; cameras; computers
+the internet; search engines; passwords; encryption; databases; spreadsheets; operating systems; compilers; recursion
+sorting algorithms; binary numbers; machine learning; neural networks; robots; open source software; version control
+unit tests; web servers; email; video games; chess; probability; statistics; averages; fractions; percentages
+prime numbers; triangles; circles; algebra; logic; graphs; money; banks; taxes; insurance; stock markets; trade
+supply and demand; budgets; advertising; small businesses; contracts; courts; elections; parliaments; constitutions
+human rights; newspapers; journalism; propaganda; libraries; schools; universities; exams; homework; teaching
+learning a language; dictionaries; poetry; novels; short stories; fairy tales; myths; theatre; films; photography
+painting; sculpture; architecture; bridges; tunnels; castles; museums; music; orchestras; guitars; pianos; singing
+dancing; fashion; weaving; pottery; woodwork; gardening; compost; bees; butterflies; ants; spiders; birds; owls
+penguins; dogs; cats; horses; cows; sheep; elephants; wolves; bears; snakes; frogs; fish; dinosaurs; fossils; trees
+mushrooms; flowers; apples; potatoes; rice; coffee; tea; chocolate; cheese; soup; pasta; pizza; salad; pancakes
+spices; restaurants; kitchens; recipes; picnics; birthdays; weddings; holidays; hotels; beaches; mountains; islands
+camping; swimming; running; football; tennis; skiing; sailing; the Olympic Games; yoga; ancient Egypt; ancient Greece
+the Roman Empire; the Middle Ages; the Vikings; the Renaissance; the Industrial Revolution; the moon landing
+the printing press; the steam engine; the wheel; writing; Japan; Brazil; Kenya; Canada; India; Italy; Australia
+Norway; Mexico; villages; cities; traffic; recycling; pollution; forests; farming; housing; neighbours; friendship
+kindness; honesty; courage; patience; teamwork; leadership; meetings; presentations; interviews; habits"""
 HELD_OUT_TOPICS = """lighthouses; umbrellas; lemons; the Silk Road; whales; origami; the metric system; elevators; jazz
 bicycles; vaccines; the seasons; bread; inflation; tyres; hiking; planets; climate; tigers; mirrors; bakeries; kites"""
 FORMS = {
@@ -154,9 +155,7 @@ def _paragraphs(text: str) -> list[str]:
 
 
 @torch.no_grad()
-def answers(
-    target: LanguageModel, questions: list[str], temperature: float, seed: int, most: int = 256
-) -> np.ndarray:
+def answers(target: LanguageModel, questions: list[str], temperature: float, seed: int, most: int = 256) -> np.ndarray:
     """The conversations [question, the target's answer of at most `most` tokens], one after the other, by transformers.
     uint16 [N]
     """

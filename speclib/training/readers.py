@@ -90,16 +90,14 @@ def most_frequent(tokens: np.ndarray, count: int) -> Tensor:
     return torch.from_numpy(np.sort(np.argsort(-counts, kind="stable")[:count]))
 
 
-def guesses(
-    module: nn.Module, target: LlamaForCausalLM, inputs: Tensor, out
-) -> tuple[Tensor, Tensor, Tensor | float]:
+def guesses(module: nn.Module, target: LlamaForCausalLM, inputs: Tensor, out) -> tuple[Tensor, Tensor, Tensor | float]:
     """The state behind each of a module's guesses [B, T', count, d], the logits of what the target says there [B, T',
     count or 1, V], and what a first-order head adds [B, T', count, V or K].
 
     inputs: [B, T]; out: what the target makes of them, hidden states included. Head i at position t has the state at t
     and token t + 1, and is to say what the target says at t + i + 1; the exit after layer k, what it says at t; eagle,
-    with the state at t (or what it takes for it after so many guesses) and token t + 1, what it says at t + 1; mask i of
-    a block, with the states up to t and the tokens up to t + 1, what it says at t + i + 1.
+    with the state at t (or what it takes for it after so many guesses) and token t + 1, what it says at t + 1; mask i
+    of a block, with the states up to t and the tokens up to t + 1, what it says at t + i + 1.
     """
     embed, last, laws = target.model.embed_tokens, out.hidden_states[-1], out.logits
     if isinstance(module, Heads):
@@ -183,7 +181,9 @@ def held_out_overlap(reader: Reader, module: nn.Module, target: LlamaForCausalLM
 def optimizers(reader: Reader, module: nn.Module) -> list[torch.optim.Optimizer]:
     """AdamW, and for a reader that asks for it Muon for the matrices."""
     tables = ("masks", "before", "after")  # of a block: rows of a table, which is no map between spaces
-    learnt = {name: p.ndim == 2 and name not in tables and bool(reader.muon_rate) for name, p in module.named_parameters()}
+    learnt = {
+        name: p.ndim == 2 and name not in tables and bool(reader.muon_rate) for name, p in module.named_parameters()
+    }
     matrices, others = ([p for name, p in module.named_parameters() if learnt[name] is by] for by in (True, False))
     found = [adamw(others, reader.learning_rate, memory=0.98, decay=0.01)]
     return [*found, muon((matrices, reader.muon_rate))] if matrices else found

@@ -1,0 +1,163 @@
+"""What drafts of a chat model learn from, and that they do learn: questions apart by topic, answers that the model
+gave, and a reader taught by them."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import log_softmax
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from speclib import Sampling, embedded, generate, load_model
+from speclib.__main__ import main
+from speclib.drafters import BlockDrafter, EagleDrafter
+from speclib.drafters.block import read_block
+from speclib.drafters.eagle import read_eagle
+from speclib.training import dialogue, loop, readers
+from speclib.training.corpus import Document
+
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}answer:"
+SOURCE = [
+    Document(
+        "a",
+        f"a/{i}.py",
+        f'"""A file of {i} words.\n\nThe first sentence of '
+        f"a longer paragraph says nothing at all. The second sentence of it, number {i}, says no more than the first "
+        f'one.\n"""\n\n\ndef function_{i}(x, y):\n    """Adds what it is given, and more."""\n    return x + y + {i}\n',
+    )
+    for i in range(6)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A chat model of one layer with random weights."""
+    folder = tmp_path_factory.mktemp("models") / "small"
+    tokenizer = AutoTokenizer.from_pretrained(embedded.fetch("models/target"))
+    tokenizer.chat_template = TEMPLATE
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    words = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "tie_word_embeddings": True}
+    config = LlamaConfig(**shape, **words, num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.3)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_questions_are_distinct_and_those_held_out_are_about_other_things():
+    asked, held_out = dialogue.questions(SOURCE[:3], SOURCE[3:], count=6000)
+    assert len(set(asked)) == len(asked) == 6000 and len(set(held_out)) == len(held_out) > 250
+    assert not set(asked) & set(held_out) and asked == dialogue.questions(SOURCE[:3], SOURCE[3:], count=6000)[0]
+    topics, others = dialogue._names(dialogue.TOPICS), dialogue._names(dialogue.HELD_OUT_TOPICS)
+    assert len(topics) == len(set(topics)) > 200 and not set(topics) & set(others)
+    assert any("function_1(" in question for question in asked)
+    for apart in (["function_3", "number 4,"], others[:5]):
+        assert any(any(word in question for word in apart) for question in held_out)
+        assert not any(any(word in question for word in apart) for question in asked)
+    measured = {entry["prompt"] for entry in embedded.chat_prompts()}
+    assert not measured & {*asked, *held_out}, "what is measured on is never learnt from"
+
+
+def test_without_functions_there_are_questions_about_topics_and_sums():
+    asked, _ = dialogue.questions([], [], count=500)
+    assert len(asked) == 500 and not any("def " in question for question in asked)
+
+
+def test_answers_are_the_models_own(folder):
+    """At a temperature of next to nothing they are its greedy text, whatever stands beside them in the batch."""
+    target = load_model(folder, dtype="float32")
+    questions = ["Why?", "A much longer question about nothing?", "When?"]
+    written = dialogue.answers(target, questions, 1e-4, 0, most=12)
+    wanted = [generate(target, [target.chat(q)], None, Sampling(0), max_new_tokens=12).tokens[0] for q in questions]
+    assert written.dtype == np.uint16
+    expected = [[*target.chat(q), *text.tolist()] for q, text in zip(questions, wanted, strict=True)]
+    assert written.tolist() == sum(expected, [])
+
+
+def test_answers_go_on_after_a_kill_and_need_nobody_who_watches(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    target, asked = load_model(folder, dtype="float32"), ["Why?", "When?", "Where to?"]
+    made, honest = [], dialogue.answers
+
+    def counted(*arguments):
+        made.append(arguments)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return honest(*arguments, most=8)
+
+    monkeypatch.setattr(dialogue, "answers", counted)
+    with pytest.raises(KeyboardInterrupt):
+        dialogue.own_text(target, "a hash", asked, 150, tmp_path)
+    again = dialogue.own_text(target, "a hash", asked, 150, tmp_path)
+    assert len(again) >= 150 and [arguments[3] for arguments in made[:4]] == [0, 1, 2, 2], "two batches were kept"
+    assert {arguments[2] for arguments in made} == {1.0, 0.6}
+    assert np.array_equal(again, dialogue.own_text(target, "a hash", asked, 150, tmp_path))
+    other = dialogue.own_text(target, "another hash", asked, 150, tmp_path)
+    assert len(other) >= 150 and made[-1][3] > 0, "another model's answers are its own"
+
+
+def test_the_command_teaches_readers_of_another_target(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(dialogue, "python_source", lambda: SOURCE)
+    monkeypatch.setattr(dialogue, "split", lambda documents: (documents[:3], documents[3:]))
+    few = {"tokens": 4 * 128, "rows": 2, "width": 64, "keeps": 300}
+    others = {name: dataclasses.replace(reader, **few) for name, reader in readers.OTHERS.items()}
+    monkeypatch.setattr(readers, "OTHERS", others)
+    options = ["--target", str(folder), "--answers", "2000", "--out", str(tmp_path), "--no-compile"]
+    assert main(["train", *options]) == 0
+    target = load_model(folder, dtype="float32")
+    prompt, greedy = target.chat("Why?"), Sampling(0)
+    plain = generate(target, [prompt], None, greedy, max_new_tokens=20, stop=[]).tokens[0]
+    for name, read, drafter in (("eagle", read_eagle, EagleDrafter), ("block", read_block, BlockDrafter)):
+        made = tmp_path / f"small-{name}"
+        card, reader = json.loads((made / "card.json").read_text("utf-8")), read(made)
+        assert card["kept"] == len(reader.kept) == 300 and 0 < card["kept_share_of_held_out"] <= 1
+        assert load_file(made / "model.safetensors")["kept"].dtype == torch.int64
+        out = generate(target, [prompt], drafter(reader), greedy, 3, max_new_tokens=20, stop=[])
+        assert torch.equal(out.tokens[0], plain)
+        drafted = {token for round in out.trace.rounds for token in round.drafted}
+        assert drafted <= set(reader.kept.tolist())
+    assert main(["train", *options]) == 0 and "finished already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target", "nowhere"], "has no model.safetensors"),
+        (["--target", "{target}"], "has no chat template"),
+        (["--target", "{t5}"], "no model of Llama's shape"),
+        (["--target", "{target}", "draft"], "no recipe is called draft; choose from eagle, block"),
+        (["--target", "{target}", "--install"], "install afterwards"),
+        (["--target", "{target}", "--answers", "0"], "--answers must be at least 1, not 0"),
+    ],
+)
+def test_what_cannot_teach_is_said_before_any_work(options, message, tmp_path, capsys):
+    places = {name: embedded.fetch(f"models/{folder}") for name, folder in (("target", "target"), ("t5", "t5-target"))}
+    assert main(["train", *(option.format(**places) for option in options), "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err and not list(Path(tmp_path).iterdir())
+
+
+@pytest.mark.parametrize("loss", loop.LOSSES)
+def test_every_loss_is_least_where_student_and_teacher_agree(loss):
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(5, 7, generator=generator)
+    at_best = loop.distances(teacher, teacher, loss=loss)
+    assert max(value.abs().max() for value in at_best) < 1e-6
+    student = torch.randn(5, 7, generator=generator).requires_grad_()
+    value, variation = loop.distances(student, teacher, loss=loss)
+    p, q = log_softmax(teacher, -1).exp(), log_softmax(student, -1).exp()
+    tv, kl = 0.5 * (p - q).abs().sum(-1), (p * (p / q).log()).sum(-1)
+    wanted = {"both": tv + 0.3 * kl, "kl": kl, "tv": tv, "lk": -(torch.minimum(p, q).sum(-1)).log()}[loss]
+    assert torch.allclose(value, wanted, atol=1e-6) and torch.allclose(variation, tv, atol=1e-6)
+
+
+def test_what_is_not_kept_counts_as_lost():
+    teacher, kept = torch.randn(3, 6, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 2, 5])
+    p = teacher.softmax(-1)
+    _, variation = loop.distances(teacher[:, kept], teacher, kept)
+    q = torch.zeros(3, 6).index_copy(1, kept, teacher[:, kept].softmax(-1))
+    assert torch.allclose(variation, 0.5 * (p - q).abs().sum(-1), atol=1e-6)
+    assert readers.most_frequent(np.array([3, 3, 1, 5, 5, 5]), 2).tolist() == [3, 5]
