@@ -3,11 +3,10 @@
 The first half runs on torch's meta device, whose tensors have a place and a shape but no numbers: whatever asks for one
 raises, as it would while a CUDA graph is captured, and `OneDevice` raises where a tensor of the host meets one of the
 device. The one look that the loop is allowed gets numbers made up here. The second half runs the backend's graphs on
-the CPU, by a stand-in for torch.cuda that records operations and repeats them on the very same tensors.
+the CPU, by a stand-in for torch's CUDA graphs that records operations and repeats them on the very same tensors.
 """
 
 import copy
-from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -56,7 +55,7 @@ def looks(monkeypatch):
         return [[5.0] + [0.0] * (tensor.shape[1] - 1) for _ in range(tensor.shape[0])]
 
     monkeypatch.setattr(torch.Tensor, "tolist", tolist)
-    monkeypatch.setattr(compiled, "fused", lambda program, graphs: program)  # what would be captured runs as it stands
+    monkeypatch.setattr(compiled, "fused", lambda program: program)  # what would be captured runs as it stands
     return seen
 
 
@@ -124,16 +123,20 @@ class Recorder(TorchDispatchMode):
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """A stand-in for the parts of torch.cuda that capture a graph; every program becomes one."""
+    """A stand-in for what makes CUDA graphs; every program becomes one."""
 
-    @contextmanager
-    def graph(recorder):
-        with recorder:
-            yield
+    def make_graphed_callables(program, kept):
+        with Recorder() as recorder:
+            outputs = program(*kept)
 
-    class Stream:
-        def wait_stream(self, other):
-            pass
+        def replay(*inputs):
+            for place, value in zip(kept, inputs, strict=True):
+                if place.data_ptr() != value.data_ptr():
+                    place.copy_(value)
+            recorder.replay()
+            return outputs
+
+        return replay
 
     made, real = [], compiled.Programs.__init__
 
@@ -142,14 +145,7 @@ def graphs(monkeypatch):
         programs.graphs = True
         made.append(programs)
 
-    for name, stand_in in {
-        "Stream": Stream,
-        "current_stream": Stream,
-        "stream": nullcontext,
-        "CUDAGraph": Recorder,
-        "graph": graph,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", make_graphed_callables)
     monkeypatch.setattr(compiled.Programs, "__init__", init)
     monkeypatch.setattr(compiled, "ROOM", 64)  # so that a text outgrows its cache
     return made

@@ -134,7 +134,7 @@ def test_a_trial_in_which_a_program_was_made_is_made_again(pair, monkeypatch):
     """
     made, generated = [], []
 
-    def fused(program, graphs):
+    def fused(program):
         made.append(len(generated))
         return program
 

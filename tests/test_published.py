@@ -40,6 +40,13 @@ def test_the_article_taken_apart():
     assert found["speculative without a cache over cached plain"] == pytest.approx(2.12 / 3)
 
 
+def test_a_draft_that_costs_too_much_implies_an_upper_bound():
+    """At half the target's price even a draft that is always right brings 5 tokens for 3 forwards."""
+    found = published.article(record(**{"gpt2-xl": 10.0, "gpt2": 5.0}))
+    assert found["alpha implied"] == 1 and found["article's kind of speed-up"] == pytest.approx(5 / 3)
+    assert found["speculative without a cache over cached plain"] == pytest.approx(5 / 9)
+
+
 class Words:
     """A tokenizer of numbers."""
 
