@@ -449,13 +449,17 @@ def advised_length(alpha: float, c: float, widths: pd.DataFrame) -> int:
     return max(1, int(theory.optimal_gamma(alpha, c, min(MAX_LENGTH, widths["width"].max() - 1), price)))
 
 
+OTHERWISE = ("hazard", "real_model", "gpu", "losses")  # records that no subcommand of bench makes
+
+
 def recorded(name: str) -> dict:
     """A recorded measurement, by its file's name without ending, from where `bench` writes it.
 
     Raises InvalidArgument if there is none, FileError if it is damaged.
     """
     file = embedded.RESULTS / f"{name}.json"
-    remedy = f"record it with: python -m speclib bench {'pair' if name == 'bench' else name}"
+    made = {"bench": "pair", "batches_identity": "batches --identity"}.get(name, name)
+    remedy = f"record it with: python -m speclib bench {made}" if name not in OTHERWISE else "data/README.md says how"
     if embedded.CHECKOUT:
         remedy += f", or restore it with: git checkout -- data/results/{name}.json"
     if not file.exists():
