@@ -1,5 +1,5 @@
 """Wrong guessers, and wrong checks of trees: an honest guesser of `drafters` with one part replaced, in `generate` as
-it stands. `exact.outcomes` and `exact.sample_outcomes` sum their law and draw from it.
+it stands. `exact.outcomes` sums its law.
 """
 
 from collections.abc import Callable, Sequence
