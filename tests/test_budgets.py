@@ -13,10 +13,10 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "speclib"
 BUDGETS = {  # room: (code lines at most, what it ought to come down to)
-    "law": (760, 700),
+    "law": (740, 700),
     "model": (1695, 850),
     "drafters": (1240, 1150),
-    "loop": (915, 550),
+    "loop": (910, 550),
     "measure": (1350, 650),
     "training": (960, 800),
     "museum": (440, 400),

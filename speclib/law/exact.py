@@ -132,17 +132,15 @@ def fixed_table(probabilities: Sequence[float]) -> TableModel:
     return TableModel(len(row), lambda prefix: row)
 
 
-def random_table(
-    vocabulary: int, seed: int, zeros: float = 0.0, point_masses: float = 0.0, concentration: float = 1.0
-) -> TableModel:
-    """A row of Dirichlet(concentration) for every prefix, the same each time.
+def random_table(vocabulary: int, seed: int, zeros: float = 0.0, point_masses: float = 0.0) -> TableModel:
+    """A row of Dirichlet(1) for every prefix, the same each time.
 
     zeros: the share of tokens made impossible; point_masses: the share of rows that leave nothing to chance.
     """
 
     def row(prefix):
         rng = _chance(seed, prefix)
-        weights = rng.dirichlet(np.full(vocabulary, concentration))
+        weights = rng.dirichlet(np.ones(vocabulary))
         favourite = rng.integers(vocabulary)
         out = rng.random(vocabulary) < zeros
         if rng.random() < point_masses:
