@@ -126,7 +126,7 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("lookup: it stops where the text ends", "drafters/lookup.py", "(followed * n)[:n]", "followed", ["test_encoder_decoder.py", "-k", "copied"]),
     ("fallback: both are asked for as many", "drafters/fallback.py", "return (yield from self.other.drafting(text, min(n, self.most or n), goes_on))", "return (yield from self.other.drafting(text, n, goes_on))", ["test_fallback.py"]),
     ("fallback: eagle does not hear of the rounds of others", "drafters/fallback.py", "self.other.follow(text)", "pass", EAGLE),
-    ("ensemble: its parts do not hear of the rounds of others", "drafters/ensemble.py", "guesser.follow(text)", "pass", EAGLE),
+    ("ensemble: its parts do not hear of the rounds of others", "drafters/ensemble.py", "session.follow(text)", "pass", EAGLE),
     ("eagle: it is trained on what it will not see", "training/readers.py", ".tril(-s)", ".tril(0)", EAGLE),
     ("eagle: padded entries are seen", "drafters/eagle.py", "x.index_select(0, (k - 1).reshape(1))", "x[-1:]", EAGLE),
     ("eagle: says another q than it drew from", "drafters/eagle.py", "probs.append(q)", "probs.append(q.sqrt() / q.sqrt().sum())", EAGLE),

@@ -291,11 +291,11 @@ def test_the_leaderboard_has_a_row_an_oracle_with_the_length_that_was_fastest(pa
         return trial
 
     board = {
-        "near": leaderboard.Oracle(ModelDrafter(pair.draft), (1, 3, 5), 2.5),
-        "far": leaderboard.Oracle(ModelDrafter(pair.draft), (ConfidenceLength(0.3, 8), ConfidenceLength(0.5, 4))),
+        "near": leaderboard.Entry(ModelDrafter(pair.draft), (1, 3, 5), 2.5),
+        "far": leaderboard.Entry(ModelDrafter(pair.draft), (ConfidenceLength(0.3, 8), ConfidenceLength(0.5, 4))),
     }
     monkeypatch.setattr(experiments, "ours", ours)
-    monkeypatch.setattr(leaderboard, "oracles", lambda pair, costs: board)
+    monkeypatch.setattr(leaderboard, "entries", lambda pair, costs: board)
     widths = pd.DataFrame({"width": [1, 4, 5], "ms": [10.0, 12.0, 14.0]})
     monkeypatch.setattr(experiments, "costs", lambda pair, widths_, context=0: (0.1, widths))
     monkeypatch.setattr(leaderboard, "long_enough", lambda *_: ["a", "b", "c", "d"])

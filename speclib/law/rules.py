@@ -1,7 +1,7 @@
 """Verification rules. Each is a probability law, not a procedure that draws.
 
-Given what the target thinks (p), what the draft thought (q) and the tokens it drafted, a rule returns where
-verification stops and which token comes next, as probabilities. `decoding` draws from that law; `exact`
+Given the target's probabilities p, the draft's q and the tokens drafted from q, a rule returns where verification
+stops and which token comes next, as probabilities. `decoding` draws from that law; `exact`
 sums over it. What is proved is therefore the very code that decodes.
 
 A chain of n drafted tokens has n + 1 places to stop: after 0, 1, ..., n accepted tokens. A tree has as many: the text

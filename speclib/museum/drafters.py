@@ -58,15 +58,15 @@ class Mistaken(Drafter):
     def start(self, context, sampling: Sampling, draw: Draw):
         exhibit = self.exhibit
         exhibit.places(getattr(sampling, "places", None))
-        guesser = self.drafter.start(context, sampling, exhibit.draws or draw)
-        drafting, extend = guesser.drafting, context.extend
+        session = self.drafter.start(context, sampling, exhibit.draws or draw)
+        drafting, extend = session.drafting, context.extend
 
         def handed(*arguments):
             return exhibit.hands((yield from drafting(*arguments)))
 
-        guesser.drafting = handed
+        session.drafting = handed
         context.extend = lambda tokens, keep=None, parents=None: extend(tokens, keep, exhibit.reads(parents))
-        return guesser
+        return session
 
 
 def favourite(probabilities: Tensor) -> Tensor:
