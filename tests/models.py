@@ -88,8 +88,8 @@ def tiny(kind="llama", backend="eager", vocabulary=3, layers=3, context=32, scal
 
 
 @cache
-def llama(vocabulary, seed, layers):
-    return tiny(vocabulary=vocabulary, layers=layers, seed=seed)
+def llama(vocabulary, seed, layers, context=32, scale=15):
+    return tiny("llama", "eager", vocabulary, layers, context, scale, seed)
 
 
 @cache
