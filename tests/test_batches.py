@@ -4,12 +4,11 @@ from collections import Counter
 
 import pytest
 import torch
-from test_every_guesser import CHAINS, TREES, target
-from test_trained_pair import PROMPT
-from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from models import CHAINS, GREEDY, PROMPT, PROMPTS, TREES, sharp, target
+from transformers import BloomForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
 
 import speclib
-from speclib import LanguageModel, generate
+from speclib import generate
 from speclib.drafters import LookupDrafter, ModelDrafter, TreeDrafter
 from speclib.errors import InvalidArgument
 from speclib.law import rules
@@ -20,35 +19,7 @@ from speclib.loop import arguments
 from speclib.loop.lengths import ConfidenceLength, HeuristicLength
 from speclib.model.batch import Batch, Read, together
 
-PROMPTS = [PROMPT, PROMPT[:1], [*PROMPT, 2, 1, 3], [0], [3, 3, 1, 0, 2]]  # five lengths, of one token and more
-GREEDY, DRAWN = Sampling(temperature=0), Sampling()
-
-
-def model(kind=LlamaForCausalLM, backend="eager", seed=0, layers=2, words=7):
-    torch.manual_seed(seed)
-    if kind is GPT2LMHeadModel:
-        config = GPT2Config(
-            vocab_size=words, n_embd=16, n_layer=layers, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0
-        )
-    elif kind is BloomForCausalLM:
-        config = BloomConfig(vocab_size=words, hidden_size=16, n_layer=layers, n_head=2, bos_token_id=0, eos_token_id=0)
-    else:
-        config = LlamaConfig(
-            vocab_size=words,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-    made = kind(config).double().eval()
-    with torch.no_grad():
-        for weight in made.parameters():
-            weight.mul_(4 if weight.ndim > 1 else 1)  # far from uniform
-    return LanguageModel(made, backend=backend)
+DRAWN = Sampling()
 
 
 def same(*arguments, **more):
@@ -78,7 +49,7 @@ def test_every_guesser_guesses_for_a_batch_as_for_each_text(name, sampling):
 def test_every_backend_and_rule(kind, backend, rule):
     if backend == "compiled" and (rule != "token" or kind is GPT2LMHeadModel):
         pytest.skip("programs take long to make, and know nothing of rules")
-    whole, small = model(kind, backend), model(kind, backend, seed=1, layers=1)
+    whole, small = sharp(kind, backend), sharp(kind, backend, seed=1, layers=1)
     _, batch = same(whole, PROMPTS, ModelDrafter(small), DRAWN, 3, rule, 14, stop=[])
     assert whole.reads_rows() and max(r.rows for r in batch.trace.rounds) == 3
 
@@ -86,20 +57,20 @@ def test_every_backend_and_rule(kind, backend, rule):
 @pytest.mark.parametrize("backend", ["eager", "fast"])
 @pytest.mark.parametrize("shape", [(2, 1), (3, 2, 1)])
 def test_each_row_may_have_a_tree_of_its_own(backend, shape):
-    whole, small = model(backend=backend), model(backend=backend, seed=1, layers=1)
+    whole, small = sharp(backend=backend), sharp(backend=backend, seed=1, layers=1)
     same(whole, PROMPTS, TreeDrafter(small, shape), DRAWN, 3, max_new_tokens=12, stop=[])
     same(whole, PROMPTS, TreeDrafter(small, shape, sampled=False, budget=4), GREEDY, 3, max_new_tokens=12, stop=[])
 
 
 @pytest.mark.parametrize("plan", [ConfidenceLength(0.5, 4), HeuristicLength(2, 5)])
 def test_plans_learn_from_their_own_rounds(plan):
-    whole, small = model(backend="fast"), model(backend="fast", seed=1, layers=1)
+    whole, small = sharp(backend="fast"), sharp(backend="fast", seed=1, layers=1)
     same(whole, PROMPTS, ModelDrafter(small), DRAWN, plan, max_new_tokens=16, stop=[])
 
 
 def test_rows_stop_on_their_own_and_make_room():
     """An end that comes at different places; the fourth prompt takes the place of the first text that ends."""
-    whole, small = model(backend="fast"), model(backend="fast", seed=1, layers=1)
+    whole, small = sharp(backend="fast"), sharp(backend="fast", seed=1, layers=1)
     seen, prompts = [], [*PROMPTS, [1, 1], [5]]
     settings = {"max_new_tokens": 24, "stop": [4], "seed": 3}
     _, batch = same(whole, prompts, ModelDrafter(small), DRAWN, 3, **settings)
@@ -116,14 +87,14 @@ def test_rows_stop_on_their_own_and_make_room():
 def test_a_processor_looks_at_its_own_row():
     from transformers import RepetitionPenaltyLogitsProcessor
 
-    whole, small = model(backend="fast"), model(backend="fast", seed=1, layers=1)
+    whole, small = sharp(backend="fast"), sharp(backend="fast", seed=1, layers=1)
     sampling = Sampling(processors=[RepetitionPenaltyLogitsProcessor(3.0)])
     same(whole, PROMPTS, ModelDrafter(small), sampling, 3, max_new_tokens=12, stop=[])
     same(whole, PROMPTS, TreeDrafter(small, (2, 1)), sampling, 3, max_new_tokens=12, stop=[])
 
 
 def test_rows_of_the_same_prompt_are_different_texts():
-    out = generate(model(backend="fast"), [PROMPT] * 4, None, DRAWN, max_new_tokens=16, stop=[])
+    out = generate(sharp(backend="fast"), [PROMPT] * 4, None, DRAWN, max_new_tokens=16, stop=[])
     assert len({tuple(tokens.tolist()) for tokens in out.tokens}) == 4
 
 
@@ -145,7 +116,7 @@ def law_of(language_model, prompt, length):
 def test_the_joint_law_of_the_rows_is_the_product_of_their_own(rows, tree, length, backend):
     """All paths of generate() on rows of unequal length: no row's draw, cache or verdict touches a neighbour's."""
     prompts = [[1, 0, 1], [1], [0, 0]][:rows]
-    whole, small = model(backend=backend, words=2), model(backend=backend, seed=1, layers=1, words=2)
+    whole, small = sharp(backend=backend, words=2), sharp(backend=backend, seed=1, layers=1, words=2)
     drafter = TreeDrafter(small, (2,)) if tree else ModelDrafter(small)
     most = []
 
@@ -164,7 +135,7 @@ def test_the_joint_law_of_the_rows_is_the_product_of_their_own(rows, tree, lengt
 
 def test_rows_of_a_batch_follow_the_law():
     """G-test of the first two tokens over many batches of eight, each row with a seed of its own."""
-    whole, small = model(backend="fast", words=4), model(backend="fast", seed=1, layers=1, words=4)
+    whole, small = sharp(backend="fast", words=4), sharp(backend="fast", seed=1, layers=1, words=4)
     texts = []
     for seed in range(250):
         out = generate(whole, [[1, 2]] * 8, ModelDrafter(small), DRAWN, 2, max_new_tokens=2, stop=[], seed=seed)
@@ -191,7 +162,7 @@ def test_a_guess_that_was_not_made_is_never_accepted(name):
 @pytest.mark.parametrize("backend", ["eager", "fast"])
 def test_ragged_rows_with_trees_read_as_each_alone(kind, backend):
     """Three rows of one cache: a chain, a tree, one token; behind texts of unequal length, again after a rollback."""
-    language_model, batch, logits = model(kind, backend), Batch(2), {}
+    language_model, batch, logits = sharp(kind, backend), Batch(2), {}
     texts, trees = [[1, 2, 3, 4, 5], [6], [2, 2, 1]], [None, [-1, -1, 0, 1], None]
     new = [torch.tensor([[3, 1, 2]]), torch.tensor([[1, 4, 2, 2]]), torch.tensor([[5]])]
     for shared in (True, False):
@@ -212,7 +183,7 @@ def test_ragged_rows_with_trees_read_as_each_alone(kind, backend):
 
 @pytest.mark.parametrize("backend", ["eager", "fast"])
 def test_a_text_that_has_ended_leaves_its_row(backend):
-    language_model, batch = model(backend=backend), Batch(2)
+    language_model, batch = sharp(backend=backend), Batch(2)
     contexts = [language_model.context([k], batch) for k in range(5)]
     for k, context in enumerate(contexts):
         context.extend(torch.tensor([[k, 2, k]]))
@@ -228,7 +199,7 @@ def test_a_text_that_has_ended_leaves_its_row(backend):
 
 
 def test_a_long_text_in_a_batch_grows_the_cache_of_all():
-    whole = model(backend="fast")
+    whole = sharp(backend="fast")
     whole.context([0]).extend(torch.zeros(1, 3, dtype=torch.long))
     import speclib.model.batch as batches
 
@@ -236,7 +207,7 @@ def test_a_long_text_in_a_batch_grows_the_cache_of_all():
     try:
         batches.FIRST = speclib.fast.FIRST = batches_first
         same(
-            whole, PROMPTS, ModelDrafter(model(backend="fast", seed=1, layers=1)), DRAWN, 3, max_new_tokens=20, stop=[]
+            whole, PROMPTS, ModelDrafter(sharp(backend="fast", seed=1, layers=1)), DRAWN, 3, max_new_tokens=20, stop=[]
         )
     finally:
         batches.FIRST = speclib.fast.FIRST = first
@@ -246,7 +217,7 @@ def test_a_long_text_in_a_batch_grows_the_cache_of_all():
 
 
 def test_a_model_that_takes_no_positions_goes_row_by_row():
-    bloom = model(BloomForCausalLM)
+    bloom = sharp(BloomForCausalLM)
     assert not bloom.reads_rows()
     out = generate(bloom, PROMPTS, LookupDrafter(1), DRAWN, 2, max_new_tokens=10, stop=[])
     assert {r.rows for r in out.trace.rounds} == {1}
@@ -254,7 +225,7 @@ def test_a_model_that_takes_no_positions_goes_row_by_row():
 
 def test_a_draft_that_goes_row_by_row_serves_a_batch():
     torch.manual_seed(0)
-    whole, bloom = model(backend="fast"), model(BloomForCausalLM, seed=2)
+    whole, bloom = sharp(backend="fast"), sharp(BloomForCausalLM, seed=2)
     _, batch = same(whole, PROMPTS, ModelDrafter(bloom), DRAWN, 2, max_new_tokens=10, stop=[])
     assert max(r.rows for r in batch.trace.rounds) == 3
 
@@ -262,11 +233,11 @@ def test_a_draft_that_goes_row_by_row_serves_a_batch():
 @pytest.mark.parametrize("wrong", [0, -1, 2.0, True, "3"])
 def test_batch_size_is_checked(wrong):
     with pytest.raises(InvalidArgument, match="batch_size"):
-        generate(model(), PROMPTS, max_new_tokens=2, batch_size=wrong)
+        generate(sharp(), PROMPTS, max_new_tokens=2, batch_size=wrong)
 
 
 def test_a_batch_that_does_not_fit_is_refused_with_numbers_before_work(monkeypatch):
-    whole = model(backend="fast")
+    whole = sharp(backend="fast")
     monkeypatch.setattr(arguments, "free_memory", lambda device: 30_000)
     with pytest.raises(InvalidArgument, match=r"5 texts need .* GB .* batch_size=\d"):
         generate(whole, PROMPTS, max_new_tokens=2, batch_size=5)

@@ -7,7 +7,7 @@ from math import log2, nan
 import numpy as np
 import pandas as pd
 import pytest
-from test_batches import PROMPTS, model
+from models import PROMPTS, sharp
 
 from speclib import Pair, Sampling, generate
 from speclib.commands import batches as command
@@ -22,7 +22,7 @@ GREEDY = Sampling(temperature=0)
 
 @pytest.fixture
 def pair():
-    return Pair(model(backend="fast"), model(backend="fast", seed=1, layers=1))
+    return Pair(sharp(backend="fast"), sharp(backend="fast", seed=1, layers=1))
 
 
 def roofline(width, sizes=(1, 2, 4, 8, 16, 32, 64), tokens=range(1, 10)):
@@ -105,7 +105,7 @@ def test_the_grid_reads_as_many_rows_of_as_many_tokens(backend, monkeypatch):
         return real(reads)
 
     monkeypatch.setattr(batches, "together", together)
-    grid = batches.width_grid(model(backend=backend), (3, 1), (4, 1), 8, 2, 0.001)
+    grid = batches.width_grid(sharp(backend=backend), (3, 1), (4, 1), 8, 2, 0.001)
     assert grid.columns.tolist() == ["rows", "tokens", "ms", "low", "high"]
     assert list(zip(grid["rows"], grid["tokens"], strict=True)) == [(3, 4), (3, 1), (1, 4), (1, 1)]
     assert read == {(b, n, 8) for b in (1, 3) for n in (1, 4)} | {(1, 8, 0), (3, 8, 0)}
@@ -113,7 +113,7 @@ def test_the_grid_reads_as_many_rows_of_as_many_tokens(backend, monkeypatch):
 
 
 def test_a_grid_that_cannot_be_is_refused():
-    whole = model(backend="fast")
+    whole = sharp(backend="fast")
     for sizes, widths in (((), (1,)), ((1,), ()), ((0,), (1,)), ((1,), (-1,))):
         with pytest.raises(InvalidArgument, match="sizes, widths and passes must be"):
             batches.width_grid(whole, sizes, widths, 8)
@@ -180,7 +180,7 @@ def test_where_a_round_goes(pair, monkeypatch):
     assert sum(shares.values()) == pytest.approx(1) and all(0 < share < 1 for share in shares.values())
     assert pair.target.decoder is before
     with pytest.raises(InvalidArgument, match="fast backend"):
-        batches.outside(Pair(model(), model()), 2)
+        batches.outside(Pair(sharp(), sharp()), 2)
 
 
 # --- records ---------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 import torch
-from test_contexts import TOLERANCE, build, reference, text
+from models import GREEDY, TOLERANCE, build, reference, text
 
 import speclib
 from speclib import LanguageModel, compiled, products
@@ -21,7 +21,6 @@ from speclib.loop.lengths import ConfidenceLength
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))), reason="torch.compile needs a C++ compiler"
 )
-GREEDY = speclib.Sampling(temperature=0)
 
 
 def model(kind="llama", dtype=torch.float32, seed=0, layers=2):

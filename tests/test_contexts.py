@@ -6,17 +6,12 @@ from functools import cache
 
 import pytest
 import torch
+from models import TOLERANCE, build, reference, text
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
 )
 
 import speclib
@@ -26,56 +21,11 @@ from speclib.model.context import ancestry
 from speclib.model.fast import FastContext
 
 FAST = ["llama", "llama grouped", "llama biased", "mistral", "qwen2", "gpt2"]
-# transformers computes rotary tables and norms of a float64 model partly in float32
-TOLERANCE = {
-    torch.float64: 1e-5,
-    torch.float32: 1e-4,
-}
-
-
-@cache
-def build(kind, seed=0, dtype=torch.float64, layers=3, context=640):
-    """A random model with weights large enough that its rows differ, and with norms and biases that are not 1 and 0."""
-    torch.manual_seed(seed)
-    common = {"vocab_size": 48, "bos_token_id": None, "eos_token_id": None, "initializer_range": 0.2}
-    size = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "max_position_embeddings": context,
-    }
-    model = {
-        "llama": lambda: LlamaForCausalLM(LlamaConfig(**common, **size)),
-        "llama grouped": lambda: LlamaForCausalLM(LlamaConfig(**common, **size, num_key_value_heads=2, head_dim=12)),
-        "llama biased": lambda: LlamaForCausalLM(LlamaConfig(**common, **size, attention_bias=True, mlp_bias=True)),
-        "mistral": lambda: MistralForCausalLM(
-            MistralConfig(**common, **size, num_key_value_heads=2, sliding_window=None)
-        ),
-        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**common, **size, num_key_value_heads=1)),
-        "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**common, **size)),
-        "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**common, n_embd=32, n_layer=layers, n_head=4, n_positions=context)),
-    }[kind]()
-    with torch.no_grad():
-        for weights in model.parameters():
-            if weights.ndim == 1:
-                weights.add_(0.2 * torch.randn_like(weights))
-    return model.to(dtype).eval()
 
 
 @cache
 def language_model(kind, backend, seed=0, dtype=torch.float64, layers=3):
     return LanguageModel(build(kind, seed, dtype, layers), backend=backend)
-
-
-def text(length, seed=3):
-    return torch.randint(48, (1, length), generator=torch.Generator().manual_seed(seed))
-
-
-@torch.inference_mode()
-def reference(kind, tokens, dtype=torch.float64):
-    """transformers' own forward without any cache. [k, V]"""
-    return build(kind, dtype=dtype)(tokens, use_cache=False).logits[0]
 
 
 # --- the fast decoder

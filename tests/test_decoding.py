@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_contexts import build
+from models import build
 from torch.overrides import TorchFunctionMode
 from transformers import LlamaConfig, LlamaForCausalLM
 

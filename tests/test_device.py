@@ -10,8 +10,7 @@ import copy
 
 import pytest
 import torch
-from test_contexts import build
-from test_eagle import config_of
+from models import build, config_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 

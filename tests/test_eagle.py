@@ -4,9 +4,7 @@ control: test_every_guesser.py.
 
 import pytest
 import torch
-from test_heads import law_of, right_law
-from test_layer_skip import GREEDY, tiny
-from transformers import LlamaConfig
+from models import GREEDY, config_of, law_of, right_law, tiny
 
 import speclib
 from speclib.drafters import Drafter, Eagle, EagleDrafter, EnsembleDrafter, FallbackDrafter, LookupDrafter
@@ -15,17 +13,6 @@ from speclib.errors import IncompatibleModels
 from speclib.law.distributions import Sampling, seeded
 from speclib.law.exact import max_difference
 from speclib.training.readers import unrolled
-
-
-def config_of(width):
-    return LlamaConfig(
-        vocab_size=1,
-        hidden_size=width,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-    )
 
 
 def some_eagle(width=8):

@@ -11,7 +11,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_training import killed_at
+from models import killed_at
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import speclib

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from test_training import killed_at
+from models import killed_at
 from transformers import (
     DynamicCache,
     EncoderDecoderCache,

@@ -6,58 +6,22 @@ in float32, drawn by the production sampler. Significance 1e-6, fixed here; ever
 tried twice. The museum's guessers must fail.
 """
 
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
 
 import pytest
 import torch
-from test_eagle import config_of
-from test_trained_pair import PROMPT, VOCABULARY, corpus, trained
+from models import BUSHES, CHAINS, GUESSER, PROMPT, TREES, VOCABULARY, sample_outcomes, target
 
-from speclib import LanguageModel, drafters, generate, lengths
-from speclib.drafters import (
-    Block,
-    BlockDrafter,
-    Eagle,
-    EagleDrafter,
-    EnsembleDrafter,
-    Exits,
-    FallbackDrafter,
-    Heads,
-    HeadsDrafter,
-    LayerSkipDrafter,
-    LookupDrafter,
-    ModelDrafter,
-    NgramDrafter,
-    RetrievalDrafter,
-    SyntheticDrafter,
-    TreeDrafter,
-    build_index,
-)
+from speclib import drafters, generate, lengths
 from speclib.law.distributions import Sampling
-from speclib.law.exact import TableModel, law_variation, max_difference, outcomes, plain_law, sample_outcomes
+from speclib.law.exact import TableModel, law_variation, max_difference, outcomes, plain_law
 from speclib.law.statistics import SIGNIFICANCE, g_test, samples_needed
 from speclib.loop.lengths import ConfidenceLength, CostAwareLength, FixedLength, HeuristicLength, Length
-from speclib.model.quantized import rounded_copy
 from speclib.museum import GUESSERS, GuesserExhibit
 
 GAMMA, LENGTH = 2, 3  # a joint of 64 cells, longer than gamma, so that the bonus token is in it
 MANY = 200_000
-
-
-@cache
-def target(dtype=torch.float32):
-    return precise(trained(2, 16, 300), dtype)
-
-
-@cache
-def draft(dtype=torch.float32):
-    return precise(trained(1, 8, 60), dtype)  # less trained than the pair's own: rejections must be common
-
-
-def precise(model, dtype):
-    return LanguageModel(deepcopy(model.model).to(dtype), name=model.name, backend="fast")
 
 
 @cache
@@ -71,60 +35,11 @@ def right_law(length, sampling, dtype=torch.float32):
     return plain_law(TableModel(VOCABULARY, row), length)
 
 
-@cache
-def index():
-    return build_index(corpus().flatten().tolist(), VOCABULARY)
-
-
-def some(module, seed=2):
-    """Untrained heads or exits are guessers too, once they differ from the target's own last layer."""
-    torch.manual_seed(seed)
-    for weight in module.parameters():
-        torch.nn.init.normal_(weight, std=0.3)
-    return module.requires_grad_(False)
-
-
-CORPUS = [0, 1, 2, 3, 1, 1, 2, 0, 3, 1, 0, 2, 2, 1, 3]
-CHAINS = {  # name -> dtype -> drafter
-    "model": lambda dtype: ModelDrafter(draft(dtype)),
-    "rounded model": lambda dtype: ModelDrafter(rounded_copy(draft(dtype), 3)),
-    "similarity dial": lambda dtype: SyntheticDrafter(0.5),
-    "lookup": lambda dtype: LookupDrafter(2),
-    "n-gram, drawn": lambda dtype: NgramDrafter(3, CORPUS),
-    "n-gram, likeliest": lambda dtype: NgramDrafter(3, CORPUS, "point"),
-    "retrieval, drawn": lambda dtype: RetrievalDrafter(index(), 3, probabilities="counts"),
-    "retrieval, likeliest": lambda dtype: RetrievalDrafter(index()),
-    "heads, drawn": lambda dtype: HeadsDrafter(some(Heads(2, 16))),
-    "heads, likeliest": lambda dtype: HeadsDrafter(some(Heads(2, 16)), choices="top"),
-    "lookup, else a model": lambda dtype: FallbackDrafter(LookupDrafter(2, 2), ModelDrafter(draft(dtype)), most=1),
-    "lookup, else eagle": lambda dtype: FallbackDrafter(LookupDrafter(2), EagleDrafter(some(Eagle(config_of(16))))),
-    "eagle": lambda dtype: EagleDrafter(some(Eagle(config_of(16)))),
-    "block": lambda dtype: BlockDrafter(some(Block(config_of(16), 2))),
-    "block, likeliest": lambda dtype: BlockDrafter(some(Block(config_of(16), 2)), "point"),
-    "layer skip": lambda dtype: LayerSkipDrafter(1),
-    "layer skip with an exit": lambda dtype: LayerSkipDrafter(1, some(Exits((1,), 16))),
-}
-BUSHES = {  # trees of draws: they have many paths
-    "tree, drawn": lambda dtype: TreeDrafter(draft(dtype), (2, 1)),
-    "tree of heads, drawn": lambda dtype: HeadsDrafter(some(Heads(2, 16)), 2),
-    "ensemble of two that draw": lambda dtype: EnsembleDrafter(
-        [HeadsDrafter(some(Heads(1, 16))), NgramDrafter(3, CORPUS)]
-    ),
-}
-TREES = {
-    "tree, all siblings drawn": lambda dtype: TreeDrafter(draft(dtype), (4,)),
-    "tree, drawn best first": lambda dtype: TreeDrafter(draft(dtype), (2, 2), budget=3),
-    "tree, likeliest": lambda dtype: TreeDrafter(draft(dtype), (2, 2), sampled=False),
-    "tree, best first": lambda dtype: TreeDrafter(draft(dtype), (3, 2), sampled=False, budget=5),
-    "tree of heads, likeliest": lambda dtype: HeadsDrafter(some(Heads(2, 16)), 3, "top"),
-    "ensemble of copies and model": lambda dtype: EnsembleDrafter([LookupDrafter(2), ModelDrafter(draft(dtype))]),
-}
 PLANS = {  # each really chooses, see below
     "confidence": ConfidenceLength(0.5, 2),
     "heuristic": HeuristicLength(2, 3),
     "cost-aware": CostAwareLength({1: 1.0, 2: 1.1, 3: 1.57}, 0.1, prior=0.99, weight=0.5),
 }
-GUESSER = CHAINS | BUSHES | TREES
 
 
 @dataclass(frozen=True)

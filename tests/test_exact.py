@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import llama, sample_outcomes
 from tables import blend, disjoint_tables, patchwork
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from speclib.drafters import ModelDrafter
 from speclib.errors import InvalidArgument
@@ -25,12 +25,10 @@ from speclib.law.exact import (
     random_table,
     rule_law,
     sample_many,
-    sample_outcomes,
     warped,
 )
 from speclib.law.statistics import SIGNIFICANCE, g_test
 from speclib.loop.decoding import generate
-from speclib.model.language_model import LanguageModel
 from speclib.museum import MATCH
 
 LOSSLESS = ["token", "block"]
@@ -234,29 +232,6 @@ def test_identical_models_accept_everything():
 # ----------------------------------------------------------------------------
 
 
-@cache
-def tiny(vocabulary, seed, layers):
-    """A Llama in float64, with weights large enough that its rows differ from prefix to prefix."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    model = LlamaForCausalLM(config).double().eval()
-    with torch.no_grad():
-        for weights in model.parameters():
-            if weights.ndim == 2:
-                weights.mul_(15)
-    return LanguageModel(model, name=f"tiny {seed}")
-
-
 @pytest.mark.parametrize(
     ("vocabulary", "gamma", "length", "stop", "sampling"),
     [
@@ -277,7 +252,7 @@ def tiny(vocabulary, seed, layers):
 @pytest.mark.parametrize("rule", LOSSLESS)
 def test_generate_keeps_the_law(rule, vocabulary, gamma, length, stop, sampling):
     """Models, caches, rollbacks, filters, rule and stops together: every path of `generate`, summed."""
-    target, draft, prompt = tiny(vocabulary, 0, 2), tiny(vocabulary, 1, 1), [0, 1]
+    target, draft, prompt = llama(vocabulary, 0, 2), llama(vocabulary, 1, 1), [0, 1]
 
     def row(prefix):
         with torch.inference_mode():
@@ -381,7 +356,7 @@ def test_sampled_outcomes_run_each_path_once():
 
 def test_one_sampled_outcome_is_the_run_with_that_seed():
     """The production sampler draws, in the order of the draws: one run alone is what `run(seeded(seed))` gives."""
-    target, draft = tiny(5, 0, 2), tiny(5, 1, 1)
+    target, draft = llama(5, 0, 2), llama(5, 1, 1)
 
     def run(draw):
         return tuple(

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from models import tiny_with_text
 
 import speclib
 from speclib import LanguageModel, Sampling, bench, compiled, experiments, generate, growth, leaderboard, theory, trials
@@ -23,47 +23,9 @@ from speclib.measure.experiments import WAY, Way
 from speclib.model.language_model import Pair
 
 
-def tiny(seed: int, layers: int) -> LanguageModel:
-    """A random Llama of 32 tokens whose end-of-text is a frequent token, so that stopping early would show."""
-    torch.manual_seed(seed)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
-    config = LlamaConfig(
-        vocab_size=32, num_hidden_layers=layers, max_position_embeddings=64, eos_token_id=3, bos_token_id=1, **sizes
-    )
-    return LanguageModel(LlamaForCausalLM(config).eval(), Characters(), "tiny")
-
-
-class Characters:
-    """The least tokenizer: a character is its code modulo 32."""
-
-    eos_token_id = 3
-
-    def __call__(self, text, return_tensors=None, **_):
-        ids = [ord(character) % 32 for character in text]
-        return (
-            Batch(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long))
-            if return_tensors
-            else {"input_ids": ids}
-        )
-
-    def __len__(self):
-        return 32
-
-    def decode(self, ids, **_):
-        return "".join(chr(64 + int(i)) for i in ids)
-
-    def get_vocab(self):
-        return {chr(64 + i): i for i in range(32)}
-
-
-class Batch(dict):
-    def to(self, device):
-        return self
-
-
 @pytest.fixture(scope="module")
 def pair() -> Pair:
-    return Pair(tiny(0, 2), tiny(1, 1))
+    return Pair(tiny_with_text(0, 2), tiny_with_text(1, 1))
 
 
 def counted(log: list, name: str, seconds: float, tokens: int = 10):
@@ -329,11 +291,11 @@ def test_the_leaderboard_has_a_row_an_oracle_with_the_length_that_was_fastest(pa
         return trial
 
     board = {
-        "near": leaderboard.Oracle(ModelDrafter(pair.draft), (1, 3, 5), 2.5),
-        "far": leaderboard.Oracle(ModelDrafter(pair.draft), (ConfidenceLength(0.3, 8), ConfidenceLength(0.5, 4))),
+        "near": leaderboard.Entry(ModelDrafter(pair.draft), (1, 3, 5), 2.5),
+        "far": leaderboard.Entry(ModelDrafter(pair.draft), (ConfidenceLength(0.3, 8), ConfidenceLength(0.5, 4))),
     }
     monkeypatch.setattr(experiments, "ours", ours)
-    monkeypatch.setattr(leaderboard, "oracles", lambda pair, costs: board)
+    monkeypatch.setattr(leaderboard, "entries", lambda pair, costs: board)
     widths = pd.DataFrame({"width": [1, 4, 5], "ms": [10.0, 12.0, 14.0]})
     monkeypatch.setattr(experiments, "costs", lambda pair, widths_, context=0: (0.1, widths))
     monkeypatch.setattr(leaderboard, "long_enough", lambda *_: ["a", "b", "c", "d"])
@@ -412,7 +374,8 @@ def test_the_mean_of_a_round_by_hand():
     """A guess without chance is kept with its own probability, and the next one after it; a tree of one branch is a
     chain.
     """
-    target, draft = (LanguageModel(model.model.double(), model.tokenizer) for model in (tiny(0, 2), tiny(1, 1)))
+    models = tiny_with_text(0, 2), tiny_with_text(1, 1)
+    target, draft = (LanguageModel(model.model.double(), model.tokenizer) for model in models)
     text = [3, 1, 4, 1, 5, 9, 2, 6]
     guesser = TreeDrafter(draft, (1, 1), sampled=False)
     found = experiments.round_means(target, guesser, 2, [text], [4, 6, 7], Sampling())

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_layer_skip import GREEDY, tiny
+from models import GREEDY, tiny
 
 import speclib
 from speclib.drafters import Draft, Drafter, FallbackDrafter, LookupDrafter, ModelDrafter, Session

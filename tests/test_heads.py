@@ -8,8 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_layer_skip import GREEDY, tiny
-from test_training import killed_at
+from models import GREEDY, killed_at, law_of, right_law, tiny
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import speclib
@@ -19,7 +18,7 @@ from speclib.drafters.heads import branches, read_heads
 from speclib.drafters.layer_skip import read_exits
 from speclib.errors import IncompatibleModels, InvalidArgument, TrainingError
 from speclib.law.distributions import Sampling, seeded
-from speclib.law.exact import TableModel, max_difference, outcomes, plain_law
+from speclib.law.exact import max_difference
 from speclib.training import loop
 from speclib.training import readers as training
 from speclib.training.corpus import Corpus
@@ -32,24 +31,6 @@ def some_heads(count=3, width=8):
     with torch.no_grad():
         heads.out.normal_()
     return heads.double().requires_grad_(False)
-
-
-def law_of(target, drafter, sampling, gamma, length, prompt):
-    return outcomes(
-        lambda draw: tuple(
-            speclib.generate(target, [prompt], drafter, sampling, gamma, max_new_tokens=length, stop=[], draw=draw)
-            .tokens[0]
-            .tolist()
-        )
-    )
-
-
-def right_law(target, sampling, length, prompt):
-    def row(prefix):
-        with torch.inference_mode():
-            return sampling.probabilities(target.context().extend(torch.tensor([[*prompt, *prefix]]))[0, -1]).numpy()
-
-    return plain_law(TableModel(target.vocabulary, row), length)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from test_heads import law_of, right_law
-from test_layer_skip import tiny
+from models import law_of, right_law, tiny
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import speclib

@@ -2,43 +2,14 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from models import GREEDY, law_of, right_law, tiny
+from transformers import OPTConfig, OPTForCausalLM
 
 import speclib
 from speclib.drafters import Exits, LayerSkipDrafter
 from speclib.errors import IncompatibleModels, InvalidArgument, UnsupportedModel
 from speclib.law.distributions import Sampling, overlap
-from speclib.law.exact import TableModel, max_difference, outcomes, plain_law
-
-GREEDY = Sampling(temperature=0)
-
-
-def tiny(kind="llama", backend="eager", vocabulary=3, layers=3, context=32, scale=15):
-    """A model in float64, with weights large enough that its rows differ from prefix to prefix."""
-    torch.manual_seed(0)
-    ends = {"bos_token_id": None, "eos_token_id": None}
-    if kind == "llama":
-        config = LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=8,
-            intermediate_size=16,
-            num_hidden_layers=layers,
-            num_attention_heads=2,
-            max_position_embeddings=context,
-            pad_token_id=None,
-            **ends,
-        )
-        model = LlamaForCausalLM(config)
-    else:
-        model = GPT2LMHeadModel(
-            GPT2Config(vocab_size=vocabulary, n_embd=8, n_layer=layers, n_head=2, n_positions=context, **ends)
-        )
-    model = model.double().eval()
-    with torch.no_grad():
-        for weights in model.parameters():
-            if weights.ndim == 2:
-                weights.mul_(scale)
-    return speclib.LanguageModel(model, name=f"tiny {kind}", backend=backend)
+from speclib.law.exact import max_difference
 
 
 def some_exits(*layers):
@@ -62,20 +33,8 @@ def some_exits(*layers):
 def test_generate_keeps_the_law(backend, kind, layers, exits, vocabulary, gamma, length, sampling):
     target, prompt = tiny(kind, backend, vocabulary), [0, 1]
     drafter = LayerSkipDrafter(layers, some_exits(layers) if exits else None)
-
-    def row(prefix):
-        with torch.inference_mode():
-            return sampling.probabilities(target.context().extend(torch.tensor([[*prompt, *prefix]]))[0, -1]).numpy()
-
-    def run(draw):
-        return tuple(
-            speclib.generate(target, [prompt], drafter, sampling, gamma, max_new_tokens=length, stop=[], draw=draw)
-            .tokens[0]
-            .tolist()
-        )
-
-    law = outcomes(run)
-    assert max_difference(law, plain_law(TableModel(vocabulary, row), length)) < 1e-12
+    law = law_of(target, drafter, sampling, gamma, length, prompt)
+    assert max_difference(law, right_law(target, sampling, length, prompt)) < 1e-12
     assert sum(law.values()) == pytest.approx(1, abs=1e-12) and len(law) > 2
 
 

@@ -4,13 +4,13 @@ museum: test_every_guesser.py.
 
 import pytest
 import torch
-from test_exact import tiny
+from models import llama, right_law
 
 from speclib import theory
 from speclib.drafters import ModelDrafter
 from speclib.errors import InvalidArgument
 from speclib.law.distributions import Sampling
-from speclib.law.exact import TableModel, max_difference, outcomes, plain_law
+from speclib.law.exact import max_difference, outcomes
 from speclib.loop.decoding import generate
 from speclib.loop.lengths import ConfidenceLength, CostAwareLength, FixedLength, HeuristicLength
 from speclib.loop.trace import Round
@@ -28,14 +28,6 @@ PLANS = [
 PROMPT = [0, 1]
 
 
-def right_law(target, length, eos=None):
-    def row(prefix):
-        with torch.inference_mode():
-            return target.model(torch.tensor([[*PROMPT, *prefix]])).logits[0, -1].softmax(-1).numpy()
-
-    return plain_law(TableModel(target.vocabulary, row), length, eos)
-
-
 def law(target, drafter, plan, length, stop=()):
     def run(draw):
         out = generate(target, [PROMPT], drafter, Sampling(), plan, "token", length, list(stop), draw=draw)
@@ -47,13 +39,14 @@ def law(target, drafter, plan, length, stop=()):
 @pytest.mark.parametrize("stop", [(), (1,)])
 @pytest.mark.parametrize("plan", PLANS)
 def test_every_plan_keeps_the_law(plan, stop):
-    target, draft = tiny(2, 0, 2), tiny(2, 1, 1)
-    assert max_difference(law(target, ModelDrafter(draft), plan, 4, stop), right_law(target, 4, *stop)) < 1e-12
+    target, draft = llama(2, 0, 2), llama(2, 1, 1)
+    right = right_law(target, Sampling(), 4, PROMPT, *stop)
+    assert max_difference(law(target, ModelDrafter(draft), plan, 4, stop), right) < 1e-12
 
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_greedy_text_does_not_depend_on_the_plan(plan):
-    target, draft = tiny(5, 3, 2), tiny(5, 4, 1)
+    target, draft = llama(5, 3, 2), llama(5, 4, 1)
     plain, planned = (
         generate(target, [PROMPT], d, Sampling(temperature=0), plan, max_new_tokens=24, stop=[]).tokens[0]
         for d in (None, ModelDrafter(draft))
@@ -69,7 +62,7 @@ def test_confidence_stops_before_the_draw():
     plan = ConfidenceLength(0.6, 5).start()
     assert plan.next_length() == 5
     assert plan.goes_on(torch.tensor([0.7, 0.3])) and not plan.goes_on(torch.tensor([0.5, 0.5]))
-    target, draft = tiny(5, 3, 2), tiny(5, 4, 1)
+    target, draft = llama(5, 3, 2), llama(5, 4, 1)
     sure = generate(
         target, [PROMPT], ModelDrafter(draft), Sampling(), ConfidenceLength(1.0, 4), max_new_tokens=20, stop=[]
     )

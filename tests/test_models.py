@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from models import WORDS, tokenizer
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -18,7 +18,6 @@ from transformers import (
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
-    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     T5Config,
@@ -28,14 +27,6 @@ from transformers import (
 import speclib
 from speclib import embedded, errors
 from speclib.law.exact import TableModel, max_difference, outcomes, plain_law
-
-WORDS = [f"w{i}" for i in range(47)]
-
-
-def tokenizer(words=WORDS):
-    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<unk>", *words])}, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
 
 
 def build(kind, seed=0, vocabulary=48):

@@ -1,44 +1,22 @@
 """The n-gram guesser: its counts, its mixture, and the law of what is emitted with it."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from models import law_of, llama, right_law
 
 from speclib.drafters import NgramDrafter
 from speclib.drafters.ngram import CountTable
 from speclib.errors import IncompatibleModels, InvalidArgument
 from speclib.law.distributions import Sampling, seeded
-from speclib.law.exact import TableModel, max_difference, outcomes, plain_law
+from speclib.law.exact import max_difference
 from speclib.loop.decoding import generate
-from speclib.model.language_model import LanguageModel
 
 CORPUS = [0, 1, 2, 0, 1, 1, 2, 2, 0, 1, 2]
 
 
-@cache
 def tiny(vocabulary=3):
-    """A Llama in float64, with weights large enough that its rows differ from prefix to prefix."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    model = LlamaForCausalLM(config).double().eval()
-    with torch.no_grad():
-        for weights in model.parameters():
-            if weights.ndim == 2:
-                weights.mul_(12)
-    return LanguageModel(model, name="tiny")
+    return llama(vocabulary, 0, 1, context=64, scale=12)
 
 
 def guesser(drafter, sampling=None, vocabulary=3):
@@ -129,15 +107,6 @@ def test_table_counts():
     )
 
 
-def right_law(target, prompt, length, sampling):
-    def row(prefix):
-        with torch.inference_mode():
-            logits = target.model(torch.tensor([[*prompt, *prefix]])).logits[0, -1]
-        return sampling.probabilities(logits).numpy()
-
-    return plain_law(TableModel(target.vocabulary, row), length)
-
-
 @pytest.mark.parametrize(
     "sampling",
     [Sampling(), Sampling(temperature=0.7), Sampling(top_k=2), Sampling(temperature=0)],
@@ -148,15 +117,8 @@ def right_law(target, prompt, length, sampling):
 def test_generate_keeps_the_law(probabilities, corpus, sampling):
     """Every path of `generate`, summed."""
     prompt = [0, 1, 0, 1, 2]
-
-    def run(draw):
-        out = generate(
-            tiny(), [prompt], NgramDrafter(3, corpus, probabilities), sampling, 2, "token", 3, stop=[], draw=draw
-        )
-        return tuple(out.tokens[0].tolist())
-
-    law = outcomes(run)
-    assert max_difference(law, right_law(tiny(), prompt, 3, sampling)) < 1e-12
+    law = law_of(tiny(), NgramDrafter(3, corpus, probabilities), sampling, 2, 3, prompt)
+    assert max_difference(law, right_law(tiny(), sampling, 3, prompt)) < 1e-12
     assert sum(law.values()) == pytest.approx(1, abs=1e-12)
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as t
-from test_contexts import build
-from test_models import tokenizer
+from models import build, tokenizer
 from tokenizers import Tokenizer, models
 
 import speclib

@@ -10,7 +10,7 @@ import llguidance
 import llguidance.hf
 import pytest
 import torch
-from test_every_guesser import GUESSER, PROMPT, TREES, VOCABULARY, draft, target
+from models import GUESSER, PROMPT, TREES, VOCABULARY, draft, target
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_contexts import build
+from models import build
 
 import speclib
 from speclib import LanguageModel, Pair, errors, published

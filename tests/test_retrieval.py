@@ -3,46 +3,26 @@
 import itertools
 import time
 from collections import Counter
-from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from models import law_of, llama, right_law
 
 from speclib.__main__ import main
 from speclib.drafters import RetrievalDrafter, build_index, load_index
 from speclib.drafters.retrieval import DEPTH, FILES, MOST_PLACES, fingerprint
 from speclib.errors import IncompatibleModels, IndexLoadError, InvalidArgument
 from speclib.law.distributions import Sampling, seeded
-from speclib.law.exact import TableModel, max_difference, outcomes, plain_law
+from speclib.law.exact import max_difference
 from speclib.loop.decoding import generate
-from speclib.model.language_model import LanguageModel, load_model
+from speclib.model.language_model import load_model
 
 CORPUS = np.random.default_rng(3).choice(3, 400, p=[0.5, 0.3, 0.2])
 
 
-@cache
 def tiny(vocabulary=3):
-    """A Llama in float64, with weights large enough that its rows differ from prefix to prefix."""
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    model = LlamaForCausalLM(config).double().eval()
-    with torch.no_grad():
-        for weights in model.parameters():
-            if weights.ndim == 2:
-                weights.mul_(12)
-    return LanguageModel(model, name="tiny")
+    return llama(vocabulary, 1, 1, context=64, scale=12)
 
 
 def guesser(drafter, sampling=None, vocabulary=3):
@@ -211,18 +191,8 @@ def test_generate_keeps_the_law(probabilities, sampling):
     """Every path of `generate`, summed."""
     target, prompt = tiny(), [0, 1, 0, 1, 2]
     drafter = RetrievalDrafter(build_index(CORPUS, 3), probabilities=probabilities)
-
-    def row(prefix):
-        with torch.inference_mode():
-            logits = target.model(torch.tensor([[*prompt, *prefix]])).logits[0, -1]
-        return sampling.probabilities(logits).numpy()
-
-    def run(draw):
-        out = generate(target, [prompt], drafter, sampling, 2, "token", 4, stop=[], draw=draw)
-        return tuple(out.tokens[0].tolist())
-
-    law = outcomes(run)
-    assert max_difference(law, plain_law(TableModel(3, row), 4)) < 1e-12
+    law = law_of(target, drafter, sampling, 2, 4, prompt)
+    assert max_difference(law, right_law(target, sampling, 4, prompt)) < 1e-12
     assert sum(law.values()) == pytest.approx(1, abs=1e-12)
 
 

@@ -6,64 +6,19 @@ Significance 1e-6, fixed before anything is drawn; the seeds stand in the tests;
 
 from functools import cache
 
-import numpy as np
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM
+from models import PROMPT, VOCABULARY, trained
 
-from speclib import LanguageModel, generate
+from speclib import generate
 from speclib.drafters import ModelDrafter
 from speclib.law.exact import Loop, TableModel, law_variation, plain_law, rule_law, sample_many
 from speclib.law.rules import Rule, Verdict, token_law
 from speclib.law.statistics import SIGNIFICANCE, g_test, samples_needed, two_sample_g
 from speclib.museum import GUESSERS
 
-VOCABULARY, GAMMA, LENGTH = 4, 2, 3  # a joint of 64 cells, longer than gamma, so that the bonus token is in it
-PROMPT = [0, 1, 2, 3, 1]
+GAMMA, LENGTH = 2, 3  # a joint of 64 cells, longer than gamma, so that the bonus token is in it
 MANY, REAL = 500_000, 2_000
-
-
-@cache
-def corpus(rows=2048, width=12):
-    """Texts for the models to learn: the next token depends on the last one and, half as often, on the one before
-    it.
-    """
-    rng = np.random.default_rng(0)
-    one, two = rng.dirichlet(np.full(VOCABULARY, 0.2), (2, VOCABULARY))
-    text = rng.integers(VOCABULARY, size=(rows, width))
-    for i in range(2, width):
-        chances = (2 * one[text[:, i - 1]] + two[text[:, i - 2]]) / 3
-        text[:, i] = (rng.random((rows, 1)) > chances.cumsum(-1)).sum(-1).clip(max=VOCABULARY - 1)
-    return torch.from_numpy(text)
-
-
-@cache
-def trained(layers, width, steps):
-    """A micro Llama after `steps` steps of AdamW, float32, with the fast backend."""
-    torch.manual_seed(layers)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    model = LlamaForCausalLM(config)
-    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-2), []
-    for step in range(steps):
-        batch = corpus()[step * 32 % 2048 :][:32]
-        loss = cross_entropy(model(batch[:, :-1], use_cache=False).logits.flatten(0, 1), batch[:, 1:].flatten())
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    assert np.mean(losses[-10:]) < np.log(VOCABULARY) - 0.1  # it has learnt something: a guess at random costs log V
-    return LanguageModel(model.eval(), name=f"trained {layers}", backend="fast")
 
 
 @pytest.fixture(scope="session")

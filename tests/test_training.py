@@ -4,11 +4,11 @@ line.
 
 import dataclasses
 import json
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
+from models import killed_at
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from speclib.errors import TrainingError
@@ -52,21 +52,6 @@ def every_step_is_saved(monkeypatch):
 
 def run(recipe, texts, folder, seed=0):
     return train.train(recipe, texts, folder, seed, compile=False)
-
-
-@contextmanager
-def killed_at(step):
-    """Whatever is trained in the block dies before that step, as Ctrl-C would have it."""
-    steps, honest = iter(range(step)), loop.schedule
-
-    def schedule(progress):
-        if next(steps, None) is None:
-            raise KeyboardInterrupt
-        return honest(progress)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "schedule", schedule)
-        yield
 
 
 def state(folder, name):

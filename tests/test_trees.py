@@ -4,8 +4,7 @@ and with the museum: test_every_guesser.py.
 
 import pytest
 import torch
-from test_exact import tiny
-from test_lengths import PROMPT, right_law
+from models import llama, right_law
 
 from speclib import context as contexts
 from speclib.drafters import EnsembleDrafter, LookupDrafter, ModelDrafter, TreeDrafter
@@ -17,6 +16,7 @@ from speclib.law.rules import token_law, tree_law
 from speclib.loop.decoding import generate, taken
 from speclib.model.language_model import LanguageModel
 
+PROMPT = [0, 1]
 TREES = {
     "sampled": lambda draft: TreeDrafter(draft, (2, 1)),
     "sampled, all siblings": lambda draft: TreeDrafter(draft, (3,)),
@@ -24,7 +24,7 @@ TREES = {
     "top-k": lambda draft: TreeDrafter(draft, (2, 2), sampled=False),
     "best first": lambda draft: TreeDrafter(draft, (2, 2, 1), sampled=False, budget=4),
     "ensemble of models": lambda draft: EnsembleDrafter(
-        [ModelDrafter(draft), ModelDrafter(tiny(draft.vocabulary, 7, 1))]
+        [ModelDrafter(draft), ModelDrafter(llama(draft.vocabulary, 7, 1))]
     ),
     "model and lookup": lambda draft: EnsembleDrafter([LookupDrafter(2), ModelDrafter(draft)]),
 }
@@ -41,16 +41,16 @@ def law(target, drafter, length, depth=2, stop=(), sampling=None):
 @pytest.mark.parametrize("kind", TREES)
 @pytest.mark.parametrize(("vocabulary", "length", "stop"), [(2, 4, ()), (2, 4, (1,)), (3, 3, ())])
 def test_trees_keep_the_law(kind, vocabulary, length, stop):
-    target, draft = tiny(vocabulary, 0, 2), tiny(vocabulary, 1, 1)
+    target, draft = llama(vocabulary, 0, 2), llama(vocabulary, 1, 1)
     found = law(target, TREES[kind](draft), length, stop=stop)
-    assert max_difference(found, right_law(target, length, *stop)) < 1e-12
+    assert max_difference(found, right_law(target, Sampling(), length, PROMPT, *stop)) < 1e-12
     assert sum(found.values()) == pytest.approx(1, abs=1e-12)
 
 
 @pytest.mark.parametrize("backend", ["eager", "fast"])
 @pytest.mark.parametrize("kind", TREES)
 def test_greedy_text_is_plain_text(kind, backend):
-    target, draft = (LanguageModel(tiny(12, seed, layers).model, backend=backend) for seed, layers in ((3, 2), (4, 1)))
+    target, draft = (LanguageModel(llama(12, seed, layers).model, backend=backend) for seed, layers in ((3, 2), (4, 1)))
     drafter = TreeDrafter(draft, (3, 2, 1), sampled=False) if "sampled" in kind else TREES[kind](draft)
     greedy = Sampling(temperature=0)
     plain, tree = (generate(target, [PROMPT], d, greedy, 3, max_new_tokens=24, stop=[]) for d in (None, drafter))
@@ -59,7 +59,7 @@ def test_greedy_text_is_plain_text(kind, backend):
 
 
 def test_a_tree_of_one_branch_is_a_chain():
-    target, draft = tiny(5, 0, 2), tiny(5, 1, 1)
+    target, draft = llama(5, 0, 2), llama(5, 1, 1)
     chain = generate(target, [PROMPT], ModelDrafter(draft), draft_length=3, max_new_tokens=25, stop=[], seed=4)
     tree = generate(target, [PROMPT], TreeDrafter(draft, (1, 1, 1)), draft_length=3, max_new_tokens=25, stop=[], seed=4)
     assert torch.equal(chain.tokens[0], tree.tokens[0])
@@ -68,7 +68,7 @@ def test_a_tree_of_one_branch_is_a_chain():
 
 def test_siblings_are_told_truly():
     """Each sibling's q is the draft's distribution without its elder siblings, made to sum to 1."""
-    draft, sampling = tiny(5, 1, 1), Sampling()
+    draft, sampling = llama(5, 1, 1), Sampling()
     guesser = TreeDrafter(draft, (3, 1)).start(draft.context(PROMPT), sampling, seeded(0))
     guess = guesser.propose(list(PROMPT), 2)
     q = sampling.probabilities(draft.context().extend(torch.tensor([PROMPT]))[0, -1])
@@ -82,7 +82,7 @@ def test_siblings_are_told_truly():
 
 
 def test_a_budget_keeps_the_most_probable_connected_nodes():
-    draft = tiny(5, 1, 1)
+    draft = llama(5, 1, 1)
     whole = (
         TreeDrafter(draft, (3, 3), sampled=False)
         .start(draft.context(PROMPT), Sampling(), seeded(0))
@@ -103,7 +103,7 @@ def test_a_sampled_tree_grows_where_it_promises_most():
     """Sure of itself the draft goes deep, unsure it goes broad; a node that comes second of its siblings is drawn after
     the first.
     """
-    draft = tiny(5, 1, 1)
+    draft = llama(5, 1, 1)
     found = {}
     for top, shape in (
         (0.99, [-1, 0, 1, 2]),
@@ -140,10 +140,10 @@ def test_wrong_attention_is_caught(monkeypatch, mistake):
         return torch.ones_like(sees).tril(), depths
 
     monkeypatch.setattr(contexts, "ancestry", wrong)
-    target, draft = tiny(3, 0, 2), tiny(3, 1, 1)
+    target, draft = llama(3, 0, 2), llama(3, 1, 1)
     for model in (target, draft):  # the probe sees it too: tests/test_probe.py
         monkeypatch.setattr(model, "probe", False)
-    assert law_variation(law(target, TreeDrafter(draft, (2, 1)), 3), right_law(target, 3)) > 1e-4
+    assert law_variation(law(target, TreeDrafter(draft, (2, 1)), 3), right_law(target, Sampling(), 3, PROMPT)) > 1e-4
 
 
 def test_on_a_chain_the_tree_rule_is_the_token_rule():
@@ -156,7 +156,7 @@ def test_on_a_chain_the_tree_rule_is_the_token_rule():
 
 
 def test_what_cannot_be():
-    draft = tiny(3, 1, 1)
+    draft = llama(3, 1, 1)
     for make in (
         lambda: TreeDrafter(draft, ()),
         lambda: TreeDrafter(draft, (0,)),
@@ -166,4 +166,4 @@ def test_what_cannot_be():
         with pytest.raises(InvalidArgument):
             make()
     with pytest.raises(InvalidArgument, match="token rule"):
-        generate(tiny(3, 0, 2), [PROMPT], TreeDrafter(draft), rule="block")
+        generate(llama(3, 0, 2), [PROMPT], TreeDrafter(draft), rule="block")

@@ -5,7 +5,7 @@ import json
 
 import pandas as pd
 import pytest
-from test_experiments import tiny
+from models import tiny_with_text
 
 from speclib import bench, experiments, language_model, trials
 from speclib.__main__ import main
@@ -99,7 +99,7 @@ def test_the_backends_share_weights_and_are_loaded_once(monkeypatch):
 
     def load_pair(**settings):
         loaded.append(settings["dtype"])
-        return Pair(tiny(0, 2), tiny(1, 1))
+        return Pair(tiny_with_text(0, 2), tiny_with_text(1, 1))
 
     monkeypatch.setattr(language_model, "load_pair", load_pair)
     load = trials.loader()
@@ -147,7 +147,7 @@ def test_the_headline_is_over_the_best_plain_decoding_of_all_tables():
 def test_the_short_headline_on_a_tiny_pair():
     """Everything that is compared is in one interleaved run, its ratios are over the best plain way and over the one of
     the same forwards."""
-    slow = Pair(tiny(0, 2), tiny(1, 1))
+    slow = Pair(tiny_with_text(0, 2), tiny_with_text(1, 1))
     found = pairs.headline(
         trials.Loader(lambda dtype: slow, pairs.place),
         experiments.Sampling(0),

@@ -1,4 +1,4 @@
-"""Who guesses. Each module is one kind of oracle; `base` says what all have in common."""
+"""Who guesses. Each module is one kind of drafter; `base` says what all have in common."""
 
 from .base import Draft, Drafter, Session
 from .block import Block, BlockDrafter, load_block

@@ -1,4 +1,4 @@
-"""What the loop asks of whoever guesses: at most n tokens to follow the text, and the distribution each was drawn from.
+"""What the loop asks of a drafter: at most n tokens to follow the text, and the distribution each was drawn from.
 
 That is all a verification rule needs to keep the target's law, as long as it is true: `probs` must be the very
 distribution the tokens were drawn from. A guess that involves no chance is a point mass.
@@ -19,7 +19,7 @@ from ..model.fast import fingerprint
 
 @dataclass(frozen=True)
 class Draft:
-    """n guessed tokens [n] and the distribution each was drawn from [n, V]. n may be 0: no idea.
+    """n guessed tokens [n] and the distribution each was drawn from [n, V]. n may be 0: no guess.
 
     parents: None for a chain; for a tree the guess that each guess follows, before it in the list, or -1 for the text.
     Siblings are tried in their order, and the distribution of each may depend on the ones before it: drawn without

@@ -1,6 +1,6 @@
-"""Several oracles at once: each guesses a chain of its own, and all chains hang below the text as one tree.
+"""Several drafters at once: each guesses a chain of its own, and all chains hang below the text as one tree.
 
-The chains are drawn independently of each other, which is all that the tree rule asks: where the first oracle's guess
+The chains are drawn independently of each other, which is all that the tree rule asks: where the first drafter's guess
 fails, the second's is tried against what is left. SpecInfer (2305.09781), section 3.
 """
 
@@ -32,17 +32,17 @@ class EnsembleDrafter(Drafter):
 
 
 class EnsembleSession(Session):
-    def __init__(self, guessers: list[Session]):
-        self.guessers = guessers
+    def __init__(self, sessions: list[Session]):
+        self.sessions = sessions
 
     def prepare(self, text: list[int]) -> None:
-        for guesser in self.guessers:
-            guesser.prepare(text)
+        for session in self.sessions:
+            session.prepare(text)
 
     def drafting(self, text: list[int], n: int, goes_on: Callable[[torch.Tensor], bool] = always) -> Drafting:
         tokens, probs, parents = [], [], []
-        for guesser in self.guessers:
-            draft = yield from guesser.drafting(text, n, goes_on)
+        for session in self.sessions:
+            draft = yield from session.drafting(text, n, goes_on)
             first, count = len(parents), len(draft.tokens)
             own = draft.parents if draft.parents is not None else range(-1, count - 1)
             parents += [parent + first if parent >= 0 else -1 for parent in own]
@@ -51,5 +51,5 @@ class EnsembleSession(Session):
         return Draft(torch.cat(tokens), torch.cat(probs), parents)
 
     def follow(self, text: list[int]) -> None:
-        for guesser in self.guessers:
-            guesser.follow(text)
+        for session in self.sessions:
+            session.follow(text)

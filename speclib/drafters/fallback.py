@@ -1,4 +1,4 @@
-"""The cheap oracle first, the dear one where it has nothing to say.
+"""The cheap drafter first, the dear one where it has nothing to say.
 
 Where a text repeats itself, a copy is free and often long; where it says something new, a model guesses better. Who is
 asked is settled by the text alone, before anything is drawn, so every guess is still drawn from the distribution that
@@ -60,5 +60,5 @@ class FallbackSession(Session):
         self.asked.told(drafted)
 
     def follow(self, text: list[int]) -> None:
-        for guesser in (self.first, self.other):
-            guesser.follow(text)
+        for session in (self.first, self.other):
+            session.follow(text)

@@ -1,4 +1,4 @@
-"""Parallel heads: all guesses at once, from what the target thought last.
+"""Parallel heads: all guesses at once, from the target's last hidden state.
 
 Each head looks at the target's last hidden state and at the newest token, and guesses the token one, two, three ...
 places on. No guess waits for another, so all of them cost one small product; none knows what the others drew, so they
@@ -36,7 +36,7 @@ class Heads(nn.Module):
         super().__init__()
         self.count, self.width = count, width
         self.mix = nn.Parameter(torch.randn(count, width, 2 * width) / (2 * width) ** 0.5)  # A
-        # B: at first every head repeats the target's last thought
+        # B: at first every head predicts from the target's own state
         self.out = nn.Parameter(torch.zeros(count, width, width))
 
     def forward(self, hidden: Tensor, newest: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class HeadsDrafter(Drafter):
     """Guesses with `heads`, as a chain, or with `width` > 1 as a tree.
 
     The tree gives a guess that is its head's first, second, ... choice the rank 1, 2, ..., and holds every branch whose
-    ranks multiply to at most `width`: second thoughts are spent early, where they can still be reached. choices:
+    ranks multiply to at most `width`: a branch spends its alternatives where they can still be reached. choices:
     "drawn" takes siblings from the heads' distributions without replacement; "top" takes the likeliest tokens, as point
     masses (Medusa's way). Raises InvalidArgument for other values.
     """

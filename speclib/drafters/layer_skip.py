@@ -1,4 +1,4 @@
-"""The target asks its own lower half: a guess after the first layers, a check by all of them.
+"""Layer skipping: the target drafts with its own first layers, and verifies with all of them.
 
 The draft is the target cut off after `layers` blocks, with the target's own output matrix on top. It needs no memory
 for weights, and its keys and values are those that the target's first layers would compute anyway. Sources: Draft &

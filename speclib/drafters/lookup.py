@@ -1,4 +1,4 @@
-"""The search engine in its simplest form: what followed the last time the text read like this?
+"""Prompt lookup, the search engine in its simplest form: what followed the last time the text read like this?
 
 Prompt lookup decoding, after LLMA (2304.04487): no model, no training, and almost no time.
 """

@@ -1,4 +1,4 @@
-"""The classic guesser: a smaller language model, drafting one token after the other."""
+"""The classic drafter: a smaller language model, drafting one token after the other."""
 
 from collections.abc import Callable, Generator, Hashable
 
@@ -57,7 +57,7 @@ class ModelSession(Session):
         self.guesses = drafted
 
     def _at_once(self, text: list[int], n: int) -> tuple[Tensor, Tensor] | None:
-        """All n guesses by one program, if the backend makes one and chance is a sequence of uniform numbers."""
+        """All n guesses by one compiled program, if the backend has one and chance is a sequence of uniforms."""
         self.usual = self.usual or n
         uniform = getattr(self.draw, "uniform", None)
         return (

@@ -1,7 +1,7 @@
-"""A dial for similarity: a guesser whose acceptance rate is set by hand.
+"""A dial for similarity: a drafter whose acceptance rate is set by hand.
 
 It asks the target itself and mixes in a uniform distribution: q = similarity * p + (1 - similarity) / V. Its overlap
-with the target is at least `similarity` and little more, at every temperature. As a guesser it is useless, since it
+with the target is at least `similarity` and little more, at every temperature. As a drafter it is useless, since it
 costs as much as the target; as an instrument it separates similarity from speed.
 """
 

@@ -1,4 +1,4 @@
-"""A draft model that hedges: several guesses for the same place, each followed by guesses of its own.
+"""Token trees: several guesses for the same position, each followed by guesses of its own.
 
 The target checks the whole tree in one forward, in which each node sees the text and its own ancestors (tree
 attention). Siblings are tried one after the other, so a second guess may be kept where the first was not. SpecInfer

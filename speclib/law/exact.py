@@ -1,9 +1,9 @@
 """The exact law of the text that a decoder emits, by summing over chance instead of drawing from it.
 
-Two pairs of tools. `outcomes` enumerates any program whose chance passes through one `draw` function, and
-`sample_outcomes` draws from it as often as one likes; both work on `generate` as it stands. `rule_law` enumerates whole
-batches of drafts at once over small table models, and `sample_many` draws from those; they are fast enough for
-thousands of comparisons. All call the rules that decode, so what is summed or drawn here is what runs there.
+`outcomes` enumerates any program whose chance passes through one `draw` function, such as `generate` as it stands.
+`rule_law` enumerates whole batches of drafts at once over small table models, and `sample_many` draws from those; they
+are fast enough for thousands of comparisons. All call the rules that decode, so what is summed or drawn here is what
+runs there.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -34,28 +34,10 @@ def outcomes(run: Callable[[Draw], Hashable], limit: int = 100_000) -> dict[Hash
     def every(row, mass):
         return [(token, mass * chance) for token, chance in enumerate(row.tolist()) if chance > 0]
 
-    return _walk(run, 1.0, every, limit)
+    return walk(run, 1.0, every, limit)
 
 
-def sample_outcomes(run: Callable[[Draw], Hashable], n: int, seed: int) -> dict[Hashable, int]:
-    """How often each result came in `n` independent runs of `run(draw)`.
-
-    Runs that have drawn the same so far go on together: where k of them draw from a row, `seeded` draws k tokens from
-    it, and they part by what they drew. So `run` is called once for each path that was taken, and not n times; millions
-    of short texts take seconds. What is asked of `run`, and what is raised, is as in `outcomes`.
-    """
-    if n < 1:
-        raise InvalidArgument(f"n must be at least 1, not {n}")
-    sampler = seeded(seed)
-
-    def drawn(row, count):
-        counts = sum(torch.bincount(sampler(part), minlength=len(row)) for part in row.expand(count, -1).split(2**18))
-        return [(token, count) for token, count in enumerate(counts.tolist()) if count]
-
-    return _walk(run, n, drawn, limit=n)  # no path without a run that takes it
-
-
-def _walk(
+def walk(
     run: Callable[[Draw], Hashable], whole: float, split: Callable[[Tensor, float], list[tuple[int, float]]], limit: int
 ) -> dict:
     """Takes every path through the draws of `run`, depth first, and adds up what arrives at each result.
@@ -63,9 +45,8 @@ def _walk(
     split: (a row [V], the amount that arrived at it) -> the tokens to follow, each with its part of the amount.
     """
     totals: dict[Hashable, float] = {}
-    path: list[
-        tuple[list[float], list[tuple[int, float]]]
-    ] = []  # of each draw: its row, and the branches left, the one being followed last
+    # of each draw: its row, and the branches left, the one being followed last
+    path: list[tuple[list[float], list[tuple[int, float]]]] = []
     for _ in range(limit):
         depth, amount = 0, whole
 
@@ -151,17 +132,15 @@ def fixed_table(probabilities: Sequence[float]) -> TableModel:
     return TableModel(len(row), lambda prefix: row)
 
 
-def random_table(
-    vocabulary: int, seed: int, zeros: float = 0.0, point_masses: float = 0.0, concentration: float = 1.0
-) -> TableModel:
-    """A row of Dirichlet(concentration) for every prefix, the same each time.
+def random_table(vocabulary: int, seed: int, zeros: float = 0.0, point_masses: float = 0.0) -> TableModel:
+    """A row of Dirichlet(1) for every prefix, the same each time.
 
     zeros: the share of tokens made impossible; point_masses: the share of rows that leave nothing to chance.
     """
 
     def row(prefix):
         rng = _chance(seed, prefix)
-        weights = rng.dirichlet(np.full(vocabulary, concentration))
+        weights = rng.dirichlet(np.ones(vocabulary))
         favourite = rng.integers(vocabulary)
         out = rng.random(vocabulary) < zeros
         if rng.random() < point_masses:

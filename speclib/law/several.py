@@ -30,7 +30,7 @@ def draft_tuples(q: ArrayLike, n: int, replacement: bool = True) -> dict[tuple[i
 def best_acceptance(p: ArrayLike, drafts: dict[tuple[int, ...], float]) -> float:
     """The greatest probability with which any rule that keeps the law p [V] can keep one of the drafts.
 
-    A rule is a plan of transport from tuples of drafts to the token that is kept: no more leaves a tuple than its
+    A rule is a transport plan from tuples of drafts to the token that is kept: no more leaves a tuple than its
     probability, no more arrives at a token than p gives it. Sun et al., SpecTr (2310.15141), section 4. Raises
     InvalidArgument where that linear program is too large to write down.
     """

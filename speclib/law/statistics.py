@@ -72,26 +72,24 @@ def _law(probabilities: np.ndarray) -> np.ndarray:
     return probabilities / probabilities.sum()
 
 
-def _pool(expected: np.ndarray, least: float) -> np.ndarray:
-    """Group numbers of the cells: those expected below `least` share the last group, joined by more until it holds
-    `least`.
+def _pool(expected: np.ndarray) -> np.ndarray:
+    """Group numbers of the cells: those expected below MIN_EXPECTED share the last group, joined by more until it holds
+    as much.
     """
     order = np.argsort(-expected, kind="stable")
     tail = expected[order][::-1].cumsum()[::-1]  # what this cell and all smaller ones expect together
-    alone = expected[order] >= least
+    alone = expected[order] >= MIN_EXPECTED
     if not alone.all():  # the pool itself must be large enough: take in the smallest of the others until it is
-        alone &= np.append(tail[1:], 0) >= least
+        alone &= np.append(tail[1:], 0) >= MIN_EXPECTED
     groups = np.empty(len(order), dtype=int)
     groups[order] = np.where(alone, np.arange(len(order)), alone.sum())
     return groups
 
 
-def g_test(
-    counts: Mapping | ArrayLike, probabilities: Mapping | ArrayLike, min_expected: float = MIN_EXPECTED
-) -> TestResult:
+def g_test(counts: Mapping | ArrayLike, probabilities: Mapping | ArrayLike) -> TestResult:
     """Do the counts come from the law? Both are mappings from cell to value, or arrays in the same order.
 
-    Cells expected less than `min_expected` times are pooled. One sample in a cell of probability 0 settles it: p = 0.
+    Cells expected less than MIN_EXPECTED times are pooled. One sample in a cell of probability 0 settles it: p = 0.
     """
     observed, law = aligned(counts, probabilities)
     law = _law(law)
@@ -101,7 +99,7 @@ def g_test(
     if observed[law == 0].any():
         return TestResult(np.inf, int((law > 0).sum()) - 1, 0.0, int(n))
     observed, expected = observed[law > 0], n * law[law > 0]
-    groups = _pool(expected, min_expected)
+    groups = _pool(expected)
     cells = groups.max() + 1
     pooled = int(len(expected) - cells + 1) if cells < len(expected) else 0
     if cells == 1:
@@ -111,16 +109,14 @@ def g_test(
     return TestResult(float(statistic), int(cells) - 1, float(p_value), int(n), pooled)
 
 
-def two_sample_g(
-    counts: Mapping | ArrayLike, other: Mapping | ArrayLike, min_expected: float = MIN_EXPECTED
-) -> TestResult:
+def two_sample_g(counts: Mapping | ArrayLike, other: Mapping | ArrayLike) -> TestResult:
     """Do two sets of counts come from the same law, whatever it is? n is the size of both together."""
     table = np.stack(aligned(counts, other))
     table = table[:, table.sum(0) > 0]
     sizes = table.sum(1)
     if not sizes.all():
         raise InvalidArgument("there are no samples to test on one of the sides")
-    groups = _pool(table.sum(0) * sizes.min() / sizes.sum(), min_expected)
+    groups = _pool(table.sum(0) * sizes.min() / sizes.sum())
     cells = groups.max() + 1
     pooled = int(table.shape[1] - cells + 1) if cells < table.shape[1] else 0
     if cells == 1:
@@ -156,7 +152,7 @@ def detection(
     truth, null = truth[null > 0], null[null > 0]
     if not truth.any():
         return 1.0
-    groups = _pool(n * null, MIN_EXPECTED)
+    groups = _pool(n * null)
     cells = groups.max() + 1
     divergence = stats.entropy(np.bincount(groups, truth, cells), np.bincount(groups, null, cells))
     by_test = power(n, max(divergence, 0.0), cells, significance) if cells > 1 else 0.0  # rounding: a little below 0

@@ -1,4 +1,4 @@
-"""Closed forms of speculative decoding: what a guesser of given quality and cost can bring.
+"""Closed forms of speculative decoding: what a drafter of given quality and cost can bring.
 
 Notation of Leviathan et al. (2211.17192). alpha: the mean probability that one draft is accepted; gamma: drafts a
 round; c: the time of one draft forward over that of one target forward. The forms with one alpha take positions as
@@ -106,7 +106,7 @@ def operations_factor(alpha: ArrayLike, gamma: ArrayLike, c_hat: ArrayLike) -> n
 def minimum_gain(alpha: ArrayLike, c: ArrayLike) -> np.ndarray:
     """What gamma = 1 brings, (1 + alpha) / (1 + c): the best gamma brings at least that. Corollary 3.9.
 
-    Above 1 exactly when alpha > c, which is the break-even: a guesser must be accepted more often than it costs.
+    Above 1 exactly when alpha > c, which is the break-even: a drafter must be accepted more often than it costs.
     """
     alpha, _, c = _checked(alpha, 0, c)
     return (1 + alpha) / (1 + c)

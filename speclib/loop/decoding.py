@@ -127,7 +127,7 @@ class Row:
     sampling: Sampling
     places: Places | None
     draw: Draw
-    guesser: Session | None
+    session: Session | None
     plan: Plan
     text: list[int]
     last: Tensor
@@ -135,7 +135,7 @@ class Row:
 
     @property
     def goes_on(self) -> Callable[[Tensor], bool]:
-        """A guesser that need not ask can make all its guesses at once."""
+        """A session that need not ask can make all its guesses at once."""
         return always if isinstance(self.plan, FixedLength) else self.plan.goes_on
 
 
@@ -161,21 +161,21 @@ def decode(
 
 @torch.inference_mode()
 def begin(settings: Settings, number: int, prompt: list[int], draw: Draw, batch: Batch | None) -> Row:
-    """A text before its first round: target and guesser have read all but its last token."""
+    """A text before its first round: target and draft have read all but its last token."""
     target = settings.target
     context = target.context(prompt, batch)
     sampling, places = at_work(settings.sampling, context, settings.max_new_tokens, number)
     asked = replace(sampling, side="target") if places else sampling
     if places:
         draw = partial(draw)  # without uniform numbers of its own: processors are Python, and no program can hold them
-    guesser = settings.drafter.start(context, sampling, draw) if settings.drafter else None
+    session = settings.drafter.start(context, sampling, draw) if settings.drafter else None
     text = list(context.begin)
     if len(text) > 1:
         context.extend(torch.tensor([text[:-1]], device=target.device), keep=1)
-    if guesser:
-        guesser.prepare(text)
+    if session:
+        session.prepare(text)
     last = torch.tensor(text[-1:], device=target.device)
-    return Row(number, context, asked, places, draw, guesser, settings.length.start(), text, last)
+    return Row(number, context, asked, places, draw, session, settings.length.start(), text, last)
 
 
 @torch.inference_mode()
@@ -201,14 +201,14 @@ def play(settings: Settings, rows: Sequence[Row], stamp: Callable) -> tuple[list
 
 
 def propose(rows: Sequence[Row], max_new_tokens: int) -> list[Draft | None]:
-    """What each row's guesser guesses, None for nothing; their forwards are made together."""
+    """What each row's session guesses, None for nothing; their forwards are made together."""
     drafts: list[Draft | None] = [None] * len(rows)
     asked = {}
     for i, row in enumerate(rows):
         # one token always comes from the target
-        n = min(row.plan.next_length(), max_new_tokens - len(row.new) - 1) if row.guesser else 0
+        n = min(row.plan.next_length(), max_new_tokens - len(row.new) - 1) if row.session else 0
         if n > 0:
-            asked[i] = row.guesser.drafting(row.text, n, row.goes_on)
+            asked[i] = row.session.drafting(row.text, n, row.goes_on)
     for i, draft in zip(asked, draft_together(list(asked.values())), strict=True):
         drafts[i] = draft if len(draft.tokens) else None
     return drafts
@@ -227,7 +227,7 @@ def settle(settings: Settings, row: Row, draft: Draft | None, seen: "Seen") -> t
     check_finite(sum(seen.overlaps, seen.total))
     parents, overlaps = draft and draft.parents, seen.overlaps
     if draft:
-        row.guesser.told(seen.drafted)
+        row.session.told(seen.drafted)
     path = list(range(seen.stop)) if parents is None else branch(parents, seen.stop - 1)
     if parents is not None:
         overlaps = taken(parents, path, seen.stop_probs)
@@ -337,8 +337,8 @@ def judged(
 def judged_together(
     rule: rules.Rule, rows: Sequence[Row], logits: Sequence[Tensor], drafts: Sequence[Draft | None]
 ) -> list[Seen]:
-    """The verdict on rows of one kind; as one program where the backend makes one and chance is a sequence of uniform
-    numbers."""
+    """The verdict on rows of one kind; as one compiled program where the backend has one and chance is a sequence of
+    uniform numbers."""
     counts = [len(draft.tokens) if draft else 0 for draft in drafts]
     n = max(counts)
     behind = [n - k for k in counts]  # places without a guess: the last logits again, where nothing can come

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
 from ..errors import InvalidArgument
-from ..law.theory import expected_tokens
+from ..law.theory import speedup
 from .trace import Round
 
 
@@ -158,13 +159,9 @@ class CostAwareLength:
 
     def best(self, alpha: float) -> int:
         """The length of the most expected tokens per time at this alpha, among those whose width was measured."""
-        lengths = [n - 1 for n in self.widths]
-        return max(
-            lengths,
-            key=lambda gamma: (
-                float(expected_tokens(alpha, gamma)) / (gamma * self.c + self.widths[gamma + 1] / self.widths[1])
-            ),
-        )
+        lengths = np.array([*self.widths]) - 1
+        prices = np.array([*self.widths.values()]) / self.widths[1]
+        return int(lengths[speedup(alpha, lengths, self.c, prices).argmax()])
 
 
 class CostAwarePlan:

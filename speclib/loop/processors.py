@@ -1,4 +1,4 @@
-"""Logits processors under speculation: every place is processed with its own true prefix.
+"""Logits processors under speculation: every drafted position, a place, is processed with its own true prefix.
 
 A processor (transformers' LogitsProcessor, or anything called like one) changes logits [1, V] in view of the tokens so
 far [1, L]: it penalises repetition, forbids words, keeps to a grammar. Plain decoding calls it once a token, in the
@@ -166,7 +166,7 @@ class Places:
     def _process(self, places: dict[Branch, Place | None], logits: Tensor, branch: Branch) -> Tensor:
         before = self.processors
         if branch:
-            if branch[:-1] not in places:  # a guesser that does not ask at every place, such as a copier in an ensemble
+            if branch[:-1] not in places:  # a drafter that does not ask at every place, such as a copier in an ensemble
                 self._process(places, logits, branch[:-1])
             parent = places[branch[:-1]]
             if parent is None or not parent.possible[branch[-1]]:

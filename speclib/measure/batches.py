@@ -177,7 +177,7 @@ def theirs(target: LanguageModel, sampling: Sampling, tokens: int, size: int) ->
 
 def measure(
     pair: Pair,
-    guessers: Mapping[str, tuple[Drafter, int]],
+    board: Mapping[str, tuple[Drafter, int]],
     sizes: Sequence[int] = SIZES,
     count: int = 32,
     tokens: int = 64,
@@ -186,7 +186,7 @@ def measure(
     beside: bool = True,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Tokens/s of plain decoding, of each guesser and (beside) of transformers, at each batch size; all take turns.
+    """Tokens/s of plain decoding, of each drafter and (beside) of transformers, at each batch size; all take turns.
 
     Every size decodes the same `sets` lists of `count` prompts, `tokens` new tokens each. A row a method and size:
     method, rows, tokens_per_second, speedup over plain at the same size with low and high over the lists; full: the
@@ -200,7 +200,7 @@ def measure(
 
     trials = {}
     for size in sizes:
-        for name, (drafter, n) in {PLAIN: (None, 0), **guessers}.items():
+        for name, (drafter, n) in {PLAIN: (None, 0), **board}.items():
             trials |= named(name, size, ours(pair.target, drafter, sampling, n, tokens, size))
         if beside:
             trials |= named(THEIRS, size, theirs(pair.target, sampling, tokens, size))
@@ -220,7 +220,7 @@ def with_predictions(
     table: pd.DataFrame, grid: pd.DataFrame, drafts: Mapping[str, Mapping[int, float]]
 ) -> pd.DataFrame:
     """`measure`'s table with a column predicted: from the width grid, the time of the guesses (name -> rows -> ms), and
-    each guesser's tokens per round and guesses over all sizes, which depend on the texts and not on the batch."""
+    each drafter's tokens per round and guesses over all sizes, which depend on the texts and not on the batch."""
 
     def gain(row: pd.Series) -> float:
         if row["method"] not in drafts:
@@ -286,10 +286,10 @@ def record(
     "table", "round"}. About a quarter of an hour on two quiet cores."""
     check_output(path, (".json",))
     before, pair = busy(), load_pair(backend="fast")
-    guessers = drafters(pair)
+    board = drafters(pair)
     grid = width_grid(pair.target, sizes)
-    drafts = {name: draft_times(pair.target, drafter, n, sizes) for name, (drafter, n) in guessers.items()}
-    table = with_predictions(measure(pair, guessers, sizes, count, tokens, sets, progress=progress), grid, drafts)
+    drafts = {name: draft_times(pair.target, drafter, n, sizes) for name, (drafter, n) in board.items()}
+    table = with_predictions(measure(pair, board, sizes, count, tokens, sets, progress=progress), grid, drafts)
     dtype = str(pair.target.dtype).removeprefix("torch.")
     found = {
         "machine": {**experiments.machine(), "busy": before or busy()},  # others may have come since

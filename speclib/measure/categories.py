@@ -1,4 +1,4 @@
-"""Which text is easy: the speed of a chat model's answers by the category of the question, plainly and with guessers
+"""Which text is easy: the speed of a chat model's answers by the category of the question, plainly and with drafters
 that need no training; recorded without the text of a question or an answer.
 """
 
@@ -64,7 +64,7 @@ def measure(
     `embedded.chat_prompts`).
 
     At each temperature a trial on two of the prompts chooses backend and dtype for plain decoding and for lookup; all
-    guessers run where lookup is fastest, a `draft` model among them if one is named, and the baseline is the best plain
+    drafters run where lookup is fastest, a `draft` model among them if one is named, and the baseline is the best plain
     decoding. Returns {"machine", "settings", "tables", "trials"}, ready for JSON: a table has a row a method, for "all"
     categories and for each; trials hold numbers alone. Raises InvalidArgument if the model has no chat template.
     """
@@ -90,9 +90,9 @@ def measure(
         (model, small), (other, _) = load(*guided[1:]), load(*alone[1:])
         curve = latency.width_curve(model, WIDTHS, CONTEXT)
         one = None if model is other else latency.width_curve(other, (1,), CONTEXT)["ms"][0]
-        guessers = drafters() | ({"draft model": (ModelDrafter(small), 4)} if small else {})
+        board = drafters() | ({"draft model": (ModelDrafter(small), 4)} if small else {})
         methods = {alone: method(other, None, sampling, 0, tokens)}
-        for who, (drafter, n) in guessers.items():
+        for who, (drafter, n) in board.items():
             methods[guided._replace(method=who)] = method(model, drafter, sampling, n, tokens)
         frame = experiments.interleaved(methods, prompts, repeats, progress=progress)
         frame = frame.assign(temperature=temperature, category=frame["prompt"].map(categories))

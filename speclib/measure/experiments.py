@@ -347,15 +347,15 @@ def round_means(
     places]
 
     Nothing is emitted and the verdict is not drawn: 1 + the mean number of guesses kept, by the rule's own law.
-    Different guessers are compared at the same places, so that few texts tell them apart.
+    Different drafters are compared at the same places, so that few texts tell them apart.
     """
     found = []
     for k, text in enumerate(texts):
         context, row = target.context(text), []
-        guesser = drafter.start(context, sampling, seeded(seed + k, target.device))
+        session = drafter.start(context, sampling, seeded(seed + k, target.device))
         context.extend(torch.tensor([list(text[: places[0] - 1])], device=target.device), keep=1)
         for place in places:
-            draft = guesser.propose(list(text[:place]), depth)
+            draft = session.propose(list(text[:place]), depth)
             read = [*text[context.length : place], *draft.tokens.tolist()]
             # tokens of the text in front of the last, read again or for the first time
             kept = place - context.length - 1

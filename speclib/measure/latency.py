@@ -140,10 +140,10 @@ def round_costs(
     target.announce((1, gamma + 1))
     text = (torch.arange(max(2, context - rounds)) % target.vocabulary).tolist()
     alone, guessed = target.context(text), target.context(text)
-    guesser = drafter.start(guessed, Sampling(), seeded(0, device))
+    session = drafter.start(guessed, Sampling(), seeded(0, device))
     for reading in (alone, guessed):
         reading.extend(torch.tensor([text[:-1]], device=device), keep=1)
-    guesser.prepare(text)
+    session.prepare(text)
 
     def timed(phase: str, work: Callable, *arguments) -> Any:
         began = _now(device)
@@ -155,7 +155,7 @@ def round_costs(
         for k in range(TURN):
             timed("plain", alone.extend, torch.tensor([[k]], device=device))
         for _ in range(TURN):
-            guesses = timed("draft", guesser.propose, text, gamma).tokens
+            guesses = timed("draft", session.propose, text, gamma).tokens
             timed("check", guessed.extend, torch.cat([torch.tensor(text[-1:], device=device), guesses])[None])
             guessed.retain([0, 1])
             text = text + [int(guesses[0]), text[-1]]

@@ -1,6 +1,6 @@
-"""Every oracle on the same prompts, in one interleaved run: what `python -m speclib bench leaderboard` records.
+"""Every drafter on the same prompts, in one interleaved run: what `python -m speclib bench leaderboard` records.
 
-The baseline is plain decoding on the same backend; each oracle's draft length is chosen on prompts of its own. Edits
+The baseline is plain decoding on the same backend; each drafter's draft length is chosen on prompts of its own. Edits
 are written by the target that was taught to (`language_model.EDITOR`): what guesses for it was trained for the plain
 target, draft, heads and exits alike.
 """
@@ -47,8 +47,8 @@ WIDEST = 21  # nodes of a tree and one more, as far as the width curve is measur
 
 
 @dataclass(frozen=True)
-class Oracle:
-    """A guesser, the lengths to choose from, the rule that checks it, and the memory it needs beside the target's, in
+class Entry:
+    """A drafter, the lengths to choose from, the rule that checks it, and the memory it needs beside the target's, in
     MB.
     """
 
@@ -71,8 +71,8 @@ def memory(held: LanguageModel | nn.Module | SearchIndex, dtype: torch.dtype) ->
     return (len(held.tokens) * held.tokens.itemsize + held.places.nbytes) / 1e6
 
 
-def oracles(pair: Pair, costs: tuple[float, dict[int, float]]) -> dict[str, Oracle]:
-    """Every oracle of the workbook by name. costs: (c of the pair's draft, T(n)/T(1) by n). What is not there to be
+def entries(pair: Pair, costs: tuple[float, dict[int, float]]) -> dict[str, Entry]:
+    """Every drafter of the workbook by name. costs: (c of the pair's draft, T(n)/T(1) by n). What is not there to be
     loaded is left out, and said.
     """
     (c, prices), draft, lookup = costs, pair.draft, LookupDrafter()
@@ -81,19 +81,19 @@ def oracles(pair: Pair, costs: tuple[float, dict[int, float]]) -> dict[str, Orac
     cost_aware = CostAwareLength({n: t for n, t in prices.items() if n <= 9}, c)
     size, tree = memory(draft, draft.dtype), TreeDrafter(draft, (4, 2, 1, 1), sampled=False, budget=8)
     found = {
-        "draft model": Oracle(model, (2, 3, 4, 6), size),
-        "draft model, block rule": Oracle(model, (3, 4, 6), size, "block"),
-        "draft model, confidence": Oracle(model, (ConfidenceLength(0.3, 8), ConfidenceLength(0.5, 8)), size),
-        "draft model, cost-aware": Oracle(model, (cost_aware,), size),
-        "smaller draft": Oracle(ModelDrafter(small), (2, 4), memory(small, draft.dtype)),
-        "draft in int8": Oracle(ModelDrafter(rounded), (2, 4), memory(rounded, draft.dtype)),
-        "target's first 4 layers": Oracle(LayerSkipDrafter(4), (1, 2, 3)),
-        "prompt lookup": Oracle(lookup, (3, 6, 10, 16)),
-        "n-gram, counts": Oracle(NgramDrafter(3), (1, 3)),
-        "n-gram, likeliest": Oracle(NgramDrafter(3, probabilities="point"), (2, 5)),
-        "tree, drawn": Oracle(TreeDrafter(draft, (2, 2, 1, 1)), (2, 4), size),
-        "tree, best first": Oracle(tree, (3, 4), size),
-        "lookup and draft model": Oracle(EnsembleDrafter([lookup, model]), (3, 5, 10), size),
+        "draft model": Entry(model, (2, 3, 4, 6), size),
+        "draft model, block rule": Entry(model, (3, 4, 6), size, "block"),
+        "draft model, confidence": Entry(model, (ConfidenceLength(0.3, 8), ConfidenceLength(0.5, 8)), size),
+        "draft model, cost-aware": Entry(model, (cost_aware,), size),
+        "smaller draft": Entry(ModelDrafter(small), (2, 4), memory(small, draft.dtype)),
+        "draft in int8": Entry(ModelDrafter(rounded), (2, 4), memory(rounded, draft.dtype)),
+        "target's first 4 layers": Entry(LayerSkipDrafter(4), (1, 2, 3)),
+        "prompt lookup": Entry(lookup, (3, 6, 10, 16)),
+        "n-gram, counts": Entry(NgramDrafter(3), (1, 3)),
+        "n-gram, likeliest": Entry(NgramDrafter(3, probabilities="point"), (2, 5)),
+        "tree, drawn": Entry(TreeDrafter(draft, (2, 2, 1, 1)), (2, 4), size),
+        "tree, best first": Entry(tree, (3, 4), size),
+        "lookup and draft model": Entry(EnsembleDrafter([lookup, model]), (3, 5, 10), size),
     }
     optional = {  # what is loaded, and what guesses with it
         "eagle": (load_eagle, EagleDrafter, (2, 3, 4, 6)),
@@ -111,7 +111,7 @@ def oracles(pair: Pair, costs: tuple[float, dict[int, float]]) -> dict[str, Orac
         except SpeclibError as error:
             print(f"without {name}: {error}", file=sys.stderr)
             continue
-        found[name] = Oracle(make(held), lengths, memory(held, draft.dtype), *rule)
+        found[name] = Entry(make(held), lengths, memory(held, draft.dtype), *rule)
     return found
 
 
@@ -123,7 +123,7 @@ def measure(
     settings: Sequence[tuple[str, float]] = SETTINGS,
     progress: bool = False,
 ) -> dict:
-    """{"machine", "settings", "rows"}: one row per domain, temperature and oracle, with the "target" that wrote the
+    """{"machine", "settings", "rows"}: one row per domain, temperature and drafter, with the "target" that wrote the
     text, ready for JSON.
 
     predicted: as `experiments.predicted`, by the width curve. extra_per_token: target tokens computed and thrown away
@@ -131,15 +131,15 @@ def measure(
     """
     c, widths = experiments.costs(pair, range(1, WIDEST + 1))
     prices = dict(zip(widths["width"].tolist(), (widths["ms"] / widths["ms"][0]).tolist(), strict=True))
-    found, rows = oracles(pair, (c, prices)), []
+    found, rows = entries(pair, (c, prices)), []
     for domain, temperature in settings:
         target, sampling = writer(pair.target, domain), Sampling(temperature)
         texts = long_enough(domain, pair.tokenizer, tokens, prompts + tuning)
         methods, lengths = {"plain": experiments.ours(target, None, sampling, 0, tokens)}, {}
-        for name, oracle in found.items():
-            tried = {k: oracle.method(target, sampling, length, tokens) for k, length in enumerate(oracle.lengths)}
+        for name, entry in found.items():
+            tried = {k: entry.method(target, sampling, length, tokens) for k, length in enumerate(entry.lengths)}
             best = experiments.fastest(tried, texts[-tuning:])
-            methods[name], lengths[name] = tried[best], oracle.lengths[best]
+            methods[name], lengths[name] = tried[best], entry.lengths[best]
         frame = experiments.interleaved(methods, texts[:prompts], progress=progress)
         sums = frame.groupby("method")[["tokens", "target_forwards", "proposed", "draft_seconds"]].sum()
         drafting = sums["draft_seconds"] / (widths["ms"][0] / 1e3)
@@ -149,7 +149,7 @@ def measure(
             predicted=pd.Series({k: experiments.predicted(own, widths) for k, own in frame.groupby("method")}),
             extra_per_token=(sums["target_forwards"] + sums["proposed"]) / sums["tokens"] - 1,
             length=pd.Series({name: described(length) for name, length in lengths.items()}),
-            megabytes=pd.Series({name: oracle.megabytes for name, oracle in found.items()}),
+            megabytes=pd.Series({name: entry.megabytes for name, entry in found.items()}),
         )
         about = {"domain": domain, "temperature": temperature, "target": target.name}
         rows += experiments.rows(table.reset_index().assign(**about))

@@ -42,7 +42,7 @@ class Loader:
     """Loads once per dtype; the backends share the weights.
 
     load: the models on the eager backend, by dtype. dress: what is made of them on each backend, once: a program
-    belongs to the guesser that it was made for.
+    belongs to the drafter that it was made for.
     """
 
     def __init__(self, load: Callable[[str], Any], dress: Callable[[Any], Any] = lambda models: models):

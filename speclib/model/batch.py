@@ -1,11 +1,10 @@
-"""Several texts in front of one model, read by one forward.
+"""A ragged batch: texts of different lengths that one model reads in one forward.
 
-The rows of a batch have texts of different lengths, read different numbers of tokens, and end at different times. One
-cache holds them all, keys and values [R, G, S, D] of each layer: row r has its first `length` slots filled, token j of
-a forward goes to slot length + j, sees the slots below its row's length and its own ancestors among the new ones, and
-stands at position length + depth. So rolling back lowers a number, nothing is padded on the left, and a row that has
-ended makes room for another. A row without anything to read is padded: what it writes lies behind its length, where
-nobody looks.
+Its rows read different numbers of tokens, and end at different times. One key-value cache holds them all, [R, G, S, D]
+in each layer: row r has its first `length` slots filled, token j of a forward goes to slot length + j, attends to the
+slots below its row's length and to its own ancestors among the new ones, and has position length + depth. So rollback
+lowers a number, nothing is padded on the left, and a row that has ended makes room for another. A row without anything
+to read is padded: what it writes lies behind its length, where the mask hides it.
 """
 
 from collections.abc import Callable, Sequence
@@ -80,7 +79,7 @@ def together(reads: Sequence[Read]) -> list[Tensor]:
 
 
 class Slots:
-    """The cache that the rows of a batch share: `layers` holds keys and values [R, G, S, D] of each."""
+    """The key-value cache that the rows of a batch share: `layers` holds keys and values [R, G, S, D] of each."""
 
     def __init__(self, rows: int, capacity: int):
         self.rows, self.capacity = rows, capacity
@@ -219,7 +218,7 @@ class RowContext(Context):
         tokens = torch.zeros(rows, most, dtype=torch.long, device=model.device)
         at = lengths[:, None] + np.arange(most)  # [B, K]
         positions, mask = at.copy(), np.zeros((rows, most, seen), dtype=bool)
-        mask[:, :, 0] = True  # what is padded sees something, or its softmax would be of nothing
+        mask[:, :, 0] = True  # padding attends to one slot, or its softmax would be of nothing
         for read in reads:  # at the end of each row, so that the last logits are those asked for; padding stands before
             row, start, k = read.context.row - first, read.context.length, read.count
             sees, depths = read.layout()

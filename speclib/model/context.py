@@ -1,4 +1,4 @@
-"""One text in front of one model, and the cache of what the model has read of it.
+"""One text that a model decodes, and the key-value cache of what the model has read of it.
 
 Speculative sampling asks for three things: read several tokens in one forward (`extend`), forget the rejected ones
 (`rollback`), and, when the guesses form a tree, keep one branch of it (`retain`).
@@ -69,7 +69,7 @@ class Context:
         settings: Hashable,
     ) -> tuple[Tensor, Tensor] | None:
         """Reads what it has not read of the text, and then n tokens of this model's own, all but the last of which it
-        reads too, as one program: (drawn [n], from what [n, V]).
+        reads too, as one compiled program: (drawn [n], from what [n, V]).
 
         None where the backend has no such program; then `extend` and draw. uniform: makes as many uniform numbers as it
         is asked for; law: logits [1, V] -> probabilities, and settings: whatever it depends on.
@@ -84,7 +84,7 @@ class Context:
         inputs: tuple[Tensor, ...],
         settings: Hashable,
     ) -> Tensor | None:
-        """program(`count` uniform numbers, *inputs), made into one, or None where the backend has none; the first of
+        """program(`count` uniform numbers, *inputs), compiled, or None where the backend has none; the first of
         `inputs` are this model's logits [1, k, V].
 
         settings: whatever `program` depends on beside its arguments.

@@ -29,7 +29,7 @@ Block = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Decoder:
-    """A transformer as plain functions. `heads`: groups of keys and values; `size`: of one head."""
+    """A transformer as plain functions. `heads`: key-value heads, G; `size`: dimension of a head, D."""
 
     embed: Callable[[Tensor, Tensor], Tensor]  # (tokens [k], positions [k]) -> [k, d]
     blocks: tuple[Block, ...]
@@ -162,7 +162,7 @@ class FastContext(Context):
         slots.make_room(seen)
         rows, most = len(slots.members), max(counts)
         mask = np.zeros((rows, most, seen), dtype=bool)
-        mask[:, :, 0] = True  # what is padded sees something, or its softmax would be of nothing
+        mask[:, :, 0] = True  # padding attends to one slot, or its softmax would be of nothing
         positions = []
         for read, start, k in zip(reads, starts, counts, strict=True):
             sees, depths = read.layout()

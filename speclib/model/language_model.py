@@ -40,7 +40,7 @@ class LanguageModel:
     `source_length` (of an encoder) are tokens that fit, None where nothing says so.
 
     backend: "eager" runs transformers' own forward; "fast" runs the same weights through plain functions (see `fast`),
-    and follows them when they change; "compiled" makes programs of the fast forwards at their first use, which takes a
+    and follows them when they change; "compiled" compiles the fast forwards at their first use, which takes a
     minute once per machine (see `compiled`). probe: before it is believed, the model reads a few tokens in pieces,
     after a rollback, by the backend that was asked for, and, when the first tree is drafted, as a tree; False leaves
     these forwards out (a large model on a slow machine), at your own risk. Raises UnsupportedModel where the logits

@@ -1,6 +1,6 @@
-"""Compressed copies: the same model with its matrices in 8 bits, one scale for each row.
+"""Weight-only quantisation: a copy of a model with its matrices in 8 bits, one scale for each row.
 
-Weights only; activations and everything that is no matrix inside a layer stay as they are. How much memory and time
+Activations and everything that is no matrix inside a layer stay as they are. How much memory and time
 that saves on a machine is a question for a measurement; how similar the copy stays, for `experiments.overlaps`.
 """
 
@@ -32,9 +32,9 @@ class RoundedLinear(nn.Module):
     """A linear layer over rounded weights. Fewer bits than 8 still take 8 in memory.
 
     On a CPU in float32 or bfloat16, torch's weight-only int8 product reads the 8-bit weights directly; it computes in
-    bfloat16. Elsewhere they are widened first, which saves memory but no time. So they are for other inputs than of a
-    multiple of 32: there torch's product reads past the end of a row, and returns noise or crashes (torch 2.13,
-    AVX-512).
+    bfloat16. Elsewhere they are dequantised first, which saves memory but no time. So they are for inputs of other
+    sizes than multiples of 32: there torch's product reads past the end of a row, and returns noise or crashes (torch
+    2.13, AVX-512).
     """
 
     def __init__(self, module: nn.Linear, bits: int = 8):

@@ -216,7 +216,7 @@ def _rounds(r):
 )
 def predicted_speedup(alpha, gamma, c, width):
     """Tokens per round over the cost of a round."""
-    return sum(alpha**i for i in range(gamma + 1)) / (gamma * c + width)
+    return float(theory.speedup(alpha, gamma, c, width))
 
 
 def _gains(drafts):

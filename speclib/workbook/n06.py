@@ -174,7 +174,7 @@ def controller_stepper(trace: Trace, settings) -> widgets.VBox:
 
 
 def _speed(alpha, gamma, c, prices):
-    return sum(alpha**i for i in range(gamma + 1)) / (gamma * c + prices[gamma + 1])
+    return float(theory.speedup(alpha, gamma, c, prices[gamma + 1]))
 
 
 def _known_prices(r):

@@ -168,7 +168,8 @@ def switch_dial(grid: pd.DataFrame, each: dict[int, float], alpha: float) -> wid
 
 
 def _gain(alpha, gamma, rows, times, draft):
-    return sum(alpha**i for i in range(gamma + 1)) * times[rows, 1] / (times[rows, gamma + 1] + gamma * draft[rows])
+    one = times[rows, 1]
+    return float(theory.speedup(alpha, gamma, draft[rows] / one, times[rows, gamma + 1] / one))
 
 
 def _prices(r):
