@@ -97,8 +97,8 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("loop: NaN is looked for in the last row alone", "loop/decoding.py", "check_finite(sum(seen.overlaps, seen.total))", "check_finite(seen.total)", ["test_decoding.py"]),
     ("compiled: a token does not see itself", "model/compiled.py", "sees = slots <= own[:, None]", "sees = slots < own[:, None]", ["test_compiled.py", "-k", "one_program"]),
     ("the host looks twice a round", "loop/decoding.py", "        n, found = max(counts), []\n", "        n, found = max(counts), []\n        packed.tolist()\n", ["test_device.py", "-k", "once"]),
-    ("graphs: what is new does not reach them", "model/compiled.py", "kept.copy_(value)", "pass", ["test_device.py", "-k", "graphs"]),
-    ("graphs: the next replay writes over a result", "model/compiled.py", "return tree_map(torch.clone, outputs)", "return outputs", ["test_device.py", "-k", "graphs"]),
+    ("graphs: what is new does not reach them", "model/compiled.py", "graph(*tree_leaves(now))", "graph(*tensors)", ["test_device.py", "-k", "graphs"]),
+    ("graphs: the next replay writes over a result", "model/compiled.py", "tree_map(torch.clone, graph(*tree_leaves(now)))", "graph(*tree_leaves(now))", ["test_device.py", "-k", "graphs"]),
     ("graphs: one number draws where a round stops and what comes then", "loop/decoding.py", "left.pop(0)", "left[0]", ["test_device.py", "-k", "graphs"]),
     ("graphs: one verdict for all settings", "model/compiled.py", '("verdict", width, settings)', '("verdict", width)', ["test_device.py", "-k", "graphs"]),
     ("padded vocabulary drawn from", "model/language_model.py", "output_rows if tokenizer is None else _highest(tokenizer) + 1", "output_rows", MODELS),
@@ -147,7 +147,7 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("a resumed training forgets its optimisers", "training/loop.py", "optimizer.load_state_dict(saved)", "pass", TRAINING),
     ("a resumed training reads from the start", "training/loop.py", "step, seen, seconds, curve = (state", "_, seen, seconds, curve = (state", TRAINING),
     ("a training's rates do not follow their schedule", "training/loop.py", 'group["rate"] * factor', 'group["rate"]', TRAINING),
-    ("a student's loss is not what the acceptance is", "training/loop.py", "return variation + 0.3 * ", "return 0 * variation + 0.3 * ", TRAINING),
+    ("a student's loss is not what the acceptance is", "training/loop.py", "variation + 0.3 * divergence", "0 * variation + 0.3 * divergence", ["test_dialogue.py", "-k", "loss"]),
     ("a state does not say what it read", "training/state.py", '"corpus": corpus.digest', '"corpus": ""', TRAINING),
     ("a state does not say what it was taught by", "training/state.py", '"weights": weights}', '"weights": {}}', TRAINING),
     ("a resumed training takes any state", "training/state.py", "if found != identity:", "if False:", TRAINING),
@@ -256,9 +256,16 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("block: another mask's q", "drafters/block.py", "return self.draw(q), q", "return self.draw(q), q.flip(0)", BLOCK),
     ("block: every guess stands on the last token of the text", "drafters/block.py", "block.first_order(tokens[-1])", "block.first_order(tokens[0])", BLOCK),
     ("block: says that it knew what it drew", "drafters/block.py", "        return torch.cat(tokens[1:]), torch.cat(probs)", "        return torch.cat(tokens[1:]), torch.cat(probs).round()", BLOCK),
-    ("block: logits of other tokens", "drafters/block.py", "index_copy_(1, block.kept, logits)", "index_copy_(1, block.kept.flip(0), logits)", BLOCK),
+    ("block: logits of other tokens", "drafters/eagle.py", "index_copy(-1, kept, known)", "index_copy(-1, kept.flip(0), known)", BLOCK),
     ("block: masks are trained on the token that they are to guess", "training/block.py", "own <= anchors[:, None]", "own <= anchors[:, None] + 1", BLOCK),
     ("block: masks are trained on those of the places before", "training/block.py", "group[:, None] == group", "group[:, None] >= group", BLOCK),
+    # a chat model's own answers
+    ("answers: a disabled bar counts nothing", "training/dialogue.py", "while sum(map(len, pieces)) < amount", "while bar.n < amount and len(pieces) < 99", ["test_dialogue.py", "-k", "go_on"]),
+    ("answers: those held out are among those learnt", "training/dialogue.py", "_names(HELD_OUT_TOPICS), held_out", "_names(TOPICS), held_out", ["test_dialogue.py", "-k", "questions"]),
+    ("answers: padding is read", "training/dialogue.py", "[0] * (longest - len(p))", "[1] * (longest - len(p))", ["test_dialogue.py", "-k", "answers"]),
+    ("answers: another model's are taken", "training/dialogue.py", "digest(weights, *questions,", "digest(*questions,", ["test_dialogue.py", "-k", "answers"]),
+    ("losses: what is not kept is free", "training/loop.py", "variation = 1 - torch.minimum", "variation = p.sum(-1) - torch.minimum", ["test_dialogue.py", "-k", "kept"]),
+    ("losses: likelihood of the wrong event", "training/loop.py", "-torch.log1p(-variation)", "-torch.log(variation)", ["test_dialogue.py", "-k", "loss"]),
 ]  # fmt: skip
 
 

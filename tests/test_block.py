@@ -2,10 +2,8 @@
 
 import pytest
 import torch
+from models import GREEDY, config_of, law_of, right_law, tiny
 from safetensors.torch import save_file
-from test_eagle import config_of
-from test_heads import law_of, right_law
-from test_layer_skip import GREEDY, tiny
 from torch.nn.functional import linear
 from transformers import LlamaConfig, RepetitionPenaltyLogitsProcessor
 

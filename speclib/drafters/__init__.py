@@ -2,7 +2,7 @@
 
 from .base import Draft, Drafter, Session
 from .block import Block, BlockDrafter, load_block
-from .eagle import Eagle, EagleDrafter, load_eagle
+from .eagle import Eagle, EagleDrafter, eagle_for, load_eagle
 from .ensemble import EnsembleDrafter
 from .fallback import FallbackDrafter
 from .heads import Heads, HeadsDrafter, load_heads
@@ -36,6 +36,7 @@ __all__ = [
     "SyntheticDrafter",
     "TreeDrafter",
     "build_index",
+    "eagle_for",
     "load_block",
     "load_eagle",
     "load_exits",

@@ -30,6 +30,8 @@ from ..model.fast import Decoder, FastContext
 from ..model.products import product
 from .base import Draft, Drafter, Drafting, Guess, Guessed, Session, always, made_of
 
+REAL, REAL_SHAPE = "smollm2-eagle", (576, 30, 49_152)  # of the eagle for SmolLM2; width, layers, vocabulary
+
 
 class Eagle(nn.Module):
     """x = M [state before, embedding], one layer of a Llama over it, and a norm: a state like the target's, one token
@@ -59,6 +61,16 @@ def load_eagle(name: str = "eagle") -> Eagle:
     registered.
     """
     return read_eagle(embedded.fetch(f"models/{name}"))
+
+
+def eagle_for(target) -> Eagle | None:
+    """The eagle that ships for a target that has the shape of SmolLM2-135M-Instruct (of other weights it would guess
+    worse, and the text's law is the target's all the same), or None for any other target.
+    """
+    config = target.model.config
+    shape = getattr(config, "hidden_size", None), getattr(config, "num_hidden_layers", None), config.vocab_size
+    ships = any(path.startswith(f"models/{REAL}/") for path in embedded.registry())
+    return load_eagle(REAL) if shape == REAL_SHAPE and ships else None
 
 
 def read_eagle(folder: Path) -> Eagle:

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..drafters import Drafter, FallbackDrafter, LayerSkipDrafter, LookupDrafter, ModelDrafter, NgramDrafter
+from ..drafters import (
+    Drafter,
+    EagleDrafter,
+    FallbackDrafter,
+    LayerSkipDrafter,
+    LookupDrafter,
+    ModelDrafter,
+    NgramDrafter,
+    eagle_for,
+)
 from ..errors import InvalidArgument
 from ..files import digest
 from ..law.distributions import Sampling
@@ -17,21 +26,35 @@ from .experiments import Way, predicted
 from .trials import PLAIN
 
 LOOKUP, GUESSES = "lookup", 10  # a copy is free, and often long
+EAGLE = 4  # guesses of eagle, which costs a pass each
 WIDTHS = (1, 2, 3, 5, 8, 11)  # where the width curve is timed
 TRIED = 32  # tokens of the trial
 CONTEXT = 160  # cached tokens where widths are timed: the middle of an answer
 
 
-def drafters() -> dict[str, tuple[Drafter, int]]:
-    """What guesses for any model without having been taught by it, and for how many tokens, by name."""
+def drafters(target: LanguageModel) -> dict[str, tuple[Drafter, int]]:
+    """What guesses for a model, and for how many tokens, by name: without having been taught by it, and eagle if one
+    was."""
     counts = NgramDrafter(3, probabilities="point")
-    return {
+    found = {
         LOOKUP: (LookupDrafter(), GUESSES),
         "lookup, 3 or more": (LookupDrafter(16, 3), GUESSES),
         "n-gram": (counts, 4),
         "first layers": (LayerSkipDrafter(6), 2),
         "lookup first, else n-gram": (FallbackDrafter(LookupDrafter(16, 3), counts, most=3), GUESSES),
     }
+    if taught := eagle_for(target):
+        eagle = EagleDrafter(taught)
+        both = FallbackDrafter(LookupDrafter(16, 3), eagle, most=EAGLE)
+        found |= {"eagle": (eagle, EAGLE), "lookup first, else eagle": (both, GUESSES)}
+    return found
+
+
+def usual(target: LanguageModel) -> tuple[str, Drafter]:
+    """Who guesses for a chat model unless something else is asked for, and its name."""
+    known = drafters(target)
+    name = next(name for name in ("lookup first, else eagle", LOOKUP) if name in known)
+    return name, known[name][0]
 
 
 def method(target: LanguageModel, drafter: Drafter | None, sampling: Sampling, n: int, tokens: int):
@@ -83,10 +106,10 @@ def measure(
         sampling, few = Sampling(temperature), min(tokens, TRIED)
         kinds = {
             kind: lambda models, kind=kind, drafter=drafter: {kind: method(models[0], drafter, sampling, GUESSES, few)}  # noqa: B023
-            for kind, drafter in ((PLAIN, None), (LOOKUP, LookupDrafter()))
+            for kind, drafter in ((PLAIN, None), usual(first))
         }
         chosen = trials.choose(load, kinds, [prompts[0], prompts[-1]], backends, dtypes, progress=progress)
-        alone, guided = chosen.ways[PLAIN], chosen.ways[LOOKUP]
+        alone, guided = chosen.ways.values()
         (model, small), (other, _) = load(*guided[1:]), load(*alone[1:])
         curve = latency.width_curve(model, WIDTHS, CONTEXT)
         one = None if model is other else latency.width_curve(other, (1,), CONTEXT)["ms"][0]
