@@ -116,6 +116,26 @@ def test_it_asks_before_each_further_guess():
         assert guesser.propose(text, 3, goes_on).probs.shape == (guesses, 5)
 
 
+@pytest.mark.parametrize("backend", ["eager", "fast", "compiled"])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7, top_k=2)], ids=["as it is", "filtered"])
+def test_an_eagle_that_keeps_to_some_tokens_keeps_the_law(backend, sampling):
+    """What it cannot say has q = 0, and comes from the residual as often as the target wants it."""
+    target, kept = tiny("llama", backend, 3), torch.tensor([0, 2])
+    torch.manual_seed(5)
+    eagle = Eagle(config_of(8), kept).double().eval().requires_grad_(False)
+    law = law_of(target, EagleDrafter(eagle), sampling, 2, 3, [1, 2, 0])
+    assert max_difference(law, right_law(target, sampling, 3, [1, 2, 0])) < 1e-12
+    out = speclib.generate(target, [[1, 2, 0]], EagleDrafter(eagle), sampling, 2, max_new_tokens=12, stop=[])
+    assert {token for round in out.trace.rounds for token in round.drafted} <= {0, 2}
+    assert not {token for text, chance in law.items() if chance for token in text} <= {0, 2}, "the text is not kept so"
+
+
+def test_kept_tokens_that_the_target_has_not_are_refused():
+    eagle = Eagle(config_of(8), torch.tensor([0, 7])).eval().requires_grad_(False)
+    with pytest.raises(IncompatibleModels, match="guesses tokens that .* has not"):
+        speclib.generate(tiny("llama", "eager", 4), [[1, 2, 0]], EagleDrafter(eagle), max_new_tokens=4)
+
+
 def test_another_width_is_refused():
     with pytest.raises(IncompatibleModels, match="width 4"):
         speclib.generate(tiny(), [[0, 1]], EagleDrafter(some_eagle(4)), max_new_tokens=4)

@@ -14,11 +14,13 @@ import torch
 from torch.utils.benchmark import Timer
 
 from .. import embedded
+from ..drafters.eagle import REAL
 from ..files import write_text
 from ..measure import experiments
 from ..measure.machine import busy
 from ..model import gguf
 from ..model.language_model import LanguageModel, load_model
+from ..training.state import read_card
 from .common import ACCEPTED, MARKERS, PREDICTED, TARGET, exercise, plt, real_model, tight
 
 RECORD, RECORDING = "real_model", "SPECLIB_RECORD"  # data/results/real_model.json, and who writes it
@@ -62,6 +64,11 @@ def entries() -> list[dict[str, str]]:
     """One of the chat prompts of each category."""
     prompts = embedded.chat_prompts()
     return [prompts[k] for k in CHOSEN.values()]
+
+
+def taught() -> dict:
+    """The card of the eagle that learnt from this notebook's model."""
+    return read_card(embedded.fetch(f"models/{REAL}"))
 
 
 def copy_speed(megabytes: int = 64) -> float:
