@@ -134,6 +134,15 @@ def agreeing(guesses, says):
     return right
 
 
+def by_position(rounds, reached=lambda i, n, a: i <= a, short=lambda i, n: i < n, least=1):
+    """Kept over reached at each place, and ways to count wrongly who came there."""
+    found = []
+    for i in range(max(n for n, _ in rounds)):
+        judged = [(n, a) for n, a in rounds if reached(i, n, a) and short(i, n)]
+        found += [sum(a > i for _, a in judged) / len(judged)] if len(judged) >= least else []
+    return found
+
+
 def threshold(p, q, keep=lambda a, b: b <= a, rest=None):
     kept = [b if keep(a, b) else 0.0 for a, b in pairwise(p, q)]
     rest = rest or (normed(clipped(p, q)) if any(clipped(p, q)) else p)
@@ -510,6 +519,33 @@ ANSWERS = {
         [
             lambda a, c, T: max(sorted(T), key=lambda n: speed(a, n - 1, c, T)) - 1,
             lambda a, c, T: min((n - 1 for n in T), key=lambda g: 1 / speed(a, g, c, T)),
+        ],
+    ),
+    "hazards": (
+        [
+            lambda R: by_position(R, short=lambda i, n: True),
+            lambda R: by_position(R, reached=lambda i, n, a: True),
+            lambda R: by_position(R, lambda i, n, a: True, lambda i, n: True),
+            lambda R: by_position(R, reached=lambda i, n, a: i < a),
+            lambda R: by_position(R, reached=lambda i, n, a: i <= a < n),
+            lambda R: by_position([(n, a) for n, a in R if n == max(m for m, _ in R)]),
+            lambda R: by_position(R, least=2),
+            lambda R: by_position(R)[1:],
+            lambda R: (h := by_position(R)) + [0.0] * (max(n for n, _ in R) - len(h)),
+            lambda R: [sum(a for _, a in R) / sum(n for n, _ in R)] * len(by_position(R)),
+            lambda R: [sum(a for _, a in R) / sum(min(n, a + 1) for n, a in R)] * len(by_position(R)),
+        ],
+        [
+            by_position,
+            lambda R: np.array(by_position(R), dtype=np.float32),
+            lambda R: [
+                k / (k + sum(a == i < n for n, a in R))
+                for i in range(9)
+                if (k := sum(a > i for _, a in R)) + sum(a == i < n for n, a in R)
+            ],
+            lambda R: theory.hazard_by_position([([a > i for i in range(n)], a) for n, a in R])[0][
+                : len(by_position(R))
+            ],
         ],
     ),
     "foresight_speed": (
