@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from notebooks import build
-from speclib.law import theory
+from speclib.law import rules, several, theory
 from speclib.law.distributions import overlap, residual
 from speclib.workbook import common, n03, n04b
 
@@ -112,6 +112,38 @@ def voted(continuations, left_only=True):
         chain.append(Counter(c[i] for c in left).most_common(1)[0][0])
         left = [c for c in left if c[i] == chain[-1]] if left_only else left
     return chain
+
+
+def remaining(q, x):
+    """q without token x, made to sum to 1; all zeros where nothing is left."""
+    rest = [0.0 if k == x else v for k, v in enumerate(q)]
+    return normed(rest) if any(rest) else rest
+
+
+def siblings(p, q, n, against=residual, out=remaining):
+    """The law of what is emitted as one of n siblings, and ways to get it wrong."""
+    emitted = [min(a, b) if n > 0 else 0.0 for a, b in pairwise(p, q)]
+    lost = [b - k for k, b in pairwise(emitted, q)]
+    for x, rejected in enumerate(lost):
+        if n > 1 and rejected > 1e-9 and any(rest := out(q, x)):
+            left = against(torch.tensor(p).double(), torch.tensor(q).double()).tolist()
+            further = siblings(left, rest, n - 1, against, out)
+            emitted = [e + rejected * f for e, f in pairwise(emitted, further)]
+    return emitted
+
+
+def siblings_summed(p, q, n):
+    """The same by the library: over all draws, in the order in which they are tried."""
+    emitted, rows = np.zeros(len(p)), torch.tensor(p).double().expand(1, n + 1, -1)
+    for drawn, chance in several.draft_tuples(q, n, replacement=False).items():
+        told = [q]
+        for x in drawn[:-1]:
+            told.append(remaining(told[-1], x))
+        told = torch.tensor([told[: len(drawn)]]).double()
+        verdict = rules.tree_law(rows[:, : len(drawn) + 1], told, torch.tensor([drawn]), [-1] * len(drawn))
+        for x, stop in pairwise(drawn, verdict.stop_probs[0, 1:].tolist()):
+            emitted[x] += chance * stop
+    return emitted
 
 
 def climbed(parents, node, last=-1):
@@ -805,6 +837,31 @@ ANSWERS = {
             lambda q, taken: (
                 np.where([k in taken for k in range(len(q))], 0, q) / sum(v for k, v in enumerate(q) if k not in taken)
             ),
+        ],
+    ),
+    "tree_law": (
+        [
+            lambda p, q, n: siblings(p, q, min(n, 1)),
+            lambda p, q, n: siblings(p, q, min(n, 2)),
+            lambda p, q, n: siblings(p, q, n + 1),
+            lambda p, q, n: siblings(p, q, max(n, 1)),
+            lambda p, q, n: siblings(p, q, n, out=lambda q, x: q),
+            lambda p, q, n: siblings(p, q, n, out=lambda q, x: [0.0 if k == x else v for k, v in enumerate(q)]),
+            lambda p, q, n: siblings(p, q, n, against=lambda p, q: p),
+            lambda p, q, n: siblings(p, q, n, against=lambda p, q: (p - q).clamp_min(0)),
+            lambda p, q, n: siblings(p, q, n, against=lambda p, q: (p - q).abs() / (p - q).abs().sum()),
+            lambda p, q, n: p if n else [0.0] * len(p),
+            lambda p, q, n: [a * (1 - (1 - sum(map(min, p, q))) ** n) for a in p],
+            lambda p, q, n: [min(a, 1 - (1 - b) ** n) for a, b in pairwise(p, q)],
+            lambda p, q, n: sum(siblings(p, q, n)),
+            lambda p, q, n: [a - e for a, e in pairwise(p, siblings(p, q, n))],
+        ],
+        [
+            siblings,
+            siblings_summed,
+            lambda p, q, n: torch.tensor(siblings(p, q, n)),
+            lambda p, q, n: siblings(p, q, min(n, sum(b > 0 for b in q))),
+            lambda p, q, n: tuple(min(a, b) for a, b in pairwise(p, siblings(p, q, n))),
         ],
     ),
     "way_down": (
