@@ -68,6 +68,44 @@ def test_the_stub_and_the_solution(name, monkeypatch, capsys):
 pairwise = partial(zip, strict=False)
 
 
+def rates(run, orders, warm=True, seeds=(0,)):
+    """Tokens per second of each method, a list with an entry a run; orders: of each prompt, the methods in turn."""
+    found = {"plain": [], "spec": []}
+    for method in found if warm else ():
+        run(method, orders[0][0], 0)
+    for seed in seeds:
+        for prompt, methods in orders:
+            for method in methods:
+                tokens, seconds = run(method, prompt, seed)
+                found[method].append(tokens / seconds)
+    return np.array(found["plain"]), np.array(found["spec"])
+
+
+def in_turn(prompts, first=("plain", "spec"), then=("plain", "spec")):
+    return [(prompt, then if k % 2 else first) for k, prompt in enumerate(prompts)]
+
+
+def in_a_row(prompts, first="plain", second="spec"):
+    return [(prompt, [method]) for method in (first, second) for prompt in prompts]
+
+
+def mean_ratio(two):
+    return two[1].mean() / two[0].mean()
+
+
+def totals(run, prompts, warm=True, tokens=True):
+    """By turns, sums over sums."""
+    sums = dict.fromkeys(("plain", "spec"), (0, 0.0))
+    for prompt in [*prompts[:warm], *prompts]:
+        for method, (written, spent) in sums.items():
+            n, seconds = run(method, prompt, 1)
+            sums[method] = written + (n if tokens else 1), spent + seconds
+        if warm:
+            warm, sums = False, dict.fromkeys(sums, (0, 0.0))
+    (a, b), (c, d) = sums.values()
+    return (c / d) / (a / b)
+
+
 def powers(a, gamma):
     return sum(a**i for i in range(gamma + 1))
 
@@ -516,6 +554,33 @@ ANSWERS = {
         [
             lambda a, g, c, w: ((1 - a ** (g + 1)) / (1 - a) if a < 1 else g + 1) / (g * c + w),
             lambda a, g, c, w: float(theory.expected_tokens(a, g)) / (g * c + w),
+        ],
+    ),
+    "measure": (
+        [
+            lambda run, P: mean_ratio(rates(run, in_a_row(P), warm=False)),
+            lambda run, P: mean_ratio(rates(run, in_a_row(P))),
+            lambda run, P: mean_ratio(rates(run, in_a_row(P, "spec", "plain"))),
+            lambda run, P: mean_ratio(rates(run, in_turn(P), warm=False)),
+            lambda run, P: 1 / mean_ratio(rates(run, in_turn(P))),
+            lambda run, P: mean_ratio(rates(run, [(p, [m]) for p, m in pairwise(P, 7 * ["plain", "spec"])])),
+            lambda run, P: mean_ratio(rates(run, [(p, ["spec" if p > "d" else "plain"]) for p in P])),
+            lambda run, P: mean_ratio(rates(run, in_turn(P[:1]))),
+            lambda run, P: totals(run, P, tokens=False),
+            lambda run, P: totals(run, P, warm=False),
+            lambda run, P: totals(lambda method, prompt, seed: run("plain", prompt, seed), P),
+            lambda run, P: np.subtract(*reversed(rates(run, in_turn(P)))).mean(),
+            lambda run, P: list(np.divide(*reversed(rates(run, in_turn(P))))),
+            lambda run, P: mean_ratio(rates(run, in_turn(P), seeds=range(2))) - 1,
+        ],
+        [
+            totals,
+            lambda run, P: mean_ratio(rates(run, in_turn(P))),
+            lambda run, P: mean_ratio(rates(run, in_turn(P, then=("spec", "plain")))),
+            lambda run, P: np.exp(np.log(np.divide(*reversed(rates(run, in_turn(P, then=("spec", "plain")))))).mean()),
+            lambda run, P: np.median(np.divide(*reversed(rates(run, in_turn(P, ("spec", "plain")), seeds=range(3))))),
+            lambda run, P: mean_ratio(rates(run, in_turn(P), seeds=range(4))),
+            lambda run, P: 1 / np.divide(*rates(run, in_turn(P))).mean(),
         ],
     ),
     "better_draft": (
@@ -1094,7 +1159,7 @@ def general(check) -> tuple[dict, dict]:
         change = {
             "ten percent more": lambda v: 1.1 * v,
             "one more": lambda v: v + 1,
-            "a little less": lambda v: v - 0.01,
+            "a little less": lambda v: v - max(0.01, 2 * check.near * abs(v)),
             "the other sign": lambda v: -v,
             "its inverse": lambda v: 1 / v if v else 0,
             "in a list": lambda v: [v],
