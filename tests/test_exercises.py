@@ -22,7 +22,7 @@ import torch
 from notebooks import build
 from speclib.law import rules, several, theory
 from speclib.law.distributions import overlap, residual
-from speclib.workbook import common, n03, n04b
+from speclib.workbook import common, n03, n04b, n05
 
 EXERCISES = {
     exercise.check.split(".")[1].split("(")[0]: (entry, exercise)
@@ -1298,3 +1298,12 @@ def test_names_in_solutions_are_the_exercises():
     for name, (_, exercise) in EXERCISES.items():
         defined = [node.name for node in ast.parse(exercise.solution).body if isinstance(node, ast.FunctionDef)]
         assert defined[-1] == name
+
+
+def test_a_simulated_machine_repeats_itself_and_knows_two_methods():
+    first, prompts = deepcopy(n05.measure.teach[-1][0])
+    again = deepcopy(first)
+    runs = [[machine(method, p, 0) for p in prompts for method in ("plain", "spec")] for machine in (first, again)]
+    assert runs[0] == runs[1] and first.done == again.done == 8 * ["plain", "spec"]
+    with pytest.raises(ValueError, match="not 'fast'"):
+        again("fast", "a", 0)

@@ -248,8 +248,8 @@ class Machine:
         tokens = chance[1].randint(16, 64) if self.stops else 48
         seconds = tokens * (chance[0].uniform(0.02, 0.1) if self.hard else 0.05) * chance[2].gauss(1, 0.02)
         seconds *= 1 if method == "plain" else 1 / self.speedup
-        if self.cold and method not in self.done:
-            seconds *= 2 if method == "plain" else 6  # two models to load, and more to compile
+        if self.cold and method not in self.done:  # two models to load, and more to compile
+            seconds *= 2 if method == "plain" else 6
         seconds *= math.exp(self.drift * min(len(self.done), 1000))
         self.done.append(method)
         return tokens, seconds
@@ -269,34 +269,31 @@ def _machine(r):
     )
 
 
-_EIGHT = list("abcdefgh")
+_TROUBLES = [
+    ({}, "nothing is in the way here: time per token of plain over that of spec"),
+    (
+        {"stops": True},
+        "texts end early by either method, and a shorter text is no faster one: count the time per token",
+    ),
+    ({"cold": True}, "the first run of each method takes longer (weights to load, kernels to compile): throw it away"),
+    (
+        {"drift": 0.012},
+        "each run is 1.2% slower than the last, as on a hot chip: what runs later looks worse; take turns",
+    ),
+    (
+        {"drift": -0.012},
+        "each run is faster than the last, as when a neighbour's work ends: what runs later looks better",
+    ),
+    ({"hard": True}, "some prompts take five times as long as others: run both methods on each, and on all"),
+    ({"cold": True, "drift": 0.012, "hard": True}, "several of these at once"),
+]
 
 
 @exercise(
     "on every machine within 5%: taken warm, by turns, on the same prompts, and per token",
     [
-        ((Machine(1, 1.6), _EIGHT), "nothing is in the way here: time per token of plain over that of spec"),
-        (
-            (Machine(2, 1.6, stops=True), _EIGHT),
-            "a text may end early, by either method: a shorter text is no faster one, so count the time per token",
-        ),
-        (
-            (Machine(3, 1.4, cold=True), _EIGHT),
-            "the first run of each method takes longer (weights are loaded, kernels compiled): throw it away",
-        ),
-        (
-            (Machine(4, 1.5, drift=0.012), _EIGHT),
-            "each run is 1.2% slower than the one before, as in a hot chip: what runs later looks worse, so take turns",
-        ),
-        (
-            (Machine(5, 0.9, drift=-0.012), _EIGHT),
-            "each run is faster than the one before, as when a neighbour's work ends: what runs later looks better",
-        ),
-        (
-            (Machine(6, 1.8, hard=True), _EIGHT),
-            "some prompts take five times as long as others: run both methods on each, all prompts",
-        ),
-        ((Machine(7, 2.2, True, 0.012, True), _EIGHT), "several of these at once"),
+        ((Machine(k, round(0.8 + 0.3 * k, 1), **trouble), list("abcdefgh")), why)
+        for k, (trouble, why) in enumerate(_TROUBLES, 1)
     ],
     _machine,
     near=0.05,

@@ -6,20 +6,8 @@ import pandas as pd
 
 from ..law import statistics, theory
 from ..loop.trace import Trace
-from .common import (
-    ACCEPTED,
-    PREDICTED,
-    REJECTED,
-    TARGET,
-    box,
-    chance,
-    exercise,
-    integer,
-    pairs,
-    plt,
-    tight,
-    width_prices,
-)
+from . import common
+from .common import ACCEPTED, PREDICTED, REJECTED, TARGET, box, chance, exercise, integer, plt, tight, width_prices
 
 
 def best_length(measured, curve: list[float], alpha: float) -> plt.Figure:
@@ -230,7 +218,7 @@ def best_gamma(alpha, c, prices):
         ),
         (([(0, 0), (3, 3), (2, 0)],), "a round without guesses says nothing at all"),
     ],
-    lambda r: (pairs(r),),
+    lambda r: (common.pairs(r),),
 )
 def hazards(rounds):
     """Kept over reached, at each position that a check reached."""
