@@ -59,7 +59,7 @@ CONTENTS = [
         "00",
         "start_here",
         "Start here",
-        "What will I see? The same text, in fewer passes of the model, on my machine.",
+        "What will I see? A text of the same law, in fewer passes of the model, on my machine.",
         15,
     ),
     Entry("01", "the_bottleneck", "The bottleneck", "Why is generation slow, when the chip is idle?", 30, "00"),
@@ -95,7 +95,7 @@ CONTENTS = [
         "speed_and_similarity",
         "Speed and similarity",
         "How much speed does a draft bring, as a function of how similar it is?",
-        45,
+        60,
         "03",
     ),
     Entry(
@@ -103,7 +103,7 @@ CONTENTS = [
         "how_far_to_guess",
         "How far to guess",
         "How far ahead should one guess, and can a plan do better than a fixed number?",
-        40,
+        50,
         "05",
     ),
     Entry(
@@ -123,7 +123,7 @@ CONTENTS = [
         45,
         "03",
     ),
-    Entry("09", "many_oracles", "Many oracles", "What if there are several guesses, or several guessers?", 45, "05"),
+    Entry("09", "many_oracles", "Many oracles", "What if there are several guesses, or several guessers?", 60, "05"),
     Entry(
         "10",
         "which_rule",
@@ -208,7 +208,8 @@ def header(entry: Entry, solved: bool = False, seconds: int | None = None) -> st
     facts = [f"about {entry.minutes} minutes"]
     facts += [f"runs in {seconds} s on two CPU cores"] if seconds else []
     facts += [f"under {entry.memory} of memory"]
-    facts += [f"needs {linked(f'notebook {entry.needs}')}"] if entry.needs else []
+    needs = [linked(f"notebook {number}") for number in entry.needs.split(", ") if number]
+    facts += [f"needs {' and '.join(needs)}"] if needs else []
     title = f"# {entry.number} · {entry.title}" + (" (with solutions)" if solved else "")
     path = f"solutions/{entry.file}" if solved else entry.file
     return "\n\n".join([title, f"*{entry.question}*", badges(path), " · ".join(facts), " | ".join(links)])

@@ -20,9 +20,9 @@ import pytest
 import torch
 
 from notebooks import build
-from speclib.law import theory
+from speclib.law import rules, several, theory
 from speclib.law.distributions import overlap, residual
-from speclib.workbook import common, n03, n04b
+from speclib.workbook import common, n03, n04b, n05
 
 EXERCISES = {
     exercise.check.split(".")[1].split("(")[0]: (entry, exercise)
@@ -66,6 +66,44 @@ def test_the_stub_and_the_solution(name, monkeypatch, capsys):
 # --- wrong and right answers -----------------------------------------------------------------------------------------
 
 pairwise = partial(zip, strict=False)
+
+
+def rates(run, orders, warm=True, seeds=(0,)):
+    """Tokens per second of each method, a list with an entry a run; orders: of each prompt, the methods in turn."""
+    found = {"plain": [], "spec": []}
+    for method in found if warm else ():
+        run(method, orders[0][0], 0)
+    for seed in seeds:
+        for prompt, methods in orders:
+            for method in methods:
+                tokens, seconds = run(method, prompt, seed)
+                found[method].append(tokens / seconds)
+    return np.array(found["plain"]), np.array(found["spec"])
+
+
+def in_turn(prompts, first=("plain", "spec"), then=("plain", "spec")):
+    return [(prompt, then if k % 2 else first) for k, prompt in enumerate(prompts)]
+
+
+def in_a_row(prompts, first="plain", second="spec"):
+    return [(prompt, [method]) for method in (first, second) for prompt in prompts]
+
+
+def mean_ratio(two):
+    return two[1].mean() / two[0].mean()
+
+
+def totals(run, prompts, warm=True, tokens=True):
+    """By turns, sums over sums."""
+    sums = dict.fromkeys(("plain", "spec"), (0, 0.0))
+    for prompt in [*prompts[:warm], *prompts]:
+        for method, (written, spent) in sums.items():
+            n, seconds = run(method, prompt, 1)
+            sums[method] = written + (n if tokens else 1), spent + seconds
+        if warm:
+            warm, sums = False, dict.fromkeys(sums, (0, 0.0))
+    (a, b), (c, d) = sums.values()
+    return (c / d) / (a / b)
 
 
 def powers(a, gamma):
@@ -114,6 +152,38 @@ def voted(continuations, left_only=True):
     return chain
 
 
+def remaining(q, x):
+    """q without token x, made to sum to 1; all zeros where nothing is left."""
+    rest = [0.0 if k == x else v for k, v in enumerate(q)]
+    return normed(rest) if any(rest) else rest
+
+
+def siblings(p, q, n, against=residual, out=remaining):
+    """The law of what is emitted as one of n siblings, and ways to get it wrong."""
+    emitted = [min(a, b) if n > 0 else 0.0 for a, b in pairwise(p, q)]
+    lost = [b - k for k, b in pairwise(emitted, q)]
+    for x, rejected in enumerate(lost):
+        if n > 1 and rejected > 1e-9 and any(rest := out(q, x)):
+            left = against(torch.tensor(p).double(), torch.tensor(q).double()).tolist()
+            further = siblings(left, rest, n - 1, against, out)
+            emitted = [e + rejected * f for e, f in pairwise(emitted, further)]
+    return emitted
+
+
+def siblings_summed(p, q, n):
+    """The same by the library: over all draws, in the order in which they are tried."""
+    emitted, rows = np.zeros(len(p)), torch.tensor(p).double().expand(1, n + 1, -1)
+    for drawn, chance in several.draft_tuples(q, n, replacement=False).items():
+        told = [q]
+        for x in drawn[:-1]:
+            told.append(remaining(told[-1], x))
+        told = torch.tensor([told[: len(drawn)]]).double()
+        verdict = rules.tree_law(rows[:, : len(drawn) + 1], told, torch.tensor([drawn]), [-1] * len(drawn))
+        for x, stop in pairwise(drawn, verdict.stop_probs[0, 1:].tolist()):
+            emitted[x] += chance * stop
+    return emitted
+
+
 def climbed(parents, node, last=-1):
     path = []
     while node > last:
@@ -132,6 +202,15 @@ def agreeing(guesses, says):
     while right < len(guesses) and guesses[right] == says[right]:
         right += 1
     return right
+
+
+def by_position(rounds, reached=lambda i, n, a: i <= a, short=lambda i, n: i < n, least=1):
+    """Kept over reached at each place, and ways to count wrongly who came there."""
+    found = []
+    for i in range(max(n for n, _ in rounds)):
+        judged = [(n, a) for n, a in rounds if reached(i, n, a) and short(i, n)]
+        found += [sum(a > i for _, a in judged) / len(judged)] if len(judged) >= least else []
+    return found
 
 
 def threshold(p, q, keep=lambda a, b: b <= a, rest=None):
@@ -477,6 +556,33 @@ ANSWERS = {
             lambda a, g, c, w: float(theory.expected_tokens(a, g)) / (g * c + w),
         ],
     ),
+    "measure": (
+        [
+            lambda run, P: mean_ratio(rates(run, in_a_row(P), warm=False)),
+            lambda run, P: mean_ratio(rates(run, in_a_row(P))),
+            lambda run, P: mean_ratio(rates(run, in_a_row(P, "spec", "plain"))),
+            lambda run, P: mean_ratio(rates(run, in_turn(P), warm=False)),
+            lambda run, P: 1 / mean_ratio(rates(run, in_turn(P))),
+            lambda run, P: mean_ratio(rates(run, [(p, [m]) for p, m in pairwise(P, 7 * ["plain", "spec"])])),
+            lambda run, P: mean_ratio(rates(run, [(p, ["spec" if p > "d" else "plain"]) for p in P])),
+            lambda run, P: mean_ratio(rates(run, in_turn(P[:1]))),
+            lambda run, P: totals(run, P, tokens=False),
+            lambda run, P: totals(run, P, warm=False),
+            lambda run, P: totals(lambda method, prompt, seed: run("plain", prompt, seed), P),
+            lambda run, P: np.subtract(*reversed(rates(run, in_turn(P)))).mean(),
+            lambda run, P: list(np.divide(*reversed(rates(run, in_turn(P))))),
+            lambda run, P: mean_ratio(rates(run, in_turn(P), seeds=range(2))) - 1,
+        ],
+        [
+            totals,
+            lambda run, P: mean_ratio(rates(run, in_turn(P))),
+            lambda run, P: mean_ratio(rates(run, in_turn(P, then=("spec", "plain")))),
+            lambda run, P: np.exp(np.log(np.divide(*reversed(rates(run, in_turn(P, then=("spec", "plain")))))).mean()),
+            lambda run, P: np.median(np.divide(*reversed(rates(run, in_turn(P, ("spec", "plain")), seeds=range(3))))),
+            lambda run, P: mean_ratio(rates(run, in_turn(P), seeds=range(4))),
+            lambda run, P: 1 / np.divide(*rates(run, in_turn(P))).mean(),
+        ],
+    ),
     "better_draft": (
         [
             partial(pick, lambda a, c: a / c),
@@ -510,6 +616,33 @@ ANSWERS = {
         [
             lambda a, c, T: max(sorted(T), key=lambda n: speed(a, n - 1, c, T)) - 1,
             lambda a, c, T: min((n - 1 for n in T), key=lambda g: 1 / speed(a, g, c, T)),
+        ],
+    ),
+    "hazards": (
+        [
+            lambda R: by_position(R, short=lambda i, n: True),
+            lambda R: by_position(R, reached=lambda i, n, a: True),
+            lambda R: by_position(R, lambda i, n, a: True, lambda i, n: True),
+            lambda R: by_position(R, reached=lambda i, n, a: i < a),
+            lambda R: by_position(R, reached=lambda i, n, a: i <= a < n),
+            lambda R: by_position([(n, a) for n, a in R if n == max(m for m, _ in R)]),
+            lambda R: by_position(R, least=2),
+            lambda R: by_position(R)[1:],
+            lambda R: (h := by_position(R)) + [0.0] * (max(n for n, _ in R) - len(h)),
+            lambda R: [sum(a for _, a in R) / sum(n for n, _ in R)] * len(by_position(R)),
+            lambda R: [sum(a for _, a in R) / sum(min(n, a + 1) for n, a in R)] * len(by_position(R)),
+        ],
+        [
+            by_position,
+            lambda R: np.array(by_position(R), dtype=np.float32),
+            lambda R: [
+                k / (k + sum(a == i < n for n, a in R))
+                for i in range(9)
+                if (k := sum(a > i for _, a in R)) + sum(a == i < n for n, a in R)
+            ],
+            lambda R: theory.hazard_by_position([([a > i for i in range(n)], a) for n, a in R])[0][
+                : len(by_position(R))
+            ],
         ],
     ),
     "foresight_speed": (
@@ -771,6 +904,31 @@ ANSWERS = {
             ),
         ],
     ),
+    "tree_law": (
+        [
+            lambda p, q, n: siblings(p, q, min(n, 1)),
+            lambda p, q, n: siblings(p, q, min(n, 2)),
+            lambda p, q, n: siblings(p, q, n + 1),
+            lambda p, q, n: siblings(p, q, max(n, 1)),
+            lambda p, q, n: siblings(p, q, n, out=lambda q, x: q),
+            lambda p, q, n: siblings(p, q, n, out=lambda q, x: [0.0 if k == x else v for k, v in enumerate(q)]),
+            lambda p, q, n: siblings(p, q, n, against=lambda p, q: p),
+            lambda p, q, n: siblings(p, q, n, against=lambda p, q: (p - q).clamp_min(0)),
+            lambda p, q, n: siblings(p, q, n, against=lambda p, q: (p - q).abs() / (p - q).abs().sum()),
+            lambda p, q, n: p if n else [0.0] * len(p),
+            lambda p, q, n: [a * (1 - (1 - sum(map(min, p, q))) ** n) for a in p],
+            lambda p, q, n: [min(a, 1 - (1 - b) ** n) for a, b in pairwise(p, q)],
+            lambda p, q, n: sum(siblings(p, q, n)),
+            lambda p, q, n: [a - e for a, e in pairwise(p, siblings(p, q, n))],
+        ],
+        [
+            siblings,
+            siblings_summed,
+            lambda p, q, n: torch.tensor(siblings(p, q, n)),
+            lambda p, q, n: siblings(p, q, min(n, sum(b > 0 for b in q))),
+            lambda p, q, n: tuple(min(a, b) for a, b in pairwise(p, siblings(p, q, n))),
+        ],
+    ),
     "way_down": (
         [
             climbed,
@@ -1001,7 +1159,7 @@ def general(check) -> tuple[dict, dict]:
         change = {
             "ten percent more": lambda v: 1.1 * v,
             "one more": lambda v: v + 1,
-            "a little less": lambda v: v - 0.01,
+            "a little less": lambda v: v - max(0.01, 2 * check.near * abs(v)),
             "the other sign": lambda v: -v,
             "its inverse": lambda v: 1 / v if v else 0,
             "in a list": lambda v: [v],
@@ -1140,3 +1298,12 @@ def test_names_in_solutions_are_the_exercises():
     for name, (_, exercise) in EXERCISES.items():
         defined = [node.name for node in ast.parse(exercise.solution).body if isinstance(node, ast.FunctionDef)]
         assert defined[-1] == name
+
+
+def test_a_simulated_machine_repeats_itself_and_knows_two_methods():
+    first, prompts = deepcopy(n05.measure.teach[-1][0])
+    again = deepcopy(first)
+    runs = [[machine(method, p, 0) for p in prompts for method in ("plain", "spec")] for machine in (first, again)]
+    assert runs[0] == runs[1] and first.done == again.done == 8 * ["plain", "spec"]
+    with pytest.raises(ValueError, match="not 'fast'"):
+        again("fast", "a", 0)

@@ -112,6 +112,13 @@ def test_the_set_up_is_folded_and_the_header_says_the_notebooks_own_time(made):
     assert f"(../README.md#the-notebooks) ([on GitHub]({build.address()}#the-notebooks))" in nb.cells[0].source
 
 
+def test_every_notebook_that_is_needed_is_linked():
+    (entry,) = build.chosen(["13"])
+    assert entry.needs == "05, 08"
+    links = "[notebook 05](05_speed_and_similarity.ipynb) and [notebook 08](08_the_search_engine.ipynb)"
+    assert f" · needs {links}\n" in build.header(entry)
+
+
 def test_numbers_of_papers_and_notebooks_become_links_once():
     paper, notebook = "[2211.17192](https://arxiv.org/abs/2211.17192)", "[notebook 04](04_lossless.ipynb)"
     text = "Leviathan (2211.17192), arXiv 2211.17192; notebook 04, 0.22111, 77.2211171921, notebook 77."

@@ -215,12 +215,17 @@ def close(widget: widgets.Widget) -> None:
 TRIALS = 30  # random inputs beside the cases that teach
 SECONDS = 2.0  # of processor time, for one call
 LONGEST = 10_000  # entries of an answer that are looked at
+NEAR = 1e-5  # single precision
 
 Case = tuple[tuple, str]  # arguments, and why the answer is what it is
 
 
 def exercise(
-    praise: str, teach: Sequence[Case], draw: Callable[[random.Random], tuple | None] | None, tell: bool = True
+    praise: str,
+    teach: Sequence[Case],
+    draw: Callable[[random.Random], tuple | None] | None,
+    tell: bool = True,
+    near: float = NEAR,
 ) -> Callable:
     """Turns a reference solution into the check of an exercise.
 
@@ -228,7 +233,7 @@ def exercise(
     `...`, "not yet" with the first call that went wrong, or "correct" with `praise`. It compares with the reference on
     `teach`, on TRIALS inputs from `draw` (which may return None for an input without a clear answer), and last on
     `teach` again, in case an answer remembers. Without `draw`, on `teach` alone. tell: whether to say what was
-    expected.
+    expected. near: how far off a number may be, as a share of it.
     """
 
     def make(reference: Callable) -> Callable:
@@ -251,18 +256,20 @@ def exercise(
                 return
             for arguments, why in inputs():
                 wanted = plain(reference(*deepcopy(arguments)))
-                if said := complaint(name, function, arguments, wanted, why, tell):
+                if said := complaint(name, function, arguments, wanted, why, tell, near):
                     print(said)
                     return
             print(f"correct: {praise}")
 
-        check.teach, check.draw = teach, draw
+        check.teach, check.draw, check.near = teach, draw, near
         return check
 
     return make
 
 
-def complaint(name: str, function: Callable, arguments: tuple, wanted: Any, why: str, tell: bool) -> str | None:
+def complaint(
+    name: str, function: Callable, arguments: tuple, wanted: Any, why: str, tell: bool, near: float
+) -> str | None:
     """What is wrong with one call of a reader's function, beginning with the call; None if nothing is."""
     given, out = deepcopy(arguments), io.StringIO()
     answer, trouble = fenced(function, given, wanted, out)
@@ -273,7 +280,7 @@ def complaint(name: str, function: Callable, arguments: tuple, wanted: Any, why:
         for new, old in zip(given, arguments, strict=True)
         if isinstance(old, list | dict) and repr(new) != repr(old)
     ]
-    if not trouble and not changed and agrees(answer, wanted):
+    if not trouble and not changed and agrees(answer, wanted, near):
         return None
     expected = f"; expected {shown(wanted)}" if tell else ""
     if changed and not trouble:
@@ -343,16 +350,16 @@ def plain(answer: Any, wanted: Any = ()) -> Any:
     return [plain(entry) for entry in islice(answer, LONGEST)] if isinstance(answer, Iterable) else answer
 
 
-def agrees(answer: Any, wanted: Any) -> bool:
-    """Whether plain answers are the same, numbers up to single precision. Text is no number, and neither is True."""
+def agrees(answer: Any, wanted: Any, near: float) -> bool:
+    """Whether plain answers are the same, numbers up to a share `near`. Text is no number, and neither is True."""
     if isinstance(wanted, list):
         same = isinstance(answer, list) and len(answer) == len(wanted)
-        return same and all(map(agrees, answer, wanted))
+        return same and all(agrees(a, w, near) for a, w in zip(answer, wanted, strict=True))
     if not isinstance(answer, Real) or not isinstance(wanted, Real):
         return type(answer) is type(wanted) and answer == wanted
     if isinstance(answer, bool) and not isinstance(wanted, bool):
         return False
-    return math.isclose(answer, wanted, rel_tol=0 if isinstance(wanted, int) else 1e-5, abs_tol=1e-4)
+    return math.isclose(answer, wanted, rel_tol=0 if isinstance(wanted, int) else near, abs_tol=1e-4)
 
 
 def kind(value: Any) -> str:

@@ -1,5 +1,9 @@
 """Notebook 05, speed and similarity: the ladder, the bill, the map, and the recorded measurements."""
 
+import math
+import random
+from dataclasses import dataclass, field
+
 import ipywidgets as widgets
 import numpy as np
 
@@ -217,6 +221,86 @@ def _rounds(r):
 def predicted_speedup(alpha, gamma, c, width):
     """Tokens per round over the cost of a round."""
     return float(theory.speedup(alpha, gamma, c, width))
+
+
+@dataclass(repr=False)
+class Machine:
+    """A simulated machine, for one exercise alone: it decodes nothing, and its times are made up.
+
+    machine(method, prompt, seed) -> (tokens, seconds). "spec" is `speedup` times as fast as "plain" on every prompt;
+    each time is 2% off by chance. cold: the first run of each method takes longer; drift: how much slower each run is
+    than the one before; hard: prompts differ in difficulty; stops: texts end early. Raises ValueError for another
+    method.
+    """
+
+    number: int
+    speedup: float
+    cold: bool = False
+    drift: float = 0.0
+    hard: bool = False
+    stops: bool = False
+    done: list[str] = field(default_factory=list)  # the methods, as they ran
+
+    def __call__(self, method: str, prompt: str, seed: int = 0) -> tuple[int, float]:
+        if method not in ("plain", "spec"):
+            raise ValueError(f"the methods are 'plain' and 'spec', not {method!r}")
+        chance = [random.Random(f"{self.number} {of}") for of in (prompt, (method, prompt, seed), len(self.done))]
+        tokens = chance[1].randint(16, 64) if self.stops else 48
+        seconds = tokens * (chance[0].uniform(0.02, 0.1) if self.hard else 0.05) * chance[2].gauss(1, 0.02)
+        seconds *= 1 if method == "plain" else 1 / self.speedup
+        if self.cold and method not in self.done:  # two models to load, and more to compile
+            seconds *= 2 if method == "plain" else 6
+        seconds *= math.exp(self.drift * min(len(self.done), 1000))
+        self.done.append(method)
+        return tokens, seconds
+
+    def __repr__(self) -> str:
+        troubles = {"is cold at first": self.cold, "slows down": self.drift > 0, "quickens": self.drift < 0}
+        troubles |= {"has easy and hard prompts": self.hard, "ends texts early": self.stops}
+        said = ", ".join(name for name, met in troubles.items() if met) or "keeps its pace"
+        return f"<simulated machine {self.number}: {said}>"
+
+
+def _machine(r):
+    hard = r.choice([True, False])
+    troubles = {"cold": r.random() < 0.7, "drift": r.choice([-0.012, 0.0, 0.012]), "hard": hard, "stops": not hard}
+    return Machine(r.randrange(1000), round(r.uniform(0.7, 3), 2), **troubles), list(
+        "abcdefghijklmn"[: r.randint(8, 14)]
+    )
+
+
+_TROUBLES = [
+    ({}, "nothing is in the way here: time per token of plain over that of spec"),
+    (
+        {"stops": True},
+        "texts end early by either method, and a shorter text is no faster one: count the time per token",
+    ),
+    ({"cold": True}, "the first run of each method takes longer (weights to load, kernels to compile): throw it away"),
+    (
+        {"drift": 0.012},
+        "each run is 1.2% slower than the last, as on a hot chip: what runs later looks worse; take turns",
+    ),
+    (
+        {"drift": -0.012},
+        "each run is faster than the last, as when a neighbour's work ends: what runs later looks better",
+    ),
+    ({"hard": True}, "some prompts take five times as long as others: run both methods on each, and on all"),
+    ({"cold": True, "drift": 0.012, "hard": True}, "several of these at once"),
+]
+
+
+@exercise(
+    "on every machine within 5%: taken warm, by turns, on the same prompts, and per token",
+    [
+        ((Machine(k, round(0.8 + 0.3 * k, 1), **trouble), list("abcdefgh")), why)
+        for k, (trouble, why) in enumerate(_TROUBLES, 1)
+    ],
+    _machine,
+    near=0.05,
+)
+def measure(run, prompts):
+    """The speed-up of "spec" over "plain" that the machine was given."""
+    return run.speedup
 
 
 def _gains(drafts):

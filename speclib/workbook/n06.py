@@ -6,6 +6,7 @@ import pandas as pd
 
 from ..law import statistics, theory
 from ..loop.trace import Trace
+from . import common
 from .common import ACCEPTED, PREDICTED, REJECTED, TARGET, box, chance, exercise, integer, plt, tight, width_prices
 
 
@@ -204,6 +205,27 @@ def _known_prices(r):
 def best_gamma(alpha, c, prices):
     """The draft length of the greatest predicted speed-up."""
     return max((n - 1 for n in prices), key=lambda gamma: _speed(alpha, gamma, c, prices))
+
+
+@exercise(
+    "and from it every other draft length can be predicted",
+    [
+        (([(1, 1), (1, 0)],), "one position, reached twice and kept once"),
+        (([(4, 2), (4, 0)],), "only one check reached the second guess, and none the fourth"),
+        (
+            ([(4, 2), (2, 2), (1, 1)],),
+            "the round of one guess says nothing of a second one, nor that of two of a third: neither kept nor lost",
+        ),
+        (([(0, 0), (3, 3), (2, 0)],), "a round without guesses says nothing at all"),
+    ],
+    lambda r: (common.pairs(r),),
+)
+def hazards(rounds):
+    """Kept over reached, at each position that a check reached."""
+    found = []
+    while reached := [a for n, a in rounds if len(found) <= min(a, n - 1)]:
+        found.append(sum(a > len(found) for a in reached) / len(reached))
+    return found
 
 
 @exercise(

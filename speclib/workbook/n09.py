@@ -229,6 +229,40 @@ def sibling_law(q, taken):
     return [value / sum(left) for value in left]
 
 
+def _several(r):
+    p = law(r, r.randint(2, 5))
+    return p, list(p) if r.random() < 0.1 else law(r, len(p)), r.randint(0, 4)
+
+
+@exercise(
+    "what is missing from p is drawn from the last residual, and so the text keeps its law",
+    [
+        (([0.6, 0.4], [0.2, 0.8], 1), "one sibling: the overlap, token by token"),
+        (
+            ([0.6, 0.4], [0.2, 0.8], 2),
+            "token 1 is drawn and rejected with probability 0.4; then token 0 alone is left, and the residual wants it",
+        ),
+        (([0.5, 0.3, 0.15, 0.05], [0.2, 0.3, 0.1, 0.4], 2), "0.817 in all, as in the cell further up"),
+        (
+            ([0.5, 0.3, 0.15, 0.05], [0.2, 0.3, 0.1, 0.4], 3),
+            "the third meets what two have left of p, one after another",
+        ),
+        (([0.5, 0.5], [0.5, 0.5], 2), "p = q: the first always passes, and nothing is left to divide by"),
+        (([0.5, 0.5], [0.0, 1.0], 3), "after token 1 there is no second sibling to draw"),
+    ],
+    _several,
+)
+def tree_law(p, q, n):
+    """For each token, the probability that it is emitted as one of n siblings drawn without replacement."""
+    kept = [min(a, b) if n else 0.0 for a, b in zip(p, q, strict=True)]
+    left, emitted = [a - k for a, k in zip(p, kept, strict=True)], kept
+    for x, b in enumerate(q):
+        if n > 1 and b - kept[x] > 1e-9 and b < 1:  # x is drawn, and rejected
+            further = tree_law.__wrapped__([v / sum(left) for v in left], sibling_law.__wrapped__(q, [x]), n - 1)
+            emitted = [k + (b - kept[x]) * v for k, v in zip(emitted, further, strict=True)]
+    return emitted
+
+
 def _node(r):
     size = r.randint(1, 9)
     return [r.randint(max(-1, k - 3), k - 1) for k in range(size)], r.randint(-1, size - 1)
