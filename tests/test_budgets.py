@@ -15,13 +15,13 @@ PACKAGE = Path(__file__).resolve().parent.parent / "speclib"
 BUDGETS = {  # room: (code lines at most, what it ought to come down to)
     "law": (740, 700),
     "model": (1685, 850),
-    "drafters": (1380, 1150),
+    "drafters": (1385, 1150),
     "loop": (910, 550),
-    "measure": (1355, 650),
+    "measure": (1370, 650),
     "training": (1205, 800),
     "museum": (440, 400),
     "exactness": (950, 950),
-    "workbook": (2885, 1500),
+    "workbook": (3010, 1500),
     "commands": (1240, 450),
     ".": (295, 250),
 }

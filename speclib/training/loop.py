@@ -121,7 +121,7 @@ def run(training: Training, folder: Path) -> Path:
         parameters, tokens = sum(p.numel() for p in model.parameters()), training.before + seen
         times = {"seconds": round(seconds), "machine": machine(), "torch": torch.__version__, "corpus": "corpus.json"}
         rows = {"loss_curve": {"columns": ["tokens", *training.columns, "seconds"], "rows": curve}}
-        card = {"name": name, "parameters": parameters, "tokens_seen": tokens, **found, **times, **rows}
+        card = {"name": name, "parameters": parameters, "tokens_seen": tokens, **times, **found, **rows}
         save_card(folder / name, card, training.identity)
         return folder / name
 

@@ -228,6 +228,7 @@ def train(
         overlaps = held_out_overlap(reader, module, target, corpus.held_out_tokens)
         return {
             "target_sha256": sha256,
+            **({"corpus": "the target's own answers"} if other else {}),
             **({"kept": len(kept), "kept_share_of_held_out": covered(kept)} if reader.keeps else {}),
             "guesses": list(getattr(module, "layers", range(1, len(overlaps) + 1))),
             "held_out_overlap": [round(value, 4) for value in overlaps],
