@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from speclib import categories, chat, demo, embedded, generate, gguf, load_model
 from speclib.__main__ import main
-from speclib.drafters import LookupDrafter
+from speclib.drafters import Eagle, EagleDrafter, LookupDrafter, eagle, eagle_for
 from speclib.errors import ContextOverflow, InvalidArgument
 from speclib.law.distributions import Sampling
 from speclib.workbook import common, n13
@@ -237,3 +237,33 @@ def test_notebook_13_runs_with_a_model_and_then_without_on_what_was_recorded(fol
     with pytest.raises(InvalidArgument, match="real_model.json is missing"):
         (tmp_path / "real_model.json").unlink()
         n13.Room().either("answer", lambda target: None)
+
+
+def test_a_model_of_another_shape_has_no_eagle(model):
+    assert eagle_for(model) is None and categories.usual(model)[0] == "lookup"
+    assert "eagle" not in categories.drafters(model)
+
+
+def test_where_an_eagle_ships_it_guesses_what_cannot_be_copied(model, monkeypatch):
+    config = model.model.config
+    own = Eagle(LlamaConfig(**{**config.to_dict(), "num_hidden_layers": 1}), torch.arange(0, 200, 2)).eval()
+    monkeypatch.setattr(eagle, "REAL_SHAPE", (config.hidden_size, config.num_hidden_layers, config.vocab_size))
+    monkeypatch.setattr(eagle, "load_eagle", lambda name: own)
+    name, drafter = categories.usual(model)
+    assert name == "lookup first, else eagle" and {"eagle", name} <= set(categories.drafters(model))
+    prompt, options = model.chat("Why?"), {"max_new_tokens": 24, "stop": []}
+    plain, out = (generate(model, [prompt], d, Sampling(0), 10, **options) for d in (None, drafter))
+    assert torch.equal(plain.tokens[0], out.tokens[0])
+    guessed = [set(round.drafted) for round in out.trace.rounds if round.drafted]
+    assert any(tokens <= set(own.kept.tolist()) for tokens in guessed), "where nothing can be copied it is asked"
+
+
+@pytest.mark.skipif(gguf.packaged() is None, reason=f"needs the real model: {gguf.COMMAND}")
+def test_the_eagle_of_the_real_model_knows_its_mind():
+    """Greedy, in float32: the model's own text, in clearly fewer rounds."""
+    target = load_model("smollm2", dtype="float32", backend="fast")
+    prompt, options = [target.chat("Name ten animals that live in the sea.")], {"max_new_tokens": 48, "stop": []}
+    taught = EagleDrafter(eagle_for(target))
+    plain, out = (generate(target, prompt, drafter, Sampling(0), 3, **options) for drafter in (None, taught))
+    assert torch.equal(plain.tokens[0], out.tokens[0])
+    assert out.summary()["tokens_per_round"] > 1.25
