@@ -224,8 +224,8 @@ def test_refusals_are_one_line():
         BlockDrafter(some_block(), "joint")
     for block, message in (
         (some_block(width=4), "width 4"),
-        (some_block(2, vocabulary=2), "another vocabulary"),
-        (some_block(kept=[1, 3]), "another vocabulary"),
+        (some_block(2, vocabulary=2), "trained for a vocabulary of"),
+        (some_block(kept=[1, 3]), "trained for a vocabulary of"),
     ):
         with pytest.raises(IncompatibleModels, match=message):
             speclib.generate(tiny(), [[0, 1]], BlockDrafter(block), max_new_tokens=4)

@@ -18,7 +18,7 @@ BUDGETS = {  # room: (code lines at most, what it ought to come down to)
     "drafters": (1385, 1150),
     "loop": (910, 550),
     "measure": (1370, 650),
-    "training": (1205, 800),
+    "training": (1210, 800),
     "museum": (440, 400),
     "exactness": (950, 950),
     "workbook": (3010, 1500),

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import speclib
 from speclib.drafters import Heads, HeadsDrafter
+from speclib.drafters.block import read_block
 from speclib.drafters.eagle import read_eagle
 from speclib.drafters.heads import branches, read_heads
 from speclib.drafters.layer_skip import read_exits
@@ -94,7 +95,9 @@ def test_refusals_are_one_line():
         speclib.generate(tiny(), [[0, 1]], HeadsDrafter(some_heads(), 2), rule="block", max_new_tokens=4)
 
 
-@pytest.mark.parametrize(("name", "read"), [("heads", read_heads), ("exits", read_exits), ("eagle", read_eagle)])
+@pytest.mark.parametrize(
+    ("name", "read"), [("heads", read_heads), ("exits", read_exits), ("eagle", read_eagle), ("block", read_block)]
+)
 def test_training_raises_the_overlap_and_goes_on_after_a_kill(name, read, tmp_path, monkeypatch):
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -119,7 +122,7 @@ def test_training_raises_the_overlap_and_goes_on_after_a_kill(name, read, tmp_pa
     whole, target = training.train(reader, texts, tmp_path, compile=False), training.load(tmp_path / "target")
     before, after = (
         training.held_out_overlap(reader, module.to(target.device), target, tokens[-2000:])
-        for module in (training.make(name, target), read(whole).float())
+        for module in (training.make(reader, target), read(whole).float())
     )
     assert np.mean(after) > np.mean(before) + 0.02
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0)

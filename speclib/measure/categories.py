@@ -113,7 +113,7 @@ def measure(
         (model, small), (other, _) = load(*guided[1:]), load(*alone[1:])
         curve = latency.width_curve(model, WIDTHS, CONTEXT)
         one = None if model is other else latency.width_curve(other, (1,), CONTEXT)["ms"][0]
-        board = drafters() | ({"draft model": (ModelDrafter(small), 4)} if small else {})
+        board = drafters(model) | ({"draft model": (ModelDrafter(small), 4)} if small else {})
         methods = {alone: method(other, None, sampling, 0, tokens)}
         for who, (drafter, n) in board.items():
             methods[guided._replace(method=who)] = method(model, drafter, sampling, n, tokens)
