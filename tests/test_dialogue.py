@@ -96,8 +96,9 @@ def test_answers_go_on_after_a_kill_and_need_nobody_who_watches(folder, tmp_path
     assert len(again) >= 150 and [arguments[3] for arguments in made[:4]] == [0, 1, 2, 2], "two batches were kept"
     assert {arguments[2] for arguments in made} == {1.0, 0.6}
     assert np.array_equal(again, dialogue.own_text(target, "a hash", asked, 150, tmp_path))
-    other = dialogue.own_text(target, "another hash", asked, 150, tmp_path)
-    assert len(other) >= 150 and made[-1][3] > 0, "another model's answers are its own"
+    before = len(made)
+    dialogue.own_text(target, "another hash", asked, 150, tmp_path)
+    assert len(made) > before, "another model's answers are its own"
 
 
 def test_the_command_teaches_readers_of_another_target(folder, tmp_path, monkeypatch, capsys):
