@@ -3,6 +3,7 @@ gave, and a reader taught by them."""
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_answers_are_the_models_own(folder):
 
 
 def test_answers_go_on_after_a_kill_and_need_nobody_who_watches(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setattr(dialogue, "tqdm", partial(dialogue.tqdm, disable=True))  # as TQDM_DISABLE=1 has it
     target, asked = load_model(folder, dtype="float32"), ["Why?", "When?", "Where to?"]
     made, honest = [], dialogue.answers
 
@@ -93,7 +94,7 @@ def test_answers_go_on_after_a_kill_and_need_nobody_who_watches(folder, tmp_path
     with pytest.raises(KeyboardInterrupt):
         dialogue.own_text(target, "a hash", asked, 150, tmp_path)
     again = dialogue.own_text(target, "a hash", asked, 150, tmp_path)
-    assert len(again) >= 150 and [arguments[3] for arguments in made[:4]] == [0, 1, 2, 2], "two batches were kept"
+    assert 150 <= len(again) < 400 and [arguments[3] for arguments in made[:4]] == [0, 1, 2, 2], "two batches were kept"
     assert {arguments[2] for arguments in made} == {1.0, 0.6}
     assert np.array_equal(again, dialogue.own_text(target, "a hash", asked, 150, tmp_path))
     before = len(made)
