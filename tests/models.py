@@ -12,6 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch.nn.functional import cross_entropy
 from transformers import (
+    AutoTokenizer,
     BloomConfig,
     BloomForCausalLM,
     GPT2Config,
@@ -27,7 +28,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from speclib import LanguageModel, generate
+from speclib import LanguageModel, embedded, generate
 from speclib.drafters import (
     Block,
     BlockDrafter,
@@ -170,6 +171,20 @@ def tiny_with_text(seed: int, layers: int) -> LanguageModel:
         vocab_size=32, num_hidden_layers=layers, max_position_embeddings=64, eos_token_id=3, bos_token_id=1, **sizes
     )
     return LanguageModel(LlamaForCausalLM(config).eval(), Characters(), "tiny")
+
+
+TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
+
+
+def small_chat(folder, **shape):
+    """Saves a small Llama with random weights, the embedded tokenizer and a chat template. -> folder"""
+    made = AutoTokenizer.from_pretrained(embedded.fetch("models/target"))
+    made.chat_template = TEMPLATE
+    torch.manual_seed(0)
+    words = {"vocab_size": len(made), "eos_token_id": made.eos_token_id, "tie_word_embeddings": True}
+    LlamaForCausalLM(LlamaConfig(hidden_size=32, **shape, **words)).save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
 
 
 class Characters:

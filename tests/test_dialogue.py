@@ -4,14 +4,13 @@ gave, and a reader taught by them."""
 import dataclasses
 import json
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from models import small_chat
 from safetensors.torch import load_file
 from torch.nn.functional import log_softmax
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from speclib import Sampling, embedded, generate, load_model
 from speclib.__main__ import main
@@ -21,7 +20,6 @@ from speclib.drafters.eagle import read_eagle
 from speclib.training import dialogue, loop, readers
 from speclib.training.corpus import Document
 
-TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}answer:"
 SOURCE = [
     Document(
         "a",
@@ -36,17 +34,9 @@ SOURCE = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A chat model of one layer with random weights."""
-    folder = tmp_path_factory.mktemp("models") / "small"
-    tokenizer = AutoTokenizer.from_pretrained(embedded.fetch("models/target"))
-    tokenizer.chat_template = TEMPLATE
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
-    words = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "tie_word_embeddings": True}
-    config = LlamaConfig(**shape, **words, num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.3)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    shape = {"intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    place = tmp_path_factory.mktemp("models") / "small"
+    return small_chat(place, **shape, max_position_embeddings=256, initializer_range=0.3)
 
 
 def test_questions_are_distinct_and_those_held_out_are_about_other_things():
@@ -139,7 +129,7 @@ def test_the_command_teaches_readers_of_another_target(folder, tmp_path, monkeyp
 def test_what_cannot_teach_is_said_before_any_work(options, message, tmp_path, capsys):
     places = {name: embedded.fetch(f"models/{folder}") for name, folder in (("target", "target"), ("t5", "t5-target"))}
     assert main(["train", *(option.format(**places) for option in options), "--out", str(tmp_path)]) == 2
-    assert message in capsys.readouterr().err and not list(Path(tmp_path).iterdir())
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("loss", loop.LOSSES)

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib import pyplot as plt
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from models import small_chat
+from transformers import LlamaConfig
 
 from speclib import categories, chat, demo, embedded, generate, gguf, load_model
 from speclib.__main__ import main
@@ -18,29 +19,12 @@ from speclib.errors import ContextOverflow, InvalidArgument
 from speclib.law.distributions import Sampling
 from speclib.workbook import common, n13
 
-TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A small Llama with random weights, the embedded tokenizer and a chat template."""
-    folder = tmp_path_factory.mktemp("models") / "small-chat"
-    tokenizer = AutoTokenizer.from_pretrained(embedded.fetch("models/target"))
-    tokenizer.chat_template = TEMPLATE
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 2}
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        num_key_value_heads=1,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        **shape,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    shape = {"intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 2, "num_key_value_heads": 1}
+    place = tmp_path_factory.mktemp("models") / "small-chat"
+    return small_chat(place, **shape, max_position_embeddings=512, initializer_range=0.2)
 
 
 @pytest.fixture

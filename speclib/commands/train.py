@@ -28,7 +28,6 @@ CAUSAL = (SHALLOW, TARGET, *LADDER)
 # What can be asked for: (how it is trained, recipes), in an order in which each finds finished what it needs.
 MODELS = {recipe.name: (train.train, [recipe]) for recipe in CAUSAL}
 MODELS |= {name: (readers.train, [reader]) for name, reader in readers.READERS.items()}
-TOKENS = 1_000_000  # of another target's own answers
 MODELS |= {"editor": (editor.train, [editor.Editor()]), "t5": (seq2seq.train, seq2seq.PAIR)}
 
 
@@ -48,8 +47,8 @@ def add_parser(subparsers) -> None:
         "models",
         nargs="*",
         metavar="MODEL",
-        help=f"which to train: {', '.join(names)}; all of them if none is named; or heads, exits, eagle: what reads "
-        f"the finished target; or editor: an adapter that teaches it to copy with changes; or t5: the "
+        help=f"which to train: {', '.join(names)}; all of them if none is named; or heads, exits, eagle, block: what "
+        f"reads the finished target; or editor: an adapter that teaches it to copy with changes; or t5: the "
         f"encoder-decoder pair",
     )
     parser.add_argument(
@@ -62,7 +61,7 @@ def add_parser(subparsers) -> None:
         "--answers",
         type=int,
         metavar="N",
-        default=TOKENS,
+        default=1_000_000,
         help="tokens of answers that it writes first (default: %(default)s)",
     )
     parser.add_argument(
@@ -131,7 +130,7 @@ def _other(args: argparse.Namespace, out: Path) -> tuple[corpus.Corpus, list[tup
         config = json.loads((folder / "config.json").read_text("utf-8"))
     if config.get("model_type") != "llama" or config["vocab_size"] > 2**16:
         raise TrainingError(f"{folder} is no model of Llama's shape with at most {2**16:,} tokens")
-    target = load_model(folder, dtype=usual_dtype() or "float32")
+    target = load_model(folder, dtype=usual_dtype())
     target.chat("Is there a chat template?")
     weights = pooch.file_hash(str(folder / "model.safetensors"))
     texts = dialogue.conversations(target, weights, out / "cache", args.answers)

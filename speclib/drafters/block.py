@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import LlamaConfig
 
-from .. import embedded
 from ..errors import IncompatibleModels, InvalidArgument, ModelLoadError
 from ..files import reading
 from ..law.distributions import Draw, Sampling
@@ -55,13 +54,6 @@ class Block(Eagle):
     def first_order(self, tokens: Tensor) -> Tensor:
         """What tokens [...] add to the logits of the guesses behind them. -> [..., K]"""
         return linear(self.before[tokens], self.after)
-
-
-def load_block(name: str = "block") -> Block:
-    """The one that was trained for the embedded target. Raises ModelLoadError if it is missing or not what was
-    registered.
-    """
-    return read_block(embedded.fetch(f"models/{name}"))
 
 
 def read_block(folder: Path) -> Block:

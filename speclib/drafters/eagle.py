@@ -8,7 +8,6 @@ target's state is not known yet; its own takes the place. Embedding and output m
 """
 
 from collections.abc import Callable, Generator, Hashable
-from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -28,7 +27,7 @@ from ..model.compiled import Cache, CompiledContext, Law, Program, Programs
 from ..model.context import Context
 from ..model.fast import Decoder, FastContext
 from ..model.products import product
-from .base import Draft, Drafter, Drafting, Guess, Guessed, Session, always, made_of
+from .base import Draft, Drafter, Drafting, Guess, Guessed, Session, always, made_of, placed
 
 REAL, REAL_SHAPE = "smollm2-eagle", (576, 30, 49_152)  # of the eagle for SmolLM2; width, layers, vocabulary
 
@@ -67,10 +66,9 @@ def eagle_for(target) -> Eagle | None:
     """The eagle that ships for a target that has the shape of SmolLM2-135M-Instruct (of other weights it would guess
     worse, and the text's law is the target's all the same), or None for any other target.
     """
-    config = target.model.config
-    shape = getattr(config, "hidden_size", None), getattr(config, "num_hidden_layers", None), config.vocab_size
-    ships = any(path.startswith(f"models/{REAL}/") for path in embedded.registry())
-    return load_eagle(REAL) if shape == REAL_SHAPE and ships else None
+    names = ("hidden_size", "num_hidden_layers", "vocab_size")
+    shape = tuple(getattr(target.model.config, name, None) for name in names)
+    return load_eagle(REAL) if shape == REAL_SHAPE else None
 
 
 def read_eagle(folder: Path) -> Eagle:
@@ -98,7 +96,7 @@ class EagleDrafter(Drafter):
         context.wants_hidden = True
         met = made_of(target, self.eagle)
         if self._made is None or self._made[0] != met:
-            own = deepcopy(self.eagle).to(target.device, target.dtype)
+            own = placed(self.eagle, target.device, target.dtype)
             made = decoder(own, target)
             self._made = (met, own, made, Programs(made, "eagle", target.vocabulary) if target.programs else None)
         _, own, made, programs = self._made
@@ -150,7 +148,6 @@ def output_over(matrix: Tensor, kept: Tensor | None) -> Callable[[Tensor], Tenso
     """
     if kept is None:
         return product(matrix)
-    kept = kept.to(matrix.device)
     rows, count = product(matrix[kept]), len(matrix)
 
     def logits(states: Tensor) -> Tensor:

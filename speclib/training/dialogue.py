@@ -45,8 +45,7 @@ Norway; Mexico; villages; cities; traffic; recycling; pollution; forests; farmin
 kindness; honesty; courage; patience; teamwork; leadership; meetings; presentations; interviews; habits"""
 HELD_OUT_TOPICS = """lighthouses; umbrellas; lemons; the Silk Road; whales; origami; the metric system; elevators; jazz
 bicycles; vaccines; the seasons; bread; inflation; tyres; hiking; planets; climate; tigers; mirrors; bakeries; kites"""
-FORMS = {
-    "explanation": """Explain {} in simple terms.
+FORMS = """Explain {} in simple terms.
 Why do people care about {}?
 What should a beginner know about {}?
 Explain to a child what is interesting about {}.
@@ -56,29 +55,28 @@ What are common misunderstandings about {}?
 Compare {} with {}.
 What do {} and {} have in common?
 Write a short introduction to {} for a school book.
-How would you explain {} to somebody who knows a lot about {}?""",
-    "lists": """List ten facts about {}.
+How would you explain {} to somebody who knows a lot about {}?
+List ten facts about {}.
 Give five tips about {}.
 Name eight words that have to do with {}, one on each line.
 Give the advantages and disadvantages of {} as two lists.
 Write a numbered list of steps for learning about {}.
 Ask me six questions about {}.
 Suggest seven titles for an article about {}.
-Make a table of four rows about {} and {}.""",
-    "writing": """Write a short story about {}.
+Make a table of four rows about {} and {}.
+Write a short story about {}.
 Write a poem of eight lines about {}.
 Write a friendly email that asks for information about {}.
 Write a dialogue between two friends about {}.
 Write a short speech about {}.
 Write a product description that mentions {} and {}.
 Write a letter to the editor about {}.
-Summarise what is known about {} in three sentences.""",
-    "code": """Write a Python program that prints a quiz about {}.
+Summarise what is known about {} in three sentences.
+Write a Python program that prints a quiz about {}.
 Write a Python class for a record about {} with three attributes, and show how to use it.
 Write a Python function that counts how often the word {} occurs in a text.
 Write an HTML page about {} with a heading and a list.
-Write a JSON example that describes {}.""",
-}
+Write a JSON example that describes {}."""
 SUMS = """What is {a} plus {b}? Show the steps.
 What is {a} minus {c}? Explain.
 What is {c} times {d}? Work it out step by step.
@@ -110,20 +108,20 @@ def questions(learnt: list[Document], held_out: list[Document], count: int = 24_
     choice = random.Random(0)
     asked = _questions(_names(TOPICS), learnt, count, choice)
     kept_back = _questions(_names(HELD_OUT_TOPICS), held_out, 300, choice)
-    return asked, [question for question in kept_back if question not in set(asked)]  # some sums
+    learnt_too = set(asked)  # some sums
+    return asked, [question for question in kept_back if question not in learnt_too]
 
 
 def _questions(topics: list[str], documents: list[Document], count: int, choice: random.Random) -> list[str]:
-    forms = [form for lines in FORMS.values() for form in lines.split("\n")]
     functions = [text for document in documents for text in editor.functions(document) if 60 < len(text) < 900]
     passages = [text for document in documents for text in _paragraphs(document.text)]
 
     def about_topics() -> str:
-        return choice.choice(forms).format(*choice.sample(topics, 2))
+        return choice.choice(FORMS.splitlines()).format(*choice.sample(topics, 2))
 
     def sums() -> str:
         numbers = {"a": choice.randint(20, 999), "b": choice.randint(50, 500)}
-        return choice.choice(SUMS.split("\n")).format(**numbers, c=choice.randint(3, 30), d=choice.randint(2, 12))
+        return choice.choice(SUMS.splitlines()).format(**numbers, c=choice.randint(3, 30), d=choice.randint(2, 12))
 
     def shown(instructions: str, texts: list[str]) -> str:
         return f"{choice.choice(instructions.splitlines())}\n\n{choice.choice(texts)}"

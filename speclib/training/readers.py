@@ -63,8 +63,7 @@ READERS = {  # tokens: steps x those of a batch
     "block": Reader("block", 1464 * 2048, muon_rate=0.02, rows=8, samples=0.25, discount=0.8, rank=32),
 }
 # For another target: its own answers are all that is read, and of its large vocabulary the frequent tokens are guessed.
-KEEPS = 16_384
-_OTHER = {"samples": 0.0, "keeps": KEEPS, "rows": 16, "width": 512}
+_OTHER = {"samples": 0.0, "keeps": 16_384, "rows": 16, "width": 512}
 OTHERS = {
     "eagle": replace(READERS["eagle"], tokens=6_000_000, **_OTHER),
     "block": replace(READERS["block"], tokens=6_000_000, count=6, rank=16, feed_forward=3, **_OTHER),
@@ -181,10 +180,9 @@ def held_out_overlap(reader: Reader, module: nn.Module, target: LlamaForCausalLM
 def optimizers(reader: Reader, module: nn.Module) -> list[torch.optim.Optimizer]:
     """AdamW, and for a reader that asks for it Muon for the matrices."""
     tables = ("masks", "before", "after")  # of a block: rows of a table, which is no map between spaces
-    learnt = {
-        name: p.ndim == 2 and name not in tables and bool(reader.muon_rate) for name, p in module.named_parameters()
-    }
-    matrices, others = ([p for name, p in module.named_parameters() if learnt[name] is by] for by in (True, False))
+    matrices, others = [], []
+    for name, p in module.named_parameters():
+        (matrices if reader.muon_rate and p.ndim == 2 and name not in tables else others).append(p)
     found = [adamw(others, reader.learning_rate, memory=0.98, decay=0.01)]
     return [*found, muon((matrices, reader.muon_rate))] if matrices else found
 
@@ -199,7 +197,8 @@ def train(
     """
     place = other or folder / TARGET.name
     own = identity(reader, corpus, seed, *([] if other else [place]))
-    sha256 = own["weights"][place.name] = pooch.file_hash(str(place / "model.safetensors"))
+    if other:
+        own["weights"][place.name] = pooch.file_hash(str(place / "model.safetensors"))
     target = load(place).requires_grad_(False)
     samples = samples_of(place, corpus.tokens) if reader.samples else None
     torch.manual_seed(seed)
@@ -227,7 +226,7 @@ def train(
         save_file(tensors, path / "model.safetensors")
         overlaps = held_out_overlap(reader, module, target, corpus.held_out_tokens)
         return {
-            "target_sha256": sha256,
+            "target_sha256": own["weights"][place.name],
             **({"corpus": "the target's own answers"} if other else {}),
             **({"kept": len(kept), "kept_share_of_held_out": covered(kept)} if reader.keeps else {}),
             "guesses": list(getattr(module, "layers", range(1, len(overlaps) + 1))),
