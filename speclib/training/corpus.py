@@ -56,13 +56,18 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """What trainings read: documents to learn from and documents held out, and the tokens of both (uint16)."""
+    """What trainings read: documents to learn from and documents held out, and the tokens of both (uint16).
+
+    written, held_out_written: which of the tokens a target wrote itself, where others are questions to it. bool [N]
+    """
 
     tokenizer: PreTrainedTokenizerFast
     learnt: list[Document]
     held_out: list[Document]
     tokens: np.ndarray
     held_out_tokens: np.ndarray
+    written: np.ndarray | None = None
+    held_out_written: np.ndarray | None = None
 
     @cached_property
     def digest(self) -> str:

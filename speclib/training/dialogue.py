@@ -154,8 +154,8 @@ def _paragraphs(text: str) -> list[str]:
 
 @torch.no_grad()
 def answers(target: LanguageModel, questions: list[str], temperature: float, seed: int, most: int = 256) -> np.ndarray:
-    """The conversations [question, the target's answer of at most `most` tokens], one after the other, by transformers.
-    uint16 [N]
+    """The conversations, each a question and the target's answer of at most `most` tokens, one after the other, by
+    transformers; beside each token, whether the target wrote it. uint16 [N, 2]
     """
     torch.manual_seed(seed)
     prompts, end = [target.chat(question) for question in questions], target.tokenizer.eos_token_id
@@ -166,7 +166,8 @@ def answers(target: LanguageModel, questions: list[str], temperature: float, see
     written = target.model.generate(ids, attention_mask=mask, max_new_tokens=most, pad_token_id=end, **options)
     rows = []
     for prompt, row in zip(prompts, written[:, longest:].tolist(), strict=True):
-        rows += prompt + row[: row.index(end) + 1 if end in row else len(row)]
+        rows += [(token, 0) for token in prompt]
+        rows += [(token, 1) for token in row[: row.index(end) + 1 if end in row else len(row)]]
     return np.array(rows, dtype=np.uint16)
 
 
@@ -174,7 +175,7 @@ def own_text(
     target: LanguageModel, weights: str, questions: list[str], amount: int, cache: Path, seed: int = 0
 ) -> np.ndarray:
     """At least `amount` tokens of `answers`, two thirds of them at temperature 1 and a third at 0.6, kept in `cache`
-    batch by batch, so that it goes on after a kill. weights: the hash of the target's file. uint16 [N]
+    batch by batch, so that it goes on after a kill. weights: the hash of the target's file. uint16 [N, 2]
     """
     rows = min(len(questions), 2048 if target.device.type == "cuda" else 64)
     what, pieces, order = digest(weights, *questions, code_version("training")), [], random.Random(seed)
@@ -194,5 +195,6 @@ def conversations(target: LanguageModel, weights: str, cache: Path, amount: int 
     learnt, held_out = split(python_source())
     asked, kept_back = questions(learnt, held_out)
     documents = ([Document("answers", "questions", "\n".join(texts))] for texts in (asked, kept_back))
-    tokens = own_text(target, weights, asked, amount, cache), own_text(target, weights, kept_back, 100_000, cache, 1)
-    return Corpus(target.tokenizer, *documents, *tokens)
+    texts = own_text(target, weights, asked, amount, cache), own_text(target, weights, kept_back, 100_000, cache, 1)
+    tokens, written = zip(*((text[:, 0], text[:, 1] > 0) for text in texts), strict=True)
+    return Corpus(target.tokenizer, *documents, *tokens, *written)

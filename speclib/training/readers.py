@@ -90,30 +90,28 @@ def most_frequent(tokens: np.ndarray, count: int) -> Tensor:
 
 
 def guesses(module: nn.Module, target: LlamaForCausalLM, inputs: Tensor, out) -> tuple[Tensor, Tensor, Tensor | float]:
-    """The state behind each of a module's guesses [B, T', count, d], the logits of what the target says there [B, T',
-    count or 1, V], and what a first-order head adds [B, T', count, V or K].
+    """The state behind each of a module's guesses [B, T', count, d], the places where the target says what they ought
+    to be [T', count or 1], and what a first-order head adds [B, T', count, V or K].
 
     inputs: [B, T]; out: what the target makes of them, hidden states included. Head i at position t has the state at t
     and token t + 1, and is to say what the target says at t + i + 1; the exit after layer k, what it says at t; eagle,
     with the state at t (or what it takes for it after so many guesses) and token t + 1, what it says at t + 1; mask i
     of a block, with the states up to t and the tokens up to t + 1, what it says at t + i + 1.
     """
-    embed, last, laws = target.model.embed_tokens, out.hidden_states[-1], out.logits
+    embed, last = target.model.embed_tokens, out.hidden_states[-1]
+    place = torch.arange(inputs.shape[1], device=inputs.device)[:, None]
     if isinstance(module, Heads):
         n, T = module.count, inputs.shape[1]
         states = module(last[:, : T - n], embed(inputs[:, 1 : T - n + 1]))  # [B, T-n, n, d]
-        wanted = torch.stack([laws[:, i + 1 : T - n + i + 1] for i in range(n)], 2)
-    elif isinstance(module, Exits):
+        return states, place[: T - n] + 1 + place[:n].mT, 0.0
+    if isinstance(module, Exits):
         exits = [target.model.norm(module(out.hidden_states[layer], layer)) for layer in module.layers]
-        states, wanted = torch.stack(exits, 2), laws.unsqueeze(2)
-    elif isinstance(module, Block):
+        return torch.stack(exits, 2), place, 0.0
+    if isinstance(module, Block):
         offset = inputs.sum() % module.count  # so that not the same places are learnt from in each epoch
         states, places, before = block_guesses(module, target, inputs, out, offset)
-        return states, laws[:, places], module.first_order(before) if module.rank else 0.0
-    else:
-        states = unrolled(module, last[:, :-1], embed(inputs[:, 1:]), STEPS)[:, STEPS - 1 :]
-        wanted = laws[:, STEPS:].unsqueeze(2)
-    return states, wanted, 0.0
+        return states, places, module.first_order(before) if module.rank else 0.0
+    return unrolled(module, last[:, :-1], embed(inputs[:, 1:]), STEPS)[:, STEPS - 1 :], place[STEPS:], 0.0
 
 
 def unrolled(eagle: Eagle, states: Tensor, embeddings: Tensor, steps: int) -> Tensor:
@@ -157,23 +155,32 @@ def _later(x: Tensor, places: int) -> Tensor:
     return pad(x, (0, 0, places, 0))[..., : x.shape[-2], :]
 
 
-def loss_of(reader: Reader, module: nn.Module, target: LlamaForCausalLM, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean loss, mean overlap of each guess with the target [count]) on tokens [B, T]."""
+def loss_of(
+    reader: Reader, module: nn.Module, target: LlamaForCausalLM, inputs: Tensor, counts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(mean loss, mean overlap of each guess with the target [count]) on tokens [B, T]; counts [B, T]: whether what the
+    target says at a place is to be learnt.
+    """
     with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
         with torch.no_grad():
             out = target(inputs, use_cache=False, output_hidden_states=True)
-        states, wanted, added = guesses(module, target, inputs, out)
+        states, places, added = guesses(module, target, inputs, out)
         kept, matrix = getattr(module, "kept", None), target.lm_head.weight
         guessed = linear(states, matrix if kept is None else matrix[kept]) + added  # [B, T', count, V or K]
-    loss, variation = distances(guessed, wanted, kept, reader.loss)  # [B, T', count]
-    weights = reader.discount ** torch.arange(loss.shape[-1], device=loss.device)
-    return (loss.mean((0, 1)) * weights).sum() / weights.sum(), 1 - variation.detach().mean((0, 1))
+    loss, variation = distances(guessed, out.logits[:, places], kept, reader.loss)  # [B, T', count]
+    counts = counts[:, places].expand_as(loss).float()
+    loss, variation = ((x * counts).sum((0, 1)) / counts.sum((0, 1)).clamp(min=1) for x in (loss, variation.detach()))
+    weights = reader.discount ** torch.arange(len(loss), device=loss.device)
+    return (loss * weights).sum() / weights.sum(), 1 - variation
 
 
 @torch.no_grad()
-def held_out_overlap(reader: Reader, module: nn.Module, target: LlamaForCausalLM, tokens: np.ndarray) -> list[float]:
-    """1 - total variation of each guess, over evenly spread held-out windows."""
-    rows = [loss_of(reader, module, target, window)[1] for window in spread(tokens, 32, reader.width).split(1)]
+def held_out_overlap(
+    reader: Reader, module: nn.Module, target: LlamaForCausalLM, tokens: np.ndarray, counts: np.ndarray
+) -> list[float]:
+    """1 - total variation of each guess, over evenly spread held-out windows, at the places [N] that count."""
+    windows = (spread(x, 32, reader.width).split(4) for x in (tokens, counts))
+    rows = [loss_of(reader, module, target, *window)[1] for window in zip(*windows, strict=True)]
     return torch.stack(rows).mean(0).tolist()
 
 
@@ -196,24 +203,29 @@ def train(
     Raises TrainingError without a target, for a state of another training, or when the loss stops being finite.
     """
     place = other or folder / TARGET.name
-    own = identity(reader, corpus, seed, *([] if other else [place]))
+    what = identity(reader, corpus, seed, *([] if other else [place]))
     if other:
-        own["weights"][place.name] = pooch.file_hash(str(place / "model.safetensors"))
+        what["weights"][place.name] = pooch.file_hash(str(place / "model.safetensors"))
     target = load(place).requires_grad_(False)
     samples = samples_of(place, corpus.tokens) if reader.samples else None
     torch.manual_seed(seed)
-    kept = most_frequent(corpus.tokens, reader.keeps) if reader.keeps else None
+    counts, held_out_counts = (
+        np.ones(len(tokens), bool) if own is None else np.append(own[1:], False)  # whether the next is the target's own
+        for tokens, own in ((corpus.tokens, corpus.written), (corpus.held_out_tokens, corpus.held_out_written))
+    )
+    kept = most_frequent(corpus.tokens[1:][counts[:-1]], reader.keeps) if reader.keeps else None
     module = make(reader, target, kept).to(DEVICE)
     loss_function = torch.compile(loss_of, dynamic=False) if compile else loss_of
 
     def step(number: int, progress: float):
         text = samples if (number * reader.samples) % 1 >= 1 - reader.samples else corpus.tokens
         inputs = batch(text, number, reader.rows, reader.width, seed)[:, :-1]
-        loss, overlaps = loss_function(reader, module, target, inputs)
+        learnt = batch(counts, number, reader.rows, reader.width, seed)[:, :-1] if other else torch.ones_like(inputs)
+        loss, overlaps = loss_function(reader, module, target, inputs, learnt)
         return loss, [loss, overlaps], inputs.numel()
 
     def covered(kept: Tensor) -> float:
-        return round(float(np.isin(corpus.held_out_tokens, kept.numpy()).mean()), 4)
+        return round(float(np.isin(corpus.held_out_tokens[1:][held_out_counts[:-1]], kept.numpy()).mean()), 4)
 
     def save(path: Path) -> dict:
         path.mkdir(parents=True, exist_ok=True)
@@ -224,9 +236,9 @@ def train(
         if isinstance(module, Eagle):
             module.config.save_pretrained(path)
         save_file(tensors, path / "model.safetensors")
-        overlaps = held_out_overlap(reader, module, target, corpus.held_out_tokens)
+        overlaps = held_out_overlap(reader, module, target, corpus.held_out_tokens, held_out_counts)
         return {
-            "target_sha256": own["weights"][place.name],
+            "target_sha256": what["weights"][place.name],
             **({"corpus": "the target's own answers"} if other else {}),
             **({"kept": len(kept), "kept_share_of_held_out": covered(kept)} if reader.keeps else {}),
             "guesses": list(getattr(module, "layers", range(1, len(overlaps) + 1))),
@@ -234,4 +246,4 @@ def train(
         }
 
     columns = ("training loss", "overlap of each guess")
-    return run(Training(reader, module, optimizers(reader, module), step, save, own, columns), folder)
+    return run(Training(reader, module, optimizers(reader, module), step, save, what, columns), folder)
