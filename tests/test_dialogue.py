@@ -65,8 +65,9 @@ def test_answers_are_the_models_own(folder):
     written = dialogue.answers(target, questions, 1e-4, 0, most=12)
     wanted = [generate(target, [target.chat(q)], None, Sampling(0), max_new_tokens=12).tokens[0] for q in questions]
     assert written.dtype == np.uint16
-    expected = [[*target.chat(q), *text.tolist()] for q, text in zip(questions, wanted, strict=True)]
-    assert written.tolist() == sum(expected, [])
+    asked = [[(token, 0) for token in target.chat(q)] for q in questions]
+    said = [[(token, 1) for token in text.tolist()] for text in wanted]
+    assert [*map(tuple, written.tolist())] == sum(map(sum, zip(asked, said, strict=True), [[]] * 3), [])
 
 
 def test_answers_go_on_after_a_kill_and_need_nobody_who_watches(folder, tmp_path, monkeypatch):
