@@ -18,7 +18,7 @@ from speclib.drafters import BlockDrafter, EagleDrafter
 from speclib.drafters.block import read_block
 from speclib.drafters.eagle import read_eagle
 from speclib.training import dialogue, loop, readers
-from speclib.training.corpus import Document
+from speclib.training.corpus import Corpus, Document
 
 SOURCE = [
     Document(
@@ -154,3 +154,30 @@ def test_what_is_not_kept_counts_as_lost():
     q = torch.zeros(3, 6).index_copy(1, kept, teacher[:, kept].softmax(-1))
     assert torch.allclose(variation, 0.5 * (p - q).abs().sum(-1), atol=1e-6)
     assert readers.most_frequent(np.array([3, 3, 1, 5, 5, 5]), 2).tolist() == [3, 5]
+
+
+def test_what_is_learnt_is_what_the_target_wrote(folder, tmp_path, monkeypatch):
+    """Of tokens from 20 on the target wrote each, of those below none: a place counts if what stands behind it does."""
+    asked = []
+    monkeypatch.setattr(readers, "loss_of", lambda *arguments: asked.append(arguments[3:]) or 1 / 0)
+    text = np.random.default_rng(0).integers(10, 30, 400).astype(np.uint16)
+    texts = Corpus(load_model(folder).tokenizer, [], [], text, text, text >= 20, text >= 20)
+    reader = dataclasses.replace(readers.OTHERS["eagle"], name="a-eagle", rows=2, width=64, keeps=300)
+    with pytest.raises(ZeroDivisionError):
+        readers.train(reader, texts, tmp_path, compile=False, other=folder)
+    ((inputs, counts),) = asked
+    assert torch.equal(counts[:, :-1] > 0, inputs[:, 1:] >= 20)
+
+
+@pytest.mark.parametrize("name", readers.OTHERS)
+def test_what_does_not_count_is_not_learnt(name, folder):
+    """The overlap at all places is the mean of those at some of them and at the others, and no place counts twice."""
+    torch.manual_seed(0)
+    target = load_model(folder, dtype="float32").model
+    reader = dataclasses.replace(readers.OTHERS[name], name=f"a-{name}", discount=1.0)
+    module, inputs = readers.make(reader, target), torch.randint(300, (1, 48))
+    some = torch.rand(1, 48) < 0.3
+    places = readers.guesses(module, target, inputs, target(inputs, output_hidden_states=True))[1]
+    whole, part, rest = (readers.loss_of(reader, module, target, inputs, c) for c in (some | ~some, some, ~some))
+    share = some[0, places].float().mean(0)
+    assert torch.allclose(whole[1], share * part[1] + (1 - share) * rest[1], atol=2e-3) and part[1].ne(rest[1]).all()
