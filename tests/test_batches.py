@@ -17,7 +17,8 @@ from speclib.law.exact import TableModel, max_difference, outcomes, plain_law
 from speclib.law.statistics import SIGNIFICANCE, g_test
 from speclib.loop import arguments
 from speclib.loop.lengths import ConfidenceLength, HeuristicLength
-from speclib.model.batch import Batch, Read, together
+from speclib.model.batch import Batch, together
+from speclib.model.context import Read
 
 DRAWN = Sampling()
 

@@ -14,11 +14,11 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "speclib"
 BUDGETS = {  # room: (code lines at most, what it ought to come down to)
     "law": (740, 700),
-    "model": (1685, 850),
-    "drafters": (1380, 1150),
-    "loop": (910, 550),
+    "model": (1715, 850),
+    "drafters": (1290, 1150),
+    "loop": (915, 550),
     "measure": (1370, 650),
-    "training": (1205, 800),
+    "training": (1220, 800),
     "museum": (440, 400),
     "exactness": (950, 950),
     "workbook": (3010, 1500),

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..law.distributions import Draw, Sampling, drawn
-from ..model.batch import Read, together
-from ..model.context import Context
+from ..model.batch import together
+from ..model.context import Context, Drawing, Guess
 from ..model.fast import fingerprint
 
 
@@ -54,22 +54,15 @@ def made_of(target, module: nn.Module | None) -> tuple:
     return target, target.made_of(), module and fingerprint(module, numbers=True)
 
 
-@dataclass(frozen=True)
-class Guess:
-    """A forward that a session asks for, and what is to become of its last logits.
-
-    law: logits [1, V] -> probabilities [1, V]; draw: a token from these; settings: all that `law` depends on, so that
-    rows with the same are done at once. -> (probabilities [1, V], token [1]), or without a law the logits [1, keep, V]
-    """
-
-    read: Read
-    law: Callable[[Tensor], Tensor] | None = None
-    draw: Draw | None = None
-    settings: Hashable = None
-
-
 # What a session at work is: it hands out the forwards that it needs, is sent what came of each, and returns its Draft.
 Drafting = Generator[Guess, "Tensor | tuple[Tensor, Tensor]", Draft]
+
+
+def drawing(
+    law: Callable[..., Tensor], draw: Draw, settings: Hashable, sampling: Sampling, goes_on: Callable[[Tensor], bool]
+) -> Drawing:
+    """As a session draws that makes each guess from what it made of the one before."""
+    return Drawing(law, draw, settings, None if goes_on is always and not sampling.processors else goes_on)
 
 
 def draft_together(sessions: Sequence[Drafting]) -> list[Draft]:
@@ -84,14 +77,15 @@ def draft_together(sessions: Sequence[Drafting]) -> list[Draft]:
             except StopIteration as end:
                 drafts[i] = end.value
         logits = dict(zip(asked, together([guess.read for guess in asked.values()]), strict=True))
-        answers = {i: logits[i] for i, guess in asked.items() if guess.law is None}
+        answers = {i: logits[i] for i, guess in asked.items() if guess.how is None}
         groups: dict[Hashable, list[int]] = {}
         for i, guess in asked.items():
-            if guess.law is not None:
-                groups.setdefault(guess.settings, []).append(i)
+            if guess.how is not None:
+                groups.setdefault(guess.how.settings, []).append(i)
         for rows in groups.values():
-            q = asked[rows[0]].law(torch.cat([logits[i][:, -1] for i in rows]))  # [B, V]
-            tokens = drawn([asked[i].draw for i in rows], q)  # [B]
+            hows = [asked[i].how for i in rows]
+            q = hows[0].law(torch.cat([logits[i][:, -1] for i in rows]))  # [B, V]
+            tokens = drawn([how.draw for how in hows], q)  # [B]
             answers |= {i: (q[k : k + 1], tokens[k : k + 1]) for k, i in enumerate(rows)}
     return drafts
 

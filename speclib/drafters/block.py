@@ -8,7 +8,6 @@ each guess's logits what the token before it makes likely, so that guesses are d
 layer ran once. Sources: DFlash (2602.06036); the head is the idea of DSpark (2607.05147).
 """
 
-from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,10 +22,10 @@ from ..errors import IncompatibleModels, InvalidArgument, ModelLoadError
 from ..files import reading
 from ..law.distributions import Draw, Sampling
 from ..model import fast
-from ..model.batch import Batch, Read
-from ..model.context import Context
+from ..model.batch import Batch
+from ..model.context import Context, Drawing, Guess, Guesses, Read
 from ..model.fast import Decoder
-from .base import Drafter, Guess, always, made_of, placed
+from .base import Drafter, made_of, placed
 from .eagle import Eagle, EagleContext, EagleSession, decoder
 
 
@@ -80,7 +79,7 @@ class BlockDrafter(Drafter):
         self.block, self.claim = block, claim
         self._made: tuple[tuple, Block, Decoder] | None = None  # the target last met, and what was made for it
 
-    def start(self, context: Context, sampling: Sampling, draw: Draw) -> "BlockSession":
+    def start(self, context: Context, sampling: Sampling, draw: Draw) -> EagleSession:
         target = context.language_model
         context.wants_hidden = True
         met = made_of(target, self.block)
@@ -89,7 +88,7 @@ class BlockDrafter(Drafter):
             self._made = (met, own, decoder_of(own, target))
         _, own, made = self._made
         claimed = replace(sampling, temperature=0) if self.claim == "point" else sampling
-        return BlockSession(context, BlockContext(target, made, own, context.batch), sampling, draw, claimed)
+        return EagleSession(context, BlockContext(target, made, own, context.batch, claimed), sampling, draw)
 
     def lengths(self, n: int) -> set[int]:
         return {min(n, self.block.count)}
@@ -126,40 +125,29 @@ class BlockRead(Read):
 
 
 class BlockContext(EagleContext):
-    """What the block has read: eagle's entries, and behind them masks, which the next entries overwrite."""
+    """What the block has read: eagle's entries, and behind them masks, which the next entries overwrite. claimed: how
+    guesses are drawn.
+    """
 
-    def __init__(self, language_model, decoder: Decoder, block: Block, batch: Batch | None = None):
+    def __init__(self, language_model, decoder: Decoder, block: Block, batch: Batch | None, claimed: Sampling):
         super().__init__(language_model, decoder, block, batch)
-        self.wants_hidden = False
+        self.wants_hidden, self.claimed = False, claimed
 
     def embedded(self, tokens: Tensor, positions: Tensor, states: Tensor) -> Tensor:
-        return states  # made in `BlockSession.reads`
+        return states  # made in `entering`
 
-
-class BlockSession(EagleSession):
-    def __init__(self, context: Context, own: BlockContext, sampling: Sampling, draw: Draw, claimed: Sampling):
-        super().__init__(context, own, sampling, draw)
-        self.claimed = claimed  # how guesses are drawn
-
-    def prepare(self, text: list[int]) -> None:
-        if len(text) > 2:
-            self.reads(*self._new(text[:-1])).alone()
-
-    def reads(self, states: Tensor, tokens: Tensor, position: int) -> BlockRead:
+    def entering(self, states: Tensor, tokens: Tensor, position: int) -> BlockRead:
         """What the target has thought since, and the masks behind it."""
-        own, block = self.own, self.own.eagle
-        x = block.joined(states, own.decoder.embed(tokens, tokens))
-        x = torch.cat([x, block.masked(x[-1])])
-        return BlockRead(own, tokens.new_zeros(1, len(x)), keep=block.count, states=x, position=position)
+        x = self.eagle.joined(states, self.decoder.embed(tokens, tokens))
+        x = torch.cat([x, self.eagle.masked(x[-1])])
+        return BlockRead(self, tokens.new_zeros(1, len(x)), keep=self.eagle.count, states=x, position=position)
 
-    def _one_by_one(
-        self, new: tuple[Tensor, Tensor, int], n: int, goes_on: Callable[[Tensor], bool]
-    ) -> Generator[Guess, object, tuple[Tensor, Tensor]]:
-        block = self.own.eagle
-        logits = (yield Guess(self.reads(*new)))[0, :n]  # [n, V]: fewer than asked for if there are fewer masks
-        if goes_on is always and not block.rank and not self.sampling.processors:
+    def guesses(self, new: tuple[Tensor, Tensor, int], n: int, how: Drawing) -> Guesses:
+        block = self.eagle
+        logits = (yield Guess(self.entering(*new)))[0, :n]  # [n, V]: fewer than asked for if there are fewer masks
+        if how.goes_on is None and not block.rank:
             q = self.claimed.probabilities(logits, check=False)
-            return self.draw(q), q
+            return how.draw(q), q
         tokens, probs = [new[1][-1:]], []
 
         def guessed() -> list[list[int]]:
@@ -170,8 +158,8 @@ class BlockSession(EagleSession):
             if block.rank:
                 added = block.first_order(tokens[-1])
                 row = row + added[:, : row.shape[1]] if block.kept is None else row.index_add(1, block.kept, added)
-            if i and goes_on is not always and not goes_on(self._probabilities(row, guessed)[0]):
+            if i and how.goes_on and not how.goes_on(how.law(row, guessed)[0]):
                 break
             probs.append(self.claimed.probabilities(row, check=False, guessed=guessed))
-            tokens.append(self.draw(probs[-1]))
+            tokens.append(how.draw(probs[-1]))
         return torch.cat(tokens[1:]), torch.cat(probs)

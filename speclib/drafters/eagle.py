@@ -7,7 +7,7 @@ target's state is not known yet; its own takes the place. Embedding and output m
 (2401.15077); training on its own states is from EAGLE-3 (2503.01840).
 """
 
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,12 +22,12 @@ from ..errors import IncompatibleModels, ModelLoadError
 from ..files import reading
 from ..law.distributions import Draw, Sampling, invert
 from ..model import fast
-from ..model.batch import Batch, Read
+from ..model.batch import Batch
 from ..model.compiled import Cache, CompiledContext, Law, Program, Programs
-from ..model.context import Context
+from ..model.context import Context, Drawing, Guesses, Read
 from ..model.fast import Decoder, FastContext
 from ..model.products import product
-from .base import Draft, Drafter, Drafting, Guess, Guessed, Session, always, made_of, placed
+from .base import Draft, Drafter, Drafting, Guessed, Session, always, drawing, made_of, placed
 
 REAL, REAL_SHAPE = "smollm2-eagle", (576, 30, 49_152)  # of the eagle for SmolLM2; width, layers, vocabulary
 
@@ -184,20 +184,16 @@ class EagleContext(FastContext):
         self.hidden = state[None]
         return state, self.decoder.output(state)
 
-    def guesses(
-        self,
-        states: Tensor,
-        tokens: Tensor,
-        position: int,
-        n: int,
-        uniform: Callable[[int, int], Tensor],
-        law: Law,
-        settings: Hashable,
-    ) -> tuple[Tensor, Tensor] | None:
-        """`read` and then n guesses, as one program: (tokens [n], what each was drawn from [n, V]), or None where the
-        backend has no such program. See `Context.guess`.
-        """
-        return None
+    def entering(self, states: Tensor, tokens: Tensor, position: int) -> Read:
+        """`read` as a session asks for it."""
+        return Read(self, tokens[None], keep=1, states=states, position=position)
+
+    def guesses(self, new: tuple[Tensor, Tensor, int], n: int, how: Drawing) -> Guesses:
+        """Enters what is new (see `read`) and then guesses. See `Context.guesses`."""
+        return (yield from self._one_by_one(self.entering(*new), n, how))
+
+    def _behind(self, read: Read, token: Tensor) -> Read:
+        return self.entering(self.hidden[0, -1:], token, read.position + read.count)
 
 
 class CompiledEagleContext(EagleContext, CompiledContext):
@@ -207,41 +203,30 @@ class CompiledEagleContext(EagleContext, CompiledContext):
         self.programs = programs
         super().__init__(language_model, decoder, eagle)
 
-    def guesses(
-        self,
-        states: Tensor,
-        tokens: Tensor,
-        position: int,
-        n: int,
-        uniform: Callable[[int, int], Tensor],
-        law: Law,
-        settings: Hashable,
-    ) -> tuple[Tensor, Tensor] | None:
-        if "guesses" in self.programs.broken:
-            return None
-        # after a round of n guesses there is something new at n + 1 tokens at most: one program reads as many
-        before, rows = (
-            self.length,
-            n + 1,
-        )
-        if len(tokens) > rows:  # after rounds of another guesser
-            self.read(states[:-rows], tokens[:-rows], position)
-            states, tokens, position = states[-rows:], tokens[-rows:], position + len(tokens) - rows
-        k = len(tokens)
-        padded = pad(states, (0, 0, 0, rows - k)), pad(tokens, (0, rows - k))
-        numbers = (self.programs.number(value) for value in (k, self.length, position))
-        slots = self._looked_at(self.length + k + rows)
-        made = self.programs.run(
-            "guesses",
-            (n, settings),
-            f"{n} guess{'es' * (n > 1)}",
-            lambda: guesses_of(self.decoder, self.eagle, law, n),
-            (*padded, *numbers, uniform(n, 1)),
-            slots,
-            self.cache,
-        )
-        self.length = before if made is None else self.length + k + n - 1
-        return made
+    def guesses(self, new: tuple[Tensor, Tensor, int], n: int, how: Drawing) -> Guesses:
+        if uniform := self.uniform(n, how):
+            (states, tokens, position), rows = new, n + 1
+            # after a round of n guesses there is something new at n + 1 tokens at most: one program reads as many
+            if len(tokens) > rows:  # after rounds of another guesser
+                self.read(states[:-rows], tokens[:-rows], position)
+                new = states, tokens, position = states[-rows:], tokens[-rows:], position + len(tokens) - rows
+            k = len(tokens)
+            padded = pad(states, (0, 0, 0, rows - k)), pad(tokens, (0, rows - k))
+            numbers = (self.programs.number(value) for value in (k, self.length, position))
+            slots = self._looked_at(self.length + k + rows)
+            made = self.programs.run(
+                "guesses",
+                (n, how.settings),
+                f"{n} guess{'es' * (n > 1)}",
+                lambda: guesses_of(self.decoder, self.eagle, how.law, n),
+                (*padded, *numbers, uniform(n, 1)),
+                slots,
+                self.cache,
+            )
+            if made is not None:
+                self.length += k + n - 1
+                return made
+        return (yield from super().guesses(new, n, how))
 
 
 def guesses_of(d: Decoder, eagle: Eagle, law: Law, n: int) -> Program:
@@ -280,48 +265,17 @@ class EagleSession(Session):
         self.known = 0  # entries made of the target's states; what lies behind them was guessed
         self.waiting: list[Tensor] = []  # the target's states [k, d] that are to be read next
         self.next = self.end = 0  # where they begin and end in the text
-        self.usual = 0  # how many guesses a round makes; fewer only near the end
 
     def prepare(self, text: list[int]) -> None:
         if len(text) > 2:  # the last entry is read with the first guess
-            self.own.read(*self._new(text[:-1]))
+            self.own.entering(*self._new(text[:-1])).alone()
 
     def drafting(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Drafting:
         if self.context.hidden is None:  # a text of one token: the target has read nothing yet
             return Draft(torch.zeros(0, dtype=torch.long), torch.zeros(0, self.context.language_model.vocabulary))
-        new = self._new(text)
-        made = self._at_once(new, n) if goes_on is always else None
-        return Draft(*(made or (yield from self._one_by_one(new, n, goes_on))))
-
-    def _at_once(self, new: tuple[Tensor, Tensor, int], n: int) -> tuple[Tensor, Tensor] | None:
-        """All guesses by one program, if the backend makes one and chance is a sequence of uniform numbers."""
-        self.usual = self.usual or n
-        uniform = getattr(self.draw, "uniform", None)
-        return (
-            self.own.guesses(*new, n, uniform, self._probabilities, self.sampling)
-            if uniform and n == self.usual
-            else None
-        )
-
-    def _one_by_one(
-        self, new: tuple[Tensor, Tensor, int], n: int, goes_on: Callable[[Tensor], bool]
-    ) -> Generator[Guess, object, tuple[Tensor, Tensor]]:
-        tokens, probs, position = [], [], self.next
-        states, behind, place = new
-        for i in range(n):
-            read = Read(self.own, behind[None], keep=1, states=states, position=place)
-            if goes_on is always and not self.sampling.processors:
-                q, token = yield Guess(read, self._probabilities, self.draw, (id(self.own.eagle), self.sampling))
-            else:
-                logits = yield Guess(read)
-                q = self._probabilities(logits[:, -1], lambda: [[int(token) for token in tokens]])  # [1, V]
-                if i and not goes_on(q[0]):
-                    break
-                token = self.draw(q)
-            tokens.append(token)
-            probs.append(q)
-            states, behind, place = self.own.hidden[0, -1:], token, position + i
-        return torch.cat(tokens), torch.cat(probs)
+        settings = id(self.own.eagle), self.sampling
+        how = drawing(self._probabilities, self.draw, settings, self.sampling, goes_on)
+        return Draft(*(yield from self.own.guesses(self._new(text), n, how)))
 
     def _probabilities(self, logits: Tensor, guessed: Guessed | None = None) -> Tensor:
         return self.sampling.probabilities(logits, check=False, guessed=guessed)

@@ -13,10 +13,9 @@ import torch
 
 from ..errors import InvalidArgument
 from ..law.distributions import Draw, Sampling, check_finite, point_mass
-from ..model.batch import Read
-from ..model.context import Context
+from ..model.context import Context, Guess, Read
 from ..model.language_model import LanguageModel, check_compatible
-from .base import Draft, Drafter, Drafting, Guess, Guessed, always
+from .base import Draft, Drafter, Drafting, Guessed, always
 from .model import ModelSession
 
 

@@ -19,8 +19,8 @@ from ..drafters import Drafter
 from ..drafters.base import Draft, Session, always, draft_together
 from ..law import rules
 from ..law.distributions import Draw, Sampling, check_finite, drawn, invert, overlap, seeded
-from ..model.batch import Batch, Read, together
-from ..model.context import Context
+from ..model.batch import Batch, together
+from ..model.context import Context, Read
 from ..model.language_model import LanguageModel
 from .arguments import check, encode, rows_at_once
 from .lengths import FixedLength, Length, Plan
@@ -347,7 +347,7 @@ def judged_together(
     if n:
         inputs.append(torch.stack([pad(d.probs, (0, 0, 0, k)) for d, k in zip(drafts, behind, strict=True)]))
         inputs.append(torch.stack([pad(d.tokens, (0, k)) for d, k in zip(drafts, behind, strict=True)]))
-    draws, sampling, packed = [row.draw for row in rows], rows[0].sampling, None
+    draws, sampling = [row.draw for row in rows], rows[0].sampling
     uniform = getattr(draws[0], "uniform", None)
     if len(rows) == 1 and uniform and parents is None:
 
@@ -355,8 +355,9 @@ def judged_together(
             left = list(numbers.split(1))
             return judge(rule, sampling, lambda probs: invert(probs, left.pop(0)), *inputs)
 
-        packed = rows[0].context.judge(program, uniform, 2 if n else 1, tuple(inputs), (rule, sampling))
-    if packed is None:
+        target = rows[0].context.language_model
+        packed = target.judge(program, uniform, 2 if n else 1, tuple(inputs), (rule, sampling))
+    else:
         packed = judge(rule, sampling, partial(drawn, draws), *inputs, parents=parents)
     return Seen.unpack(packed, counts)
 

@@ -25,7 +25,8 @@ from ..errors import InvalidArgument
 from ..files import check_output, write_text
 from ..law.distributions import Sampling
 from ..loop.decoding import generate
-from ..model.batch import Batch, Read, together
+from ..model.batch import Batch, together
+from ..model.context import Read
 from ..model.language_model import LanguageModel, Pair, load_pair
 from . import experiments, latency
 from .machine import busy

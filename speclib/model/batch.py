@@ -8,7 +8,6 @@ to read is padded: what it writes lies behind its length, where the mask hides i
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from weakref import ref
 
 import numpy as np
@@ -16,42 +15,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from .context import Context, ancestry
+from .context import Context, Read
 
 FIRST = 256  # slots that a cache has at first
-
-
-@dataclass(frozen=True)
-class Read:
-    """A forward that is asked for: what `Context.extend` takes. states, position: see `drafters.eagle`."""
-
-    context: Context
-    tokens: Tensor  # [1, k]
-    keep: int | None = None
-    parents: Sequence[int] | None = None
-    states: Tensor | None = None
-    position: int | None = None
-
-    @property
-    def count(self) -> int:
-        return self.tokens.shape[1]
-
-    @property
-    def kept(self) -> int:
-        return self.keep or self.count
-
-    def alone(self) -> Tensor:
-        """The forward itself: logits [1, keep, V]."""
-        if self.states is None:
-            return self.context.extend(self.tokens, self.keep, self.parents)
-        return self.context.read(self.states, self.tokens[0], self.position)[1][None]
-
-    def layout(self) -> tuple[np.ndarray, np.ndarray]:
-        """(who sees whom of the new tokens [k, k], depth of each [k])."""
-        if self.parents is None:
-            return np.tri(self.count, dtype=bool), np.arange(self.count)
-        sees, depths = ancestry(self.parents)
-        return sees.numpy(), depths.numpy()
 
 
 def together(reads: Sequence[Read]) -> list[Tensor]:

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from ..errors import UnsupportedModel
 from ..law.distributions import invert
 from .batch import FIRST, Slots
+from .context import Drawing, Guesses
 from .fast import Decoder, FastContext, attention, attention_of_rows, layers
 from .probe import COARSE, LIMITS, apart
 
@@ -93,6 +94,24 @@ class Programs:
             slots,
             cache,
         )
+
+    def judge(
+        self,
+        program: Callable[..., Tensor],
+        uniform: Callable[[int, int], Tensor],
+        count: int,
+        inputs: tuple[Tensor, ...],
+        settings: Hashable,
+    ) -> Tensor:
+        """See `LanguageModel.judge`. On a CPU nothing is compiled: a program was seen to start as slowly as the few
+        small operations in it.
+        """
+        numbers, width = uniform(count, 1), inputs[0].shape[1]
+        made = None
+        if self.graphs and width in self.widths:
+            title = f"the verdict on {width - 1} guesses"
+            made = self.run("verdicts", ("verdict", width, settings), title, lambda: program, (numbers, *inputs))
+        return program(numbers, *inputs) if made is None else made
 
     def number(self, value: int) -> Tensor:
         """A number as a program takes it: data, and no part of the program."""
@@ -221,6 +240,8 @@ def graphed(program: Program, inputs: tuple[Tensor, ...], *place: Tensor | Cache
 class CompiledContext(FastContext):
     """A `FastContext` whose forwards over announced numbers of tokens are programs, and whose guesses are one."""
 
+    usual: int | None = None  # guesses asked for in the first round; there are fewer only near the end
+
     def __init__(self, language_model, prompt: Sequence[int] = (), batch=None):
         self.programs: Programs = language_model.programs
         super().__init__(language_model, prompt, batch)
@@ -299,39 +320,27 @@ class CompiledContext(FastContext):
             for row in [read.context.row]
         ]
 
-    @torch.inference_mode()
-    def guess(
-        self, text: Sequence[int], n: int, uniform: Callable[[int, int], Tensor], law: Law, settings: Hashable
-    ) -> tuple[Tensor, Tensor] | None:
+    def uniform(self, n: int, how: Drawing) -> Callable[[int, int], Tensor] | None:
+        """Where the numbers of n guesses by one program come from; None if they are to be made one by one: where
+        chance is no sequence of uniform numbers, and near the end, where there are fewer than usual."""
+        self.usual = self.usual or n
+        at_once = how.goes_on is None and n == self.usual and "guesses" not in self.programs.broken
+        return getattr(how.draw, "uniform", None) if at_once else None
+
+    def guesses(self, text: Sequence[int], n: int, how: Drawing) -> Guesses:
         programs, start, end = self.programs, len(text) - NEW, len(text) + n - 1
         short = programs.graphs or len(self.decoder.blocks) * n <= DEEPEST
-        if not 0 <= start <= self.length or self.wants_hidden or "guesses" in programs.broken or not short:
-            return None
-        if self.batch:  # the rows of a batch draft together, one token of each after the other
-            return None
-        tokens = torch.tensor(text[start:], device=self.decoder.device)
-        made = programs.guesses(tokens, start, self._looked_at(end), self.cache, uniform(n, 1), law, settings)
-        if made is not None:
-            self._latest, self.length = start, end
-        return made
-
-    @torch.inference_mode()
-    def judge(
-        self,
-        program: Program,
-        uniform: Callable[[int, int], Tensor],
-        count: int,
-        inputs: tuple[Tensor, ...],
-        settings: Hashable,
-    ) -> Tensor | None:
-        width = inputs[0].shape[1]
-        if not self.programs.graphs or "verdicts" in self.programs.broken or width not in self.programs.widths:
-            # torch.compile was seen to save nothing here: its program starts as slowly as these few small operations
-            return None
-        return self.programs.run(
-            "verdicts",
-            ("verdict", width, settings),
-            f"the verdict on {width - 1} guesses",
-            lambda: program,
-            (uniform(count, 1), *inputs),
-        )
+        # the rows of a batch draft together, one token of each after the other
+        fits = 0 <= start <= self.length and short and not self.wants_hidden and not self.batch
+        uniform = self.uniform(n, how)
+        if fits and uniform:
+            with torch.inference_mode():
+                tokens = torch.tensor(text[start:], device=self.decoder.device)
+                slots = self._looked_at(end)
+                made = programs.guesses(tokens, start, slots, self.cache, uniform(n, 1), how.law, how.settings)
+            if made is not None:
+                self._latest, self.length = start, end
+                return made
+        if n == self.usual:
+            self.language_model.announce((1, 2))  # after a full acceptance, two tokens are new to it
+        return (yield from super().guesses(text, n, how))

@@ -4,13 +4,78 @@ Speculative sampling asks for three things: read several tokens in one forward (
 (`rollback`), and, when the guesses form a tree, keep one branch of it (`retain`).
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
 from ..errors import InvalidArgument, UnsupportedModel
+from ..law.distributions import Draw
+
+
+@dataclass(frozen=True)
+class Read:
+    """A forward that is asked for: what `Context.extend` takes. states, position: see `drafters.eagle`."""
+
+    context: "Context"
+    tokens: Tensor  # [1, k]
+    keep: int | None = None
+    parents: Sequence[int] | None = None
+    states: Tensor | None = None
+    position: int | None = None
+
+    @property
+    def count(self) -> int:
+        return self.tokens.shape[1]
+
+    @property
+    def kept(self) -> int:
+        return self.keep or self.count
+
+    def alone(self) -> Tensor:
+        """The forward itself: logits [1, keep, V]."""
+        if self.states is None:
+            return self.context.extend(self.tokens, self.keep, self.parents)
+        return self.context.read(self.states, self.tokens[0], self.position)[1][None]
+
+    def layout(self) -> tuple[np.ndarray, np.ndarray]:
+        """(who sees whom of the new tokens [k, k], depth of each [k])."""
+        if self.parents is None:
+            return np.tri(self.count, dtype=bool), np.arange(self.count)
+        sees, depths = ancestry(self.parents)
+        return sees.numpy(), depths.numpy()
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How logits become guesses.
+
+    law: logits [k, V], and with processors the guesses before them -> probabilities [k, V]; draw: a token from these;
+    settings: all that `law` depends on, so that texts with the same are drawn for at once. goes_on: asked before each
+    guess but the first about the distribution [V] that it would be drawn from; None where nobody need be asked.
+    """
+
+    law: Callable[..., Tensor]
+    draw: Draw
+    settings: Hashable
+    goes_on: Callable[[Tensor], bool] | None = None
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A forward that a session asks for. It is sent the logits [1, keep, V], or if it says how to draw, (probabilities
+    [1, V], token [1]) of the last."""
+
+    read: Read
+    how: Drawing | None = None
+
+
+# Forwards handed out one after the other, each answered by what came of it; in the end (tokens [n], what each was drawn
+# from [n, V]).
+Guesses = Generator[Guess, "Tensor | tuple[Tensor, Tensor]", tuple[Tensor, Tensor]]
 
 
 class Context:
@@ -60,36 +125,32 @@ class Context:
             return logits
         return logits.index_fill(-1, torch.tensor([unwritten], device=logits.device), -torch.inf)
 
-    def guess(
-        self,
-        text: Sequence[int],
-        n: int,
-        uniform: Callable[[int, int], Tensor],
-        law: Callable[[Tensor], Tensor],
-        settings: Hashable,
-    ) -> tuple[Tensor, Tensor] | None:
-        """Reads what it has not read of the text, and then n tokens of this model's own, all but the last of which it
-        reads too, as one compiled program: (drawn [n], from what [n, V]).
-
-        None where the backend has no such program; then `extend` and draw. uniform: makes as many uniform numbers as it
-        is asked for; law: logits [1, V] -> probabilities, and settings: whatever it depends on.
+    def guesses(self, text: Sequence[int], n: int, how: Drawing) -> Guesses:
+        """Reads what it has not read of the text, and then draws at most n tokens of this model's own, all but the last
+        of which it reads too. A backend that makes programs of it overrides this.
         """
-        return None
+        new = torch.tensor([text[self.length :]], device=self.language_model.device)
+        return (yield from self._one_by_one(Read(self, new, keep=1), n, how))
 
-    def judge(
-        self,
-        program: Callable[..., Tensor],
-        uniform: Callable[[int, int], Tensor],
-        count: int,
-        inputs: tuple[Tensor, ...],
-        settings: Hashable,
-    ) -> Tensor | None:
-        """program(`count` uniform numbers, *inputs), compiled, or None where the backend has none; the first of
-        `inputs` are this model's logits [1, k, V].
+    def _one_by_one(self, read: Read, n: int, how: Drawing) -> Guesses:
+        tokens, laws = [], []
+        for i in range(n):
+            if how.goes_on is None:
+                q, token = yield Guess(read, how)
+            else:
+                logits = yield Guess(read)
+                q = how.law(logits[:, -1], lambda: [[int(token) for token in tokens]])  # [1, V]
+                if i and not how.goes_on(q[0]):
+                    break
+                token = how.draw(q)
+            tokens.append(token)
+            laws.append(q)
+            read = self._behind(read, token)
+        return torch.cat(tokens), torch.cat(laws)
 
-        settings: whatever `program` depends on beside its arguments.
-        """
-        return None
+    def _behind(self, read: Read, token: Tensor) -> Read:
+        """What is read after `read`, with the token [1] that was drawn there."""
+        return Read(self, token[None], keep=1)
 
     def rollback(self, length: int) -> None:
         """Forgets all but the first `length` tokens. Raises InvalidArgument if there are not as many."""

@@ -5,13 +5,14 @@ own, which holds the key-value cache; dropping it, even in an exception, leaves 
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -199,6 +200,21 @@ class LanguageModel:
         if self.backend == "compiled":
             self.refresh()
             self.programs.announce(widths)
+
+    def judge(
+        self,
+        program: Callable[..., Tensor],
+        uniform: Callable[[int, int], Tensor],
+        count: int,
+        inputs: tuple[Tensor, ...],
+        settings: Hashable,
+    ) -> Tensor:
+        """program(`count` uniform numbers [count, 1], *inputs), on a GPU as a CUDA graph where the backend is compiled;
+        the first of `inputs` are this model's logits [1, k, V], and `program` depends on `settings` beside them.
+        """
+        if self.programs:
+            return self.programs.judge(program, uniform, count, inputs, settings)
+        return program(uniform(count, 1), *inputs)
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ..errors import SpeclibError, UnsupportedModel
-from .batch import Batch, Read, together
-from .context import Context, EncoderDecoderContext
+from .batch import Batch, together
+from .context import Context, EncoderDecoderContext, Read
 from .fast import FastContext, fingerprint
 
 TOKENS = 8  # in the text of a probe
