@@ -299,7 +299,8 @@ def tidy(nb, entry: Entry) -> None:
         cell.metadata = nbformat.from_dict(folded | ({"tags": sorted(tags(cell))} if tags(cell) else {}))
         for output in cell.get("outputs", []):
             if WIDGET in output.get("data", {}):  # dead without its kernel, and its identifier changes every time
-                output.data = nbformat.from_dict({"text/plain": "(a widget: run this cell to use it)"})
+                still = {kind: what for kind, what in output.data.items() if kind in ("image/png", "text/html")}
+                output.data = nbformat.from_dict({"text/plain": "(a widget: run this cell to use it)", **still})
 
 
 # --- reading and writing -----------------------------------------------------------------------------------------

@@ -157,7 +157,8 @@ def test_a_notebook_moves_with_its_files_and_every_mention(made, tmp_path):
 
 def test_widgets_and_timing_are_tidied_away(made):
     nb, entry = made
-    output = nbformat.v4.new_output("display_data", {build.WIDGET: {"model_id": "1234"}, "text/plain": "VBox()"})
+    shown = {build.WIDGET: {"model_id": "1234"}, "text/plain": "VBox()", "text/html": "a still picture"}
+    output = nbformat.v4.new_output("display_data", shown)
     nb.cells[-2].metadata["execution"] = {"iopub.execute_input": "now"}
     nb.cells[2].outputs = [output]
     nb.metadata["widgets"] = {}
@@ -165,6 +166,7 @@ def test_widgets_and_timing_are_tidied_away(made):
     assert (
         "1234" not in nbformat.writes(nb) and "execution" not in nb.cells[-2].metadata and "widgets" not in nb.metadata
     )
+    assert nb.cells[2].outputs[0].data["text/html"] == "a still picture"
 
 
 def shows(nb, data):

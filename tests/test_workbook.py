@@ -3,6 +3,8 @@
 import ast
 import base64
 import gc
+import io
+import re
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -11,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from ipywidgets.widgets import widget as registry
+from matplotlib import pyplot as plt
 
 import speclib
 from speclib import experiments, lengths
@@ -151,6 +154,25 @@ def test_moves_and_a_second_run_leave_no_widget(kind, run):
     assert set(registry._instances) == before
     again = BOXES[kind](*run)
     assert len(registry._instances) == len(before) and again.comm is not None and box.comm is None
+
+
+@pytest.mark.parametrize("kind", BOXES)
+def test_a_widget_leaves_a_still_picture_of_three_states(kind, run):
+    box = BOXES[kind](*run)
+    moved = controls(box)
+    before = [control.value for control in moved], [control.disabled for control in moved]
+    data, metadata = box._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert ([control.value for control in moved], [control.disabled for control in moved]) == before
+    said = metadata["image/png"]["alt"] if "image/png" in data else data["text/html"]
+    named = re.findall(rf"{re.escape(moved[0].description)} = ([\d.]+)", said)
+    ends = getattr(moved[0], "options", None) or (moved[0].min, moved[0].max)
+    assert [float(name) for name in named] == sorted({round(v, 2) for v in (ends[0], ends[-1], moved[0].value)})
+    if "image/png" in data:
+        picture = base64.b64decode(data["image/png"])
+        height, width = plt.imread(io.BytesIO(picture), format="png").shape[:2]
+        assert len(picture) < 300_000 and height / width > 0.3 * len(named)
+    assert not plt.get_fignums()
 
 
 def test_a_widget_holds_no_model_of_an_earlier_run():

@@ -1,7 +1,7 @@
 """Who guesses. Each module is one kind of drafter; `base` says what all have in common."""
 
 from .base import Draft, Drafter, Session
-from .block import Block, BlockDrafter
+from .block import Block, BlockDrafter, load_block
 from .eagle import Eagle, EagleDrafter, eagle_for, load_eagle
 from .ensemble import EnsembleDrafter
 from .fallback import FallbackDrafter
@@ -37,6 +37,7 @@ __all__ = [
     "TreeDrafter",
     "build_index",
     "eagle_for",
+    "load_block",
     "load_eagle",
     "load_exits",
     "load_heads",

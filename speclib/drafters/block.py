@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import LlamaConfig
 
+from .. import embedded
 from ..errors import IncompatibleModels, InvalidArgument, ModelLoadError
 from ..files import reading
 from ..law.distributions import Draw, Sampling
@@ -53,6 +54,13 @@ class Block(Eagle):
     def first_order(self, tokens: Tensor) -> Tensor:
         """What tokens [...] add to the logits of the guesses behind them. -> [..., K]"""
         return linear(self.before[tokens], self.after)
+
+
+def load_block() -> Block:
+    """The one that was trained for the embedded target. Raises ModelLoadError if it is missing or not what was
+    registered.
+    """
+    return read_block(embedded.fetch("models/block"))
 
 
 def read_block(folder: Path) -> Block:

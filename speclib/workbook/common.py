@@ -13,13 +13,14 @@ from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import wraps
+from functools import partial, wraps
 from itertools import islice
 from numbers import Integral, Real
 from time import monotonic, process_time
 from typing import Any
 
 import ipywidgets as widgets
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
@@ -165,12 +166,50 @@ def choice(name: str, value: Any, options: Sequence) -> widgets.SelectionSlider:
     return widgets.SelectionSlider(options=options, value=value, description=name, **WIDE)
 
 
-def png(figure: plt.Figure) -> bytes:
+def png(figure: plt.Figure, dpi: float | None = None) -> bytes:
     """A figure as PNG; it is closed, so that it is not shown a second time."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", facecolor="white")
+    figure.savefig(buffer, format="png", bbox_inches="tight", facecolor="white", dpi=dpi)
     plt.close(figure)
     return buffer.getvalue()
+
+
+class Box(widgets.VBox):
+    """A widget that leaves a still picture behind, for whoever reads the notebook without a kernel."""
+
+    still: Callable[[], tuple[dict, dict]]  # -> (data, metadata) by MIME type
+
+    def _repr_mimebundle_(self, **options):
+        data, metadata = self.still()
+        return {**super()._repr_mimebundle_(**options), **data}, metadata
+
+
+def still(controls: Sequence[widgets.Widget], draw: Callable) -> tuple[dict, dict]:
+    """What `draw` shows where the first control stands at its lowest, its highest and its own value: the figures below
+    each other, or if there are none the HTML.
+    """
+    first, others = controls[0], [control.value for control in controls[1:]]
+    ends = getattr(first, "options", None) or (first.min, first.max)
+    places = dict.fromkeys((ends[0], ends[-1], first.value))
+    drawn = {place: draw(place, *others) for place in places}  # its own value last: `draw` may set other controls
+    parts = [(value, part) for value in sorted(drawn) for part in _parts(drawn[value])]
+    names = {value: f"{first.description} = {round(value, 2)}" for value in sorted(drawn)}
+    figures = [(names[value], part) for value, part in parts if not isinstance(part, str)]
+    if not figures:
+        return {"text/html": "".join(f"<p><b>{names[value]}</b></p>{part}" for value, part in parts)}, {}
+    images = []
+    for name, figure in figures:
+        figure.text(0, 1.01, name, fontweight="bold")
+        images.append(plt.imread(io.BytesIO(png(figure, dpi=70))))
+    width, stacked = max(image.shape[1] for image in images), io.BytesIO()
+    padded = [np.pad(image, ((0, 0), (0, width - image.shape[1]), (0, 0)), constant_values=1) for image in images]
+    plt.imsave(stacked, np.vstack(padded), format="png")
+    said = f"What the slider changes: the figure at {', '.join(name for name, _ in figures)}"
+    return {"image/png": base64.b64encode(stacked.getvalue()).decode()}, {"image/png": {"alt": said}}
+
+
+def _parts(drawn) -> tuple:
+    return drawn if isinstance(drawn, tuple) else (drawn,)
 
 
 def box(kind: str, controls: Sequence[widgets.Widget], draw: Callable, together: bool = False) -> widgets.VBox:
@@ -185,7 +224,7 @@ def box(kind: str, controls: Sequence[widgets.Widget], draw: Callable, together:
 
     def drawn() -> list[bytes | str]:
         made = draw(*(control.value for control in controls))
-        return [part if isinstance(part, str) else png(part) for part in (made if isinstance(made, tuple) else (made,))]
+        return [part if isinstance(part, str) else png(part) for part in _parts(made)]
 
     panes = [
         widgets.HTML(part) if isinstance(part, str) else widgets.Image(value=part, format="png") for part in drawn()
@@ -197,7 +236,9 @@ def box(kind: str, controls: Sequence[widgets.Widget], draw: Callable, together:
 
     for control in controls:
         control.observe(show, "value")
-    _boxes[kind] = widgets.VBox([widgets.VBox(list(controls)), *panes] if together else [*controls, *panes])
+    _boxes[kind] = Box([widgets.VBox(list(controls)), *panes] if together else [*controls, *panes])
+    if controls:
+        _boxes[kind].still = partial(still, controls, draw)
     return _boxes[kind]
 
 
@@ -207,6 +248,7 @@ def close(widget: widgets.Widget) -> None:
         if part is not None:
             close(part)
     widget.unobserve_all()
+    vars(widget).pop("still", None)
     widget.close()
 
 

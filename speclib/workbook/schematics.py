@@ -166,6 +166,28 @@ def eagle() -> plt.Figure:
     return axis.figure
 
 
+def block() -> plt.Figure:
+    """A parallel block: one pass of a layer over the target's states and a mask for each place ahead."""
+    axis = canvas(9, 3.0)
+    xs = (0.8, 2.0, 3.2, 5.0, 6.6, 8.2)
+    axis.add_patch(Rectangle((0.2, 1.15), 8.6, 0.55, facecolor="white", edgecolor=DRAFT, linewidth=2))
+    words(axis, 4.1, 1.43, "one layer, one pass")
+    for k, x in enumerate(xs[:3]):
+        cell(axis, x, 0.4, ("s", "t", "u")[k], TARGET)
+        arrow(axis, (x, 0.65), (x, 1.12), TARGET)
+    words(axis, 2.0, 0.08, "target's states, newest tokens", color=TARGET, fontsize=9)
+    for k, x in enumerate(xs[3:]):
+        cell(axis, x, 0.4, "?", DRAFT)
+        cell(axis, x, 2.35, "abc"[k], DRAFT)
+        arrow(axis, (x, 0.65), (x, 1.12), DRAFT)
+        arrow(axis, (x, 1.73), (x, 2.1), DRAFT)
+        if k < 2:
+            arrow(axis, (x + 0.28, 2.35), (x + 1.32, 2.35), "grey", linestyle=":")
+    words(axis, 6.6, 0.08, "a mask for each place ahead", fontsize=9)
+    words(axis, 6.6, 2.82, "the first-order head: what came before each guess", color="dimgrey", fontsize=9)
+    return axis.figure
+
+
 def tree() -> plt.Figure:
     """A tree of guesses, its one row of tokens, and the mask: each guess sees the text and its own ancestors."""
     axis = canvas(9, 3.1)
@@ -262,6 +284,7 @@ PICTURES: dict[str, Callable[[], plt.Figure]] = {
     "oracles": oracles,
     "heads": parallel_heads,
     "eagle": eagle,
+    "block": block,
     "tree": tree,
     "which_rule": rules,
     "claim": claim,
