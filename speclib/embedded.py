@@ -1,7 +1,7 @@
 """The files that come with the workbook: where they are, and whether they are still what they were.
 
-In a checkout they lie in `data/`. Where only the package is installed they are fetched once from the
-repository and kept in a cache. Either way each file is compared with its SHA-256 in `registry.txt` first.
+In a checkout they lie in `data/`. Where only the package is installed they are fetched once from the repository and
+kept in a cache. Either way each file is compared with its SHA-256 in `registry.txt` first.
 """
 
 import importlib.metadata

@@ -244,8 +244,8 @@ def table(c: Chance, vocabulary: int, length: int, settings: dict, zeros: int) -
 
 
 def clear(row: Row, settings: dict) -> bool:
-    """Whether the filters leave the same set when every probability is a little different: no ties, and no total at
-    the line itself.
+    """Whether the filters leave the same set when every probability is a little different: no ties, and no total at the
+    line itself.
     """
     if len(set(row)) < len(row):
         return False

@@ -23,8 +23,8 @@ def named(suite: Suite, s: int, n: int, level: float, rng: np.random.Generator) 
 
 
 def confusion(suite: Suite, runs: int = 20, right: int = 200, n: int = N, level: float = LEVEL, seed: int = 0) -> dict:
-    """What `runs` runs of each suspect, and `right` runs of the right law, were told. Suspects that equal the right
-    law have none.
+    """What `runs` runs of each suspect, and `right` runs of the right law, were told. Suspects that equal the right law
+    have none.
     """
     rng = np.random.default_rng(seed)
     alike = [sorted(group) for group in suite.alike()]

@@ -406,8 +406,8 @@ def certify(
 ) -> Report:
     """Holds a function of yours against the exactness vectors: `assert certify(function)` in a test of yours.
 
-    function: (case, n, seed) -> n lists of emitted tokens; with answers="law": (case) -> {"stop": ..., "next": ...},
-    or {"law": ...} for a text. None skips a case. A case is a dictionary, as data/vectors/README.md defines it, with
+    function: (case, n, seed) -> n lists of emitted tokens; with answers="law": (case) -> {"stop": ..., "next": ...}, or
+    {"law": ...} for a text. None skips a case. A case is a dictionary, as data/vectors/README.md defines it, with
     floats. rules: those it claims to follow; skip: what it cannot do, out of FEATURES; level: the chance that a right
     function fails. Raises InvalidArgument for other arguments.
     """

@@ -174,8 +174,8 @@ def honestly(q: Tensor) -> tuple[Tensor, Tensor]:
 class Loop:
     """Speculative decoding in three parts, so that each can be replaced by a wrong one.
 
-    law: the verification rule. sees: what becomes of the target's rows [B, n+1, V] before the rule gets them.
-    proposes: the draft's row [B, V] -> (the row that is drawn from, the row that the rule is told).
+    law: the verification rule. sees: what becomes of the target's rows [B, n+1, V] before the rule gets them. proposes:
+    the draft's row [B, V] -> (the row that is drawn from, the row that the rule is told).
     """
 
     law: Law = token_law
@@ -239,8 +239,8 @@ def rule_law(
     """The law of the first `length` tokens of speculative decoding with drafts of `gamma` tokens, as `Loop.run` does
     it.
 
-    Every draft of every round goes through the rule, [all prefixes x all drafts] in one batch: the work is of the
-    order of V**length.
+    Every draft of every round goes through the rule, [all prefixes x all drafts] in one batch: the work is of the order
+    of V**length.
     """
 
     def start(mass):  # every prefix that can occur, once

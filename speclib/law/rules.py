@@ -1,8 +1,8 @@
 """Verification rules. Each is a probability law, not a procedure that draws.
 
-Given the target's probabilities p, the draft's q and the tokens drafted from q, a rule returns where verification
-stops and which token comes next, as probabilities. `decoding` draws from that law; `exact`
-sums over it. What is proved is therefore the very code that decodes.
+Given the target's probabilities p, the draft's q and the tokens drafted from q, a rule returns where verification stops
+and which token comes next, as probabilities. `decoding` draws from that law; `exact` sums over it. What is proved is
+therefore the very code that decodes.
 
 A chain of n drafted tokens has n + 1 places to stop: after 0, 1, ..., n accepted tokens. A tree has as many: the text
 and each of its n nodes. A guess not made (a shorter row of a batch) has a row of zeros in q: nothing is accepted where
@@ -21,8 +21,8 @@ from .distributions import Draw, entropy, residual
 
 @dataclass(frozen=True)
 class Verdict:
-    """The law of one round. stop_probs [B, n+1]: k tokens are accepted with probability stop_probs[:, k];
-    next_probs [B, n+1, V]: the law of the next token, given that k were."""
+    """The law of one round. stop_probs [B, n+1]: k tokens are accepted with probability stop_probs[:, k]; next_probs
+    [B, n+1, V]: the law of the next token, given that k were."""
 
     stop_probs: Tensor
     next_probs: Tensor
@@ -84,9 +84,9 @@ def ratios(p: Tensor, q: Tensor, drafted: Tensor) -> Tensor:
 def token_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
     """Accept x with probability min(1, p(x) / q(x)), one token after the other; then draw from the residual.
 
-    Leviathan et al. (2211.17192), algorithm 1; Chen et al. (2302.01318), algorithm 2. At temperature 0 every row is
-    a point mass, and the rule becomes "accept while the draft is the target's argmax". When all pass, the
-    bonus token is drawn from p's last row.
+    Leviathan et al. (2211.17192), algorithm 1; Chen et al. (2302.01318), algorithm 2. At temperature 0 every row is a
+    point mass, and the rule becomes "accept while the draft is the target's argmax". When all pass, the bonus token is
+    drawn from p's last row.
     """
     n = drafted.shape[1]
     ratio = ratios(p, q, drafted)
@@ -143,8 +143,8 @@ def block_law(p: Tensor, q: Tensor, drafted: Tensor) -> Verdict:
 def typical_law(p: Tensor, q: Tensor, drafted: Tensor, epsilon: float = 0.09, delta: float = 0.3) -> Verdict:
     """LOSSY. Keep a draft if the target finds it typical: p(x) > min(epsilon, delta exp(-H(p))).
 
-    Typical acceptance, Medusa (2401.10774), section 2.3. No chance is involved, and of q only whether a guess was
-    made: text comes out more probable than the target's own.
+    Typical acceptance, Medusa (2401.10774), section 2.3. No chance is involved, and of q only whether a guess was made:
+    text comes out more probable than the target's own.
     """
     n = drafted.shape[1]
     threshold = (delta * (-entropy(p[:, :n])).exp()).clamp(max=epsilon)  # [B, n]

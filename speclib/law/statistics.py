@@ -1,7 +1,7 @@
 """Are these samples from that distribution? Tests, the samples they need, and intervals for what is measured.
 
-All tests here are G-tests: twice the log-likelihood ratio, which is chi-square distributed when the null holds.
-Choose the significance before looking, and never repeat a test until it passes.
+All tests here are G-tests: twice the log-likelihood ratio, which is chi-square distributed when the null holds. Choose
+the significance before looking, and never repeat a test until it passes.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -126,8 +126,7 @@ def two_sample_g(counts: Mapping | ArrayLike, other: Mapping | ArrayLike) -> Tes
     return TestResult(float(statistic), int(dof), float(p_value), int(sizes.sum()), pooled)
 
 
-# --- power
-# -------------------------------------------------------------------------------------------------------------
+# --- power ------------------------------------------------------------------------------------------------------------
 
 
 def power(n: ArrayLike, divergence: float, cells: int, significance: float = SIGNIFICANCE) -> np.ndarray:
@@ -200,8 +199,7 @@ def _noncentrality(cells: int, significance: float, wanted: float) -> float:
     return float(special.chndtrinc(stats.chi2.isf(significance, cells - 1), cells - 1, 1 - wanted))
 
 
-# --- intervals
-# ---------------------------------------------------------------------------------------------------------
+# --- intervals --------------------------------------------------------------------------------------------------------
 
 
 def wilson(successes: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:

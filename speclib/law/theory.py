@@ -36,8 +36,8 @@ def expected_tokens(alpha: ArrayLike, gamma: ArrayLike) -> np.ndarray:
 
 
 def expected_tokens_from_positions(betas: ArrayLike) -> np.ndarray:
-    """Tokens per round when the i-th draft, reached, is accepted with probability betas[..., i]:
-    1 + b_1 + b_1 b_2 + ... + b_1...b_gamma."""
+    """Tokens per round when the i-th draft, reached, is accepted with probability betas[..., i]: 1 + b_1 + b_1 b_2 +
+    ... + b_1...b_gamma."""
     betas, _, _ = _checked(betas)
     return 1 + np.cumprod(betas, axis=-1).sum(-1)
 

@@ -19,8 +19,7 @@ def encode(target: LanguageModel, prompts) -> list[list[int]]:
     row is one.
 
     What a tokenizer returns is taken by its "input_ids", of which its "attention_mask" hides the padding. Raises
-    InvalidArgument for no prompt, an
-    empty one, ids outside the vocabulary, and anything else, by its name.
+    InvalidArgument for no prompt, an empty one, ids outside the vocabulary, and anything else, by its name.
     """
     masks, returned = None, isinstance(prompts, Mapping)
     if returned:

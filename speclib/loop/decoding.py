@@ -69,8 +69,8 @@ def generate(
 
     A list of prompts is decoded as one batch, `batch_size` texts at a time (None: as many as fit in memory, up to 32);
     the place of a text that has ended is taken by the next prompt. Encoder-decoder models, and models that take no
-    masks or positions from outside, go row by row. Sources: Leviathan et al. 2211.17192; Chen et al. 2302.01318.
-    Raises InvalidArgument, ContextOverflow, IncompatibleModels before any work; NonFiniteLogits during it.
+    masks or positions from outside, go row by row. Sources: Leviathan et al. 2211.17192; Chen et al. 2302.01318. Raises
+    InvalidArgument, ContextOverflow, IncompatibleModels before any work; NonFiniteLogits during it.
     """
     sampling = Sampling() if sampling is None else sampling
     rule = rules.find(rule)

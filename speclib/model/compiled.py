@@ -321,8 +321,8 @@ class CompiledContext(FastContext):
         ]
 
     def uniform(self, n: int, how: Drawing) -> Callable[[int, int], Tensor] | None:
-        """Where the numbers of n guesses by one program come from; None if they are to be made one by one: where
-        chance is no sequence of uniform numbers, and near the end, where there are fewer than usual."""
+        """Where the numbers of n guesses by one program come from; None if they are to be made one by one: where chance
+        is no sequence of uniform numbers, and near the end, where there are fewer than usual."""
         self.usual = self.usual or n
         at_once = how.goes_on is None and n == self.usual and "guesses" not in self.programs.broken
         return getattr(how.draw, "uniform", None) if at_once else None

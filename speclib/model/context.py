@@ -81,8 +81,8 @@ Guesses = Generator[Guess, "Tensor | tuple[Tensor, Tensor]", tuple[Tensor, Tenso
 class Context:
     """A text in front of a causal model, alone or as a row of `batch`. `length` tokens of it are in the cache.
 
-    prompt: what the model is given; begin: the tokens with which the text starts (here the prompt itself).
-    hidden: with `wants_hidden` set, the last layer's output at each token of the latest forward that is still kept.
+    prompt: what the model is given; begin: the tokens with which the text starts (here the prompt itself). hidden: with
+    `wants_hidden` set, the last layer's output at each token of the latest forward that is still kept.
     """
 
     decoder = None  # of transformers' own forward there is none

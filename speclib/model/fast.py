@@ -61,8 +61,8 @@ def fingerprint(model: nn.Module, numbers: bool = False) -> tuple:
     what was done to them.
 
     Changes through `.data` leave a tensor's version as it is (adapters are merged in that way), so `numbers` looks at
-    some of each tensor too:
-    one in every row and every column of a matrix. On a GPU this waits for the device, once a text.
+    some of each tensor too: one in every row and every column of a matrix. On a GPU this waits for the device, once a
+    text.
     """
     modules = tuple(
         (id(m), type(m), "forward" in vars(m), *map(_hooks, (m._forward_hooks, m._forward_pre_hooks)))

@@ -35,17 +35,16 @@ class LanguageModel:
     """A language model with its tokenizer: `.model` and `.tokenizer` are the transformers objects themselves.
 
     `vocabulary` is the number of token ids that may be drawn: the tokenizer's highest id + 1, as far as the model has
-    rows to write and read them.
-    Many checkpoints pad their output to a round number, and a padded slot must never be drawn. `reads` bounds the ids
-    of a prompt. `context_length` and
-    `source_length` (of an encoder) are tokens that fit, None where nothing says so.
+    rows to write and read them. Many checkpoints pad their output to a round number, and a padded slot must never be
+    drawn. `reads` bounds the ids of a prompt. `context_length` and `source_length` (of an encoder) are tokens that fit,
+    None where nothing says so.
 
     backend: "eager" runs transformers' own forward; "fast" runs the same weights through plain functions (see `fast`),
-    and follows them when they change; "compiled" compiles the fast forwards at their first use, which takes a
-    minute once per machine (see `compiled`). probe: before it is believed, the model reads a few tokens in pieces,
-    after a rollback, by the backend that was asked for, and, when the first tree is drafted, as a tree; False leaves
-    these forwards out (a large model on a slow machine), at your own risk. Raises UnsupportedModel where the logits
-    differ, and for what a few tokens cannot show (see `probe`).
+    and follows them when they change; "compiled" compiles the fast forwards at their first use, which takes a minute
+    once per machine (see `compiled`). probe: before it is believed, the model reads a few tokens in pieces, after a
+    rollback, by the backend that was asked for, and, when the first tree is drafted, as a tree; False leaves these
+    forwards out (a large model on a slow machine), at your own risk. Raises UnsupportedModel where the logits differ,
+    and for what a few tokens cannot show (see `probe`).
     """
 
     def __init__(self, model, tokenizer=None, name: str | None = None, backend: str = "eager", probe: bool = True):
@@ -360,8 +359,8 @@ def load_pair(
 ) -> Pair:
     """The embedded target with an embedded draft, or any two transformers models from folders or the hub.
 
-    `revision` pins the target's revision on the hub (and the draft's, if both are in one repository).
-    Raises ModelLoadError, UnsupportedModel, or IncompatibleModels when the two do not share a tokenizer.
+    `revision` pins the target's revision on the hub (and the draft's, if both are in one repository). Raises
+    ModelLoadError, UnsupportedModel, or IncompatibleModels when the two do not share a tokenizer.
     """
     if target is not None and draft is None:
         raise InvalidArgument(

@@ -1,12 +1,10 @@
 """A model is believed when it has been tried.
 
 Class names say little: some models take a cache and keep nothing, some count positions by slots, and a hook or an
-adapter changes what
-the fast backend would read past. So a few tokens are read in every way that speculative sampling needs, and the logits
-must agree with
-the model's own forward without a cache. What a few tokens cannot show (factors that depend on the length of the text,
-local windows) is
-refused by configuration: `check_configuration`, and `check_trees` for trees.
+adapter changes what the fast backend would read past. So a few tokens are read in every way that speculative sampling
+needs, and the logits must agree with the model's own forward without a cache. What a few tokens cannot show (factors
+that depend on the length of the text, local windows) is refused by configuration: `check_configuration`, and
+`check_trees` for trees.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,14 +25,11 @@ TREE = [-1, -1, 0, 1, 0]  # two guesses for one place, three branches
 CHAIN = "use a drafter that guesses a chain, such as ModelDrafter or LookupDrafter"
 LEAVES = [[0, 2], [1, 3], [0, 4]]
 
-# How far logits may be apart, as a share of their spread: root mean square over the vocabulary, at the worst token.
-# Two right forwards of
-# different widths differ by rounding alone: of 2e-7 to 1e-5 in float32 (also in much of a float64 model: norms and
-# rotary tables are computed
-# in float32 there), of some 1e-3 in float16 and 1e-2 in bfloat16, several times that where logits are far from zero
-# or a mixture of experts
-# routes a near tie the other way. Forwards that see another text, other positions or other weights differ by 0.01 to
-# 1.4.
+# How far logits may be apart, as a share of their spread: root mean square over the vocabulary, at the worst token. Two
+# right forwards of different widths differ by rounding alone: of 2e-7 to 1e-5 in float32 (also in much of a float64
+# model: norms and rotary tables are computed in float32 there), of some 1e-3 in float16 and 1e-2 in bfloat16, several
+# times that where logits are far from zero or a mixture of experts routes a near tie the other way. Forwards that see
+# another text, other positions or other weights differ by 0.01 to 1.4.
 LIMITS = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 COARSE = 0.2  # for weights in 8 bits or fewer, whose products round as bfloat16 does
 
@@ -259,8 +254,7 @@ def _compare(language_model, got: Tensor, right: Tensor, what: str, instead: str
         )
 
 
-# --- what a few tokens cannot show
-# -----------------------------------------------------------------------------------------
+# --- what a few tokens cannot show ------------------------------------------------------------------------------------
 
 
 def check_configuration(model, config, name: str, context_length: int | None) -> None:

@@ -1,7 +1,7 @@
 """Weight-only quantisation: a copy of a model with its matrices in 8 bits, one scale for each row.
 
-Activations and everything that is no matrix inside a layer stay as they are. How much memory and time
-that saves on a machine is a question for a measurement; how similar the copy stays, for `experiments.overlaps`.
+Activations and everything that is no matrix inside a layer stay as they are. How much memory and time that saves on a
+machine is a question for a measurement; how similar the copy stays, for `experiments.overlaps`.
 """
 
 from copy import deepcopy

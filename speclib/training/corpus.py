@@ -1,8 +1,8 @@
 """The text the embedded models learn from: the Python source that every reader has installed.
 
-Standard library and installed packages, tests left out, duplicates left out, no package above a
-cap (transformers alone would be half of it, in near copies of itself). A fixed set of modules is held
-out: no model ever sees it, and every reported figure and prompt comes from it.
+Standard library and installed packages, tests left out, duplicates left out, no package above a cap (transformers alone
+would be half of it, in near copies of itself). A fixed set of modules is held out: no model ever sees it, and every
+reported figure and prompt comes from it.
 """
 
 import hashlib

@@ -49,8 +49,7 @@ class Editor:
 Task = tuple[list[int], list[int]]  # the ids of a text, and of the answer that is to follow it
 
 
-# --- the tasks
-# ---------------------------------------------------------------------------------------------------------
+# --- the tasks --------------------------------------------------------------------------------------------------------
 
 
 def functions(document: Document, margin: str = " *") -> list[str]:
@@ -129,8 +128,7 @@ def batch(tasks: list[Task], step: int, rows: int, pool: int = 32) -> tuple[Tens
     return inputs.to(DEVICE), wanted.to(DEVICE)
 
 
-# --- the adapter
-# -------------------------------------------------------------------------------------------------------
+# --- the adapter ------------------------------------------------------------------------------------------------------
 
 
 class LowRank(nn.Module):
@@ -158,8 +156,7 @@ def adapt(model: LlamaForCausalLM, rank: int = Editor.rank) -> nn.ModuleDict:
     return found
 
 
-# --- the training
-# ------------------------------------------------------------------------------------------------------
+# --- the training -----------------------------------------------------------------------------------------------------
 
 
 def loss_of(model: LlamaForCausalLM, inputs: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

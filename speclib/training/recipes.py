@@ -1,8 +1,8 @@
 """What is trained: the target and its ladder of drafts, from nearly useless to very similar.
 
-All are Llama-shaped. The target is deep and narrow, because a decoder's latency grows with its depth while
-its quality grows with its size: a one-layer draft then costs a small part of a target forward. A teacher's
-name makes a recipe a distillation: the student learns the teacher's probabilities, not only the next token.
+All are Llama-shaped. The target is deep and narrow, because a decoder's latency grows with its depth while its quality
+grows with its size: a one-layer draft then costs a small part of a target forward. A teacher's name makes a recipe a
+distillation: the student learns the teacher's probabilities, not only the next token.
 """
 
 from dataclasses import dataclass, replace
@@ -33,9 +33,8 @@ class Recipe:
 _TAUGHT = {"teacher": "target-shallow", "teacher_samples": 0.25}
 _GENTLY = {"learning_rate": 0.01, "embedding_rate": 0.002}
 
-# In what follows: name, width, layers, heads, feed-forward width, tokens.
-# The target is trained shallow, then grown: blocks that at first do nothing are put between its layers, and training
-# goes on.
+# In what follows: name, width, layers, heads, feed-forward width, tokens. The target is trained shallow, then grown:
+# blocks that at first do nothing are put between its layers, and training goes on.
 SHALLOW = Recipe("target-shallow", 256, 14, 4, 704, 16_000_000)
 TARGET = Recipe("target", 256, 24, 4, 704, 6_000_000, 0.014, 0.002, start_from="target-shallow")
 

@@ -69,8 +69,8 @@ def wrong_guesses(table, where: str = "this machine") -> plt.Figure:
 def priced_oracle(times, quality: float, prices: tuple[float, ...], top: float | None = None) -> plt.Figure:
     """Predicted speed-up against the number of guesses, a line a price, the best of each marked.
 
-    times: milliseconds by width (a Series); quality: how often a guess is right; prices: a guess over a target
-    forward; top: where the axis ends.
+    times: milliseconds by width (a Series); quality: how often a guess is right; prices: a guess over a target forward;
+    top: where the axis ends.
     """
     lengths = [width - 1 for width in times.index]
     figure, axis = plt.subplots(figsize=(7.5, 4.3))

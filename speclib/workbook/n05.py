@@ -73,8 +73,8 @@ def dial(points, gamma: int) -> plt.Figure:
 
 
 def ladder(drafts) -> plt.Figure:
-    """Speed-up against alpha, one marker a draft (columns method, alpha, speedup, low, high, c), its area in
-    proportion to c.
+    """Speed-up against alpha, one marker a draft (columns method, alpha, speedup, low, high, c), its area in proportion
+    to c.
     """
     figure, axis = plt.subplots(figsize=(9, 4.6))
     for k, row in enumerate(drafts.sort_values("alpha").itertuples()):

@@ -31,8 +31,8 @@ def dtypes(curves) -> plt.Figure:
 
 
 def headline(result: dict) -> plt.Figure:
-    """Tokens per second of every method of `python -m speclib bench pair`, one panel a sampling setting (of the
-    first dtype and domain), with 95% intervals of the ratio to plain decoding on the same backend.
+    """Tokens per second of every method of `python -m speclib bench pair`, one panel a sampling setting (of the first
+    dtype and domain), with 95% intervals of the ratio to plain decoding on the same backend.
     """
     style()
     first = result["tables"][0]
