@@ -265,6 +265,7 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("answers: padding is read", "training/dialogue.py", "[0] * (longest - len(p))", "[1] * (longest - len(p))", ["test_dialogue.py", "-k", "answers"]),
     ("answers: the question before it is learnt", "training/readers.py", "np.append(own[1:], False)", "own", ["test_dialogue.py", "-k", "wrote"]),
     ("answers: questions count", "training/readers.py", "counts = counts[:, places].expand_as(loss).float()", "counts = torch.ones_like(loss)", ["test_dialogue.py", "-k", "count"]),
+    ("a still picture shows one state", "workbook/common.py", "dict.fromkeys((ends[0], ends[-1], first.value))", "dict.fromkeys((first.value,))", ["test_workbook.py", "-k", "still"]),
     ("answers: another model's are taken", "training/dialogue.py", "digest(weights, *questions,", "digest(*questions,", ["test_dialogue.py", "-k", "answers"]),
     ("losses: what is not kept is free", "training/loop.py", "variation = 1 - torch.minimum", "variation = p.sum(-1) - torch.minimum", ["test_dialogue.py", "-k", "kept"]),
     ("losses: likelihood of the wrong event", "training/loop.py", "-torch.log1p(-variation)", "-torch.log(variation)", ["test_dialogue.py", "-k", "loss"]),
