@@ -332,6 +332,7 @@ CHAINS = {  # name -> dtype -> drafter
 }
 BUSHES = {  # trees of draws: they have many paths
     "tree, drawn": lambda dtype: TreeDrafter(draft(dtype), (2, 1)),
+    "tree of eagle, drawn": lambda dtype: TreeDrafter(EagleDrafter(some(Eagle(config_of(16)))), (2, 1)),
     "tree of heads, drawn": lambda dtype: HeadsDrafter(some(Heads(2, 16)), 2),
     "ensemble of two that draw": lambda dtype: EnsembleDrafter(
         [HeadsDrafter(some(Heads(1, 16))), NgramDrafter(3, CORPUS)]
@@ -342,6 +343,7 @@ TREES = {
     "tree, drawn best first": lambda dtype: TreeDrafter(draft(dtype), (2, 2), budget=3),
     "tree, likeliest": lambda dtype: TreeDrafter(draft(dtype), (2, 2), sampled=False),
     "tree, best first": lambda dtype: TreeDrafter(draft(dtype), (3, 2), sampled=False, budget=5),
+    "tree of eagle, best first": lambda dtype: TreeDrafter(EagleDrafter(some(Eagle(config_of(16)))), (2, 2), budget=3),
     "tree of heads, likeliest": lambda dtype: HeadsDrafter(some(Heads(2, 16)), 3, "top"),
     "ensemble of copies and model": lambda dtype: EnsembleDrafter([LookupDrafter(2), ModelDrafter(draft(dtype))]),
 }

@@ -15,13 +15,13 @@ PACKAGE = Path(__file__).resolve().parent.parent / "speclib"
 BUDGETS = {  # room: (code lines at most, what it ought to come down to)
     "law": (740, 700),
     "model": (1715, 850),
-    "drafters": (1290, 1150),
+    "drafters": (1310, 1150),
     "loop": (915, 550),
     "measure": (1370, 650),
     "training": (1220, 800),
     "museum": (440, 400),
     "exactness": (950, 950),
-    "workbook": (3010, 1500),
+    "workbook": (3060, 1500),
     "commands": (1235, 450),
     ".": (295, 250),
 }

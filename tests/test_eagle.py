@@ -7,11 +7,20 @@ import torch
 from models import GREEDY, config_of, law_of, right_law, tiny
 
 import speclib
-from speclib.drafters import Drafter, Eagle, EagleDrafter, EnsembleDrafter, FallbackDrafter, LookupDrafter
+from speclib.drafters import (
+    Drafter,
+    Eagle,
+    EagleDrafter,
+    EnsembleDrafter,
+    FallbackDrafter,
+    LookupDrafter,
+    TreeDrafter,
+)
 from speclib.drafters.base import always
-from speclib.errors import IncompatibleModels
+from speclib.errors import IncompatibleModels, InvalidArgument
 from speclib.law.distributions import Sampling, seeded
 from speclib.law.exact import max_difference
+from speclib.loop.decoding import branch
 from speclib.training.readers import unrolled
 
 
@@ -82,6 +91,50 @@ def test_every_guess_stands_on_what_training_saw(backend, within):
             for i, q in enumerate(draft.probs):
                 wanted = target.model.lm_head(states[len(text) - 2 + i, i]).softmax(-1)
                 assert torch.allclose(q, wanted, atol=1e-10), f"guess {i} after {text}"
+
+
+@pytest.mark.parametrize("backend", ["eager", "fast"])
+def test_a_tree_reads_each_branch_as_a_chain(backend):
+    """What stands first below a node is drawn from the distribution that a chain of the node's branch would have."""
+    target, eagle, depth = tiny(backend=backend, vocabulary=5, scale=3), some_eagle(), 3
+    seen, drafter = [], TreeDrafter(EagleDrafter(eagle), (2, 2, 2))
+
+    class Watched(Drafter):
+        grows_trees = True
+
+        def start(self, *arguments):
+            guesser = drafter.start(*arguments)
+            real = guesser.drafting
+
+            def drafting(text, *more):
+                before = list(text)
+                seen.append((before, (yield from real(text, *more))))
+                return seen[-1][1]
+
+            guesser.drafting = drafting
+            return guesser
+
+    prompts = [[0, 1, 2, 3], [4], [2, 2]]
+    out = speclib.generate(target, prompts, Watched(), Sampling(), depth, max_new_tokens=16, stop=[])
+    assert len({r.accepted for r in out.trace.rounds}) > 2 and len(seen) > 12
+    for text, draft in seen:
+        for node, parent in enumerate(draft.parents or []):
+            if parent in draft.parents[:node]:
+                continue  # a younger sibling
+            path = branch(draft.parents, parent)
+            whole = torch.tensor([text + draft.tokens[path].tolist()])
+            with torch.inference_mode():
+                hidden = target.model(whole, output_hidden_states=True).hidden_states[-1]
+                embedded = target.model.get_input_embeddings()(whole[:, 1:])
+                states = unrolled(eagle, hidden[:, :-1], embedded, depth)[0]  # [N, depth, d]
+                wanted = target.model.lm_head(states[-1, len(path)]).softmax(-1)
+            assert torch.allclose(draft.probs[node], wanted, atol=1e-10), f"node {node} after {text}"
+
+
+@pytest.mark.parametrize("guesser", [LookupDrafter(), None])
+def test_what_cannot_grow_a_tree_is_refused(guesser):
+    with pytest.raises(InvalidArgument, match="a draft model or an EagleDrafter"):
+        TreeDrafter(guesser)
 
 
 def test_greedy_identity_with_rounds_that_do_not_guess():

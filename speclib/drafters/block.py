@@ -117,15 +117,6 @@ def decoder_of(block: Block, target) -> Decoder:
 class BlockRead(Read):
     """New entries and `keep` masks behind them, as what goes into the layer: states [k, d]."""
 
-    def alone(self) -> Tensor:
-        own, (sees, depths) = self.context, self.layout()
-        d, start, end = own.decoder, own.length, own.length + self.count
-        own.make_room(end)
-        mask = torch.from_numpy(np.concatenate([np.ones((self.count, start), dtype=bool), sees], 1)).to(d.device)
-        positions = torch.from_numpy(depths + self.position).to(d.device)
-        x = fast.layers(d, d.blocks, self.states, positions, own.cache, fast.attention(slice(start, end), end, mask))
-        return own.entered(d.output(d.norm(x[-self.keep :]))[None], self.count)
-
     def layout(self) -> tuple[np.ndarray, np.ndarray]:
         sees, depths = super().layout()
         sees[-self.keep :] = True  # masks see each other

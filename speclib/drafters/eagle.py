@@ -10,6 +10,7 @@ target's state is not known yet; its own takes the place. Embedding and output m
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from ..law.distributions import Draw, Sampling, invert
 from ..model import fast
 from ..model.batch import Batch
 from ..model.compiled import Cache, CompiledContext, Law, Program, Programs
-from ..model.context import Context, Drawing, Guesses, Read
+from ..model.context import Context, Drawing, Guess, Guesses, Logits, Read
 from ..model.fast import Decoder, FastContext
 from ..model.products import product
 from .base import Draft, Drafter, Drafting, Guessed, Session, always, drawing, made_of, placed
@@ -168,21 +169,23 @@ class EagleContext(FastContext):
     def embedded(self, tokens: Tensor, positions: Tensor, states: Tensor) -> Tensor:
         return self.eagle.joined(states, self.decoder.embed(tokens, positions))
 
-    def read(self, states: Tensor, tokens: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        """Enters states [k, d] with the tokens behind them [k], the first at `position`: (own state at the last [1, d],
-        logits [1, V]).
+    def read(self, read: Read) -> Tensor:
+        """Enters the states [k, d] of a read with the tokens behind them, a chain or a tree, the first at `position`.
+        Logits [1, keep, V].
         """
-        k, start, end = len(tokens), self.length, self.length + len(tokens)
+        d, start, end = self.decoder, self.length, self.length + read.count
         self.make_room(end)
-        positions = torch.arange(position, position + k, device=self.decoder.device)
-        mask = torch.ones(k, end, dtype=torch.bool, device=self.decoder.device).tril(start) if k > 1 else None
-        x = self.embedded(tokens, positions, states)
+        sees, depths = read.layout()
+        mask = None
+        if read.count > 1:
+            mask = torch.from_numpy(np.concatenate([np.ones((read.count, start), dtype=bool), sees], 1)).to(d.device)
+        positions = torch.from_numpy(depths + read.position).to(d.device)
+        x = self.embedded(read.tokens[0], positions, read.states)
         attend = fast.attention(slice(start, end), end, mask)
-        x = fast.layers(self.decoder, self.decoder.blocks, x, positions, self.cache, attend)
-        self.length = end
-        state = self.decoder.norm(x[-1:])
-        self.hidden = state[None]
-        return state, self.decoder.output(state)
+        states = d.norm(fast.layers(d, d.blocks, x, positions, self.cache, attend))
+        if self.wants_hidden:
+            self.hidden = states[None]
+        return self.entered(d.output(states[-read.kept :])[None], read.count)
 
     def entering(self, states: Tensor, tokens: Tensor, position: int) -> Read:
         """`read` as a session asks for it."""
@@ -208,7 +211,7 @@ class CompiledEagleContext(EagleContext, CompiledContext):
             (states, tokens, position), rows = new, n + 1
             # after a round of n guesses there is something new at n + 1 tokens at most: one program reads as many
             if len(tokens) > rows:  # after rounds of another guesser
-                self.read(states[:-rows], tokens[:-rows], position)
+                self.read(self.entering(states[:-rows], tokens[:-rows], position))
                 new = states, tokens, position = states[-rows:], tokens[-rows:], position + len(tokens) - rows
             k = len(tokens)
             padded = pad(states, (0, 0, 0, rows - k)), pad(tokens, (0, rows - k))
@@ -276,6 +279,21 @@ class EagleSession(Session):
         settings = id(self.own.eagle), self.sampling
         how = drawing(self._probabilities, self.draw, settings, self.sampling, goes_on)
         return Draft(*(yield from self.own.guesses(self._new(text), n, how)))
+
+    def root(self, text: list[int], n: int) -> Logits:
+        if self.context.hidden is None:
+            return None  # as in `drafting`
+        logits = yield Guess(self.own.entering(*self._new(text)))
+        self.reached = [self.own.hidden[0, -1:]]  # own states: at the end of the text, then at each node [1, d]
+        return logits[0]
+
+    def below(self, text: list[int], tokens: list[int], parents: list[int], last: int) -> Logits:
+        states, start = torch.cat([self.reached[parent + 1] for parent in parents]), self.own.length
+        nodes = torch.tensor([tokens], device=states.device)
+        logits = yield Guess(Read(self.own, nodes, last, parents, states=states, position=self.next))
+        self.reached = [self.reached[0], *self.own.hidden[0].split(1)]
+        self.own.rollback(start)
+        return logits[0]
 
     def _probabilities(self, logits: Tensor, guessed: Guessed | None = None) -> Tensor:
         return self.sampling.probabilities(logits, check=False, guessed=guessed)

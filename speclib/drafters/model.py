@@ -8,7 +8,7 @@ from torch.nn.functional import pad
 
 from ..errors import ContextOverflow
 from ..law.distributions import Draw, Sampling
-from ..model.context import Context
+from ..model.context import Context, Guess, Logits, Read
 from ..model.language_model import LanguageModel, check_compatible
 from .base import Draft, Drafter, Drafting, Guessed, Session, always, drawing
 
@@ -53,6 +53,22 @@ class ModelSession(Session):
 
     def told(self, drafted: list[int]) -> None:
         self.guesses = drafted
+
+    def root(self, text: list[int], n: int) -> Logits:
+        """For a tree of depth n: logits [1, V] after the text."""
+        self._check_room(text, n)
+        self._synchronise(text)
+        new = torch.tensor([text[self.context.length :]], device=self.device)
+        logits = yield Guess(Read(self.context, new, keep=1))
+        self.read = list(text)
+        return logits[0]
+
+    def below(self, text: list[int], tokens: list[int], parents: list[int], last: int) -> Logits:
+        """Logits [last, V] after the last nodes of a tree, all of which is read again, in one forward."""
+        nodes = torch.tensor([tokens], device=self.device)
+        logits = yield Guess(Read(self.context, nodes, last, parents))
+        self.context.rollback(len(text))
+        return logits[0]
 
     def _settings(self) -> Hashable:
         """All that `_probabilities` depends on beside the logits."""

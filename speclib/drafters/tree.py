@@ -13,14 +13,16 @@ import torch
 
 from ..errors import InvalidArgument
 from ..law.distributions import Draw, Sampling, check_finite, point_mass
-from ..model.context import Context, Guess, Read
-from ..model.language_model import LanguageModel, check_compatible
-from .base import Draft, Drafter, Drafting, Guessed, always
-from .model import ModelSession
+from ..model.context import Context, Guess
+from ..model.language_model import LanguageModel
+from .base import Draft, Drafter, Drafting, Session, always
+from .eagle import EagleDrafter, EagleSession
+from .model import ModelDrafter, ModelSession
 
 
 class TreeDrafter(Drafter):
-    """Grows a tree level by level: every node at depth i gets branching[i] children.
+    """Grows a tree level by level: every node at depth i gets branching[i] children. What it asks is a draft model, or
+    an `EagleDrafter`, whose state at a node stands on its state at the parent.
 
     sampled: children are drawn from the draft's distribution without replacement, and q says so; otherwise they are its
     most probable tokens, guesses without chance. budget: at most so many nodes, a shape that adapts to the text. Of a
@@ -36,7 +38,7 @@ class TreeDrafter(Drafter):
 
     def __init__(
         self,
-        language_model: LanguageModel,
+        guesser: LanguageModel | EagleDrafter,
         branching: Sequence[int] = (3, 2, 1, 1),
         sampled: bool = True,
         budget: int | None = None,
@@ -45,20 +47,18 @@ class TreeDrafter(Drafter):
             raise InvalidArgument(f"branching must be whole numbers >= 1, one for each level, not {tuple(branching)!r}")
         if budget is not None and budget < 1:
             raise InvalidArgument(f"a budget of nodes must be at least 1, not {budget!r}")
-        self.language_model, self.branching, self.sampled, self.budget = (
-            language_model,
-            tuple(branching),
-            sampled,
-            budget,
-        )
+        if not isinstance(guesser, LanguageModel | EagleDrafter):
+            raise InvalidArgument(f"a tree is grown by a draft model or an EagleDrafter, not by {guesser!r}")
+        self.guesser = ModelDrafter(guesser) if isinstance(guesser, LanguageModel) else guesser
+        self.branching, self.sampled, self.budget = tuple(branching), sampled, budget
 
     def models(self) -> list[LanguageModel]:
-        return [self.language_model]
+        return self.guesser.models()
 
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> "TreeSession":
-        target = context.language_model
-        check_compatible(target, self.language_model)
-        return TreeSession(self, context.beside(self.language_model), target.vocabulary, sampling, draw)
+        # where nothing is drawn, temperature 0 would leave one candidate: rank by the unwarped distribution
+        ranked = sampling.plainly() if sampling.temperature == 0 and not self.sampled else sampling
+        return TreeSession(self, self.guesser.start(context, ranked, draw), draw, context.language_model.device)
 
 
 @dataclass(frozen=True)
@@ -73,23 +73,18 @@ class Node:
     joint: float
 
 
-class TreeSession(ModelSession):
-    def __init__(self, settings: TreeDrafter, context: Context, vocabulary: int, sampling: Sampling, draw: Draw):
-        # where nothing is drawn, temperature 0 would leave one candidate: rank by the unwarped distribution
-        ranked = sampling.plainly() if sampling.temperature == 0 and not settings.sampled else sampling
-        super().__init__(context, vocabulary, ranked, draw)
-        self.settings = settings
+class TreeSession(Session):
+    """`inner` says what may follow a text and the nodes of a tree; its cache is left with the text alone."""
 
-    def told(self, drafted: list[int]) -> None:
-        """Its cache holds the text alone."""
+    def __init__(self, settings: TreeDrafter, inner: ModelSession | EagleSession, draw: Draw, device: torch.device):
+        self.settings, self.inner, self.draw, self.device = settings, inner, draw, device
+        self.prepare, self.follow = inner.prepare, inner.follow
 
     def drafting(self, text: list[int], n: int, goes_on: Callable[[torch.Tensor], bool] = always) -> Drafting:
-        self._check_room(text, n)
-        self._synchronise(text)
-        new = torch.tensor([text[self.context.length :]], device=self.device)
-        logits = yield Guess(Read(self.context, new, keep=1))
-        rows = self._probabilities(logits[0], lambda: [[]])  # [1, V]
-        self.read = list(text)
+        logits = yield from self.inner.root(text, n)
+        if logits is None:  # eagle, behind a text of one token
+            return (yield from self.inner.drafting(text, n))
+        rows = self._law(logits, lambda: [[]])  # [1, V]
         if self.settings.sampled and self.settings.budget is not None:
             return self._draft((yield from self._grown(text, rows[0], n)))
         nodes: list[Node] = []
@@ -110,8 +105,8 @@ class TreeSession(ModelSession):
                 rows = yield from self._read(text, nodes, len(frontier))
         return self._draft(self._pruned(nodes))
 
-    def _probabilities(self, logits: torch.Tensor, guessed: Guessed | None = None) -> torch.Tensor:
-        q = super()._probabilities(logits, guessed)
+    def _law(self, logits: torch.Tensor, guessed: Callable[[], list[list[int]]]) -> torch.Tensor:
+        q = self.inner._probabilities(logits, guessed)
         check_finite(float(q.sum()))  # a tree is grown on the host, which cannot go on with NaN
         return q
 
@@ -168,11 +163,10 @@ class TreeSession(ModelSession):
         return children
 
     def _read(self, text: list[int], nodes: list[Node], last: int) -> Generator[Guess, torch.Tensor, torch.Tensor]:
-        """The draft's distributions after the last nodes [last, V]: the whole tree is read again, in one forward."""
-        tokens = torch.tensor([[node.token for node in nodes]], device=self.device)
-        logits = yield Guess(Read(self.context, tokens, last, [node.parent for node in nodes]))
-        self.context.rollback(len(text))
-        return self._probabilities(logits[0], lambda: [_guesses(nodes, node) for node in nodes[-last:]])
+        """The draft's distributions after the last nodes [last, V]."""
+        tokens, parents = [node.token for node in nodes], [node.parent for node in nodes]
+        logits = yield from self.inner.below(text, tokens, parents, last)
+        return self._law(logits, lambda: [_guesses(nodes, node) for node in nodes[-last:]])
 
     def _pruned(self, nodes: list[Node]) -> list[Node]:
         """The most probable `budget` nodes, in their order. A parent is never less probable than its child, so it stays

@@ -39,7 +39,7 @@ class Read:
         """The forward itself: logits [1, keep, V]."""
         if self.states is None:
             return self.context.extend(self.tokens, self.keep, self.parents)
-        return self.context.read(self.states, self.tokens[0], self.position)[1][None]
+        return self.context.read(self)
 
     def layout(self) -> tuple[np.ndarray, np.ndarray]:
         """(who sees whom of the new tokens [k, k], depth of each [k])."""
@@ -73,6 +73,7 @@ class Guess:
     how: Drawing | None = None
 
 
+Logits = Generator[Guess, Tensor, Tensor]  # one forward handed out -> logits [k, V]
 # Forwards handed out one after the other, each answered by what came of it; in the end (tokens [n], what each was drawn
 # from [n, V]).
 Guesses = Generator[Guess, "Tensor | tuple[Tensor, Tensor]", tuple[Tensor, Tensor]]
