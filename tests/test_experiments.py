@@ -249,7 +249,7 @@ def test_a_measurement_of_a_pair_is_written_down_and_goes_on_where_it_stopped(pa
         tables.append(arguments)
         return one_table(*arguments)
 
-    monkeypatch.setattr(pairs.trials.language_model, "load_pair", lambda **_: pair)
+    monkeypatch.setattr(pairs.language_model, "load_pair", lambda **_: pair)
     monkeypatch.setattr(pairs, "split", lambda count, domain: (["some text", "more"], ["others"]))
     monkeypatch.setattr(pairs.latency, "round_costs", lambda *_, **__: {"plain": 1.0, "draft": 0.5, "check": 1.0})
     monkeypatch.setattr(pairs, "one_table", interrupted)

@@ -82,7 +82,7 @@ def pair(args: argparse.Namespace) -> tuple[dict, Said]:
 def headline(args: argparse.Namespace) -> tuple[dict, Said]:
     """the fastest way of each kind alone, chosen by a short trial over backends and dtypes, in minutes"""
     settings, tables, said = asked(args, backend=args.backend), [], []
-    load = trials.loader(args.target, args.draft, pairs.place)
+    load = pairs.loader(args.target, args.draft)
     for domain, temperature in [(domain, t) for domain in args.domain for t in args.temperature]:
         texts = pairs.split(args.prompts, domain)
         table = pairs.headline(load, Sampling(temperature), *texts, settings, args.dtype, args.progress)

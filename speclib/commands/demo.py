@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.out, FIGURES)
     sampling = Sampling(temperature=args.temperature)
     gamma, prompt = args.draft_length, args.prompt if args.prompt is not None else embedded.prompts("code")[16]
-    load = trials.loader(draft=args.draft, dress=pairs.place)
+    load = pairs.loader(draft=args.draft)
     question = embedded.chat_prompts()[QUESTION]["prompt"] if args.question is None else args.question
     at = load("eager", args.dtype[0])  # a token first: what cannot work is said before the real model answers
     generate(at.pair.target, prompt, at.drafters[pairs.MODEL], sampling, gamma, max_new_tokens=min(args.tokens, 1))

@@ -24,6 +24,7 @@ from ..law.distributions import Sampling
 from ..measure import experiments, latency, trials
 from ..measure.experiments import BY_ROUND, WAY, Method, Way
 from ..measure.trials import PLAIN, SPECULATIVE
+from ..model import language_model
 from ..model.language_model import BACKENDS, TARGET, LanguageModel, Pair
 
 LENGTHS = (2, 3, 4, 6, 8)  # draft lengths to choose from
@@ -85,6 +86,11 @@ def place(pair: Pair) -> Place:
     if pair.target.name == TARGET:
         found[EAGLE] = last = EagleDrafter(load_eagle())
     return Place(pair, found | {FIRST: FallbackDrafter(LookupDrafter(16, 3), last, most=4)})
+
+
+def loader(target: str | Path | None = None, draft: str | Path | None = None) -> trials.Load:
+    """Loads a pair as `load_pair` does, and makes a `Place` of it on each backend."""
+    return trials.loader(lambda dtype: language_model.load_pair(target=target, draft=draft, dtype=dtype), place)
 
 
 def places(load: trials.Load, backends: Sequence[str], dtype: str) -> dict[str, Place]:
@@ -307,7 +313,7 @@ def measure(
                 other = differing(kept.get("identity"), identity)
                 print(f"{partial} is of another measurement (other {other}): starting afresh", file=sys.stderr)
     finished = {(table["dtype"], table["domain"], table["temperature"]) for table in record["tables"]}
-    load = trials.loader(settings.target, settings.draft, place)
+    load = loader(settings.target, settings.draft)
     if dtypes is None and record["dtypes"] is None:
         # nothing is compiled for the trial, unless no other backend is asked for
         quick = [backend for backend in settings.backend if backend != "compiled"] or settings.backend
