@@ -7,7 +7,7 @@ generation) is chosen on prompts of its own.
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -317,11 +317,9 @@ def measure(
     if dtypes is None and record["dtypes"] is None:
         # nothing is compiled for the trial, unless no other backend is asked for
         quick = [backend for backend in settings.backend if backend != "compiled"] or settings.backend
-        tried, few = (
-            kinds(Sampling(temperatures[0]), min(settings.tokens, TRIED)),
-            split(settings.prompts, domains[0])[1],
-        )
-        chosen = trials.choose(load, tried, few[:2], quick, progress=progress)
+        tried = kinds(Sampling(temperatures[0]), min(settings.tokens, TRIED))
+        few = split(settings.prompts, domains[0])[1][:2]
+        chosen = trials.choose(load, tried, few, quick, progress=progress)
         print(chosen)
         record["dtypes"] = list(dict.fromkeys(way.dtype for way in chosen.ways.values()))
     for dtype in dtypes or record["dtypes"]:
@@ -375,25 +373,31 @@ def setting(temperature: float) -> str:
     return f"T = {temperature:g}" if temperature else "greedy"
 
 
-def kinds(sampling: Sampling, tokens: int, theirs: bool = False) -> dict:
+def titled(name: str, n: int) -> str:
+    """A guesser with its number of guesses."""
+    return f"{name}, {n} guesses"
+
+
+def kinds(
+    sampling: Sampling, tokens: int, guesses: Mapping[str, Sequence[int]] = GUESSES, theirs: bool = False
+) -> dict[str, Callable[[Place], dict[str, Method]]]:
     """For `trials.choose`: plain decoding, what guesses, and on the eager backend transformers, if asked for."""
 
+    def every(at: Place, names: Mapping[str, tuple[str, Sequence[int]]]) -> dict[str, Method]:
+        tried = [(title, name, n) for title, (name, numbers) in names.items() for n in numbers]
+        return {titled(title, n): at.method(name, sampling, n, tokens) for title, name, n in tried}
+
     def speculative(at: Place) -> dict[str, Method]:
-        tried = [(name, n) for name, numbers in GUESSES.items() if name in at.drafters for n in numbers]
-        return {f"{name}, {n} guesses": at.method(name, sampling, n, tokens) for name, n in tried}
+        return every(at, {name: (name, numbers) for name, numbers in guesses.items() if name in at.drafters})
 
     def transformers(at: Place) -> dict[str, Method]:
         if at.pair.target.backend != "eager":
             return {}
-        found = {HF_PLAIN: at.method(HF_PLAIN, sampling, 0, tokens)}
-        for title, name, numbers in (("assisted", HF_BEST, ASSISTANT_TOKENS), ("lookup", HF_LOOKUP, (8, 15))):
-            found |= {f"transformers {title}, {n} guesses": at.method(name, sampling, n, tokens) for n in numbers}
-        return found
+        guided = {"assisted": (HF_BEST, ASSISTANT_TOKENS), "lookup": (HF_LOOKUP, (8, 15))}
+        own = every(at, {f"transformers {title}": numbers for title, numbers in guided.items()})
+        return {HF_PLAIN: at.method(HF_PLAIN, sampling, 0, tokens)} | own
 
-    found = {
-        PLAIN: lambda at: {PLAIN: at.method(PLAIN, sampling, 0, tokens)},
-        SPECULATIVE: speculative,
-    }
+    found = {PLAIN: lambda at: {PLAIN: at.method(PLAIN, sampling, 0, tokens)}, SPECULATIVE: speculative}
     return found | ({"transformers": transformers} if theirs else {})
 
 
@@ -411,23 +415,19 @@ def headline(
     for JSON.
     """
     theirs = "eager" in settings.backend
-    short = kinds(sampling, min(settings.tokens, TRIED), theirs)
+    short, whole = (kinds(sampling, n, theirs=theirs) for n in (min(settings.tokens, TRIED), settings.tokens))
     chosen = trials.choose(load, short, tuning[:2], settings.backend, dtypes, near=0.8, progress=progress)
     alone, guided = chosen.ways[PLAIN], chosen.ways[SPECULATIVE]
-    same, whole = Way(PLAIN, guided.backend, guided.dtype), kinds(sampling, settings.tokens, theirs)
-    compared = {
-        way: whole[kind](load(way.backend, way.dtype))[way.method]
-        for kind, way in [*chosen.ways.items(), (PLAIN, same)]
-    }
-    frame = experiments.interleaved(compared, measured, settings.repeats, progress=progress)
-    table = experiments.table(frame, alone)
-    said = over_best(table, alone, guided)
+    same = guided._replace(method=PLAIN)
+    ways = {way: kind for kind, way in chosen.ways.items()} | {same: PLAIN}
+    compared = {way: whole[kind](load(way.backend, way.dtype))[way.method] for way, kind in ways.items()}
+    table = experiments.table(experiments.interleaved(compared, measured, settings.repeats, progress=progress), alone)
     over_same = table["tokens_per_second"] / table.loc[same, "tokens_per_second"]
-    table = table.rename(columns={"speedup": "over_best_plain"}).assign(over_same_forwards=over_same)
-    again = over_same[guided]
+    forwards = f"over plain decoding on its own backend and in its own dtype {over_same[guided]:.2f}x"
+    shown = table.rename(columns={"speedup": "over_best_plain"}).assign(over_same_forwards=over_same).reset_index()
     return {
         "said": str(chosen),
         "tried": [{**way._asdict(), "tokens_per_second": speed} for way, speed in chosen.speeds.items()],
-        "methods": experiments.rows(table.reset_index()),
-        "headline": f"{said}; over plain decoding on its own backend and in its own dtype {again:.2f}x",
+        "methods": experiments.rows(shown),
+        "headline": f"{over_best(table, alone, guided)}; {forwards}",
     }
