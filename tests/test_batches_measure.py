@@ -14,7 +14,7 @@ from speclib.commands import bench
 from speclib.drafters import LookupDrafter, ModelDrafter
 from speclib.errors import ContextOverflow, InvalidArgument
 from speclib.law import theory
-from speclib.measure import batches, experiments
+from speclib.measure import batches, experiments, latency
 from speclib.workbook import n14
 
 GREEDY = Sampling(temperature=0)
@@ -97,14 +97,14 @@ def test_predictions_of_a_table_take_acceptance_from_all_sizes():
 
 @pytest.mark.parametrize("backend", ["eager", "fast"])
 def test_the_grid_reads_as_many_rows_of_as_many_tokens(backend, monkeypatch):
-    read, real = set(), batches.together
+    read, real = set(), latency.together
 
     def together(reads):
         read.add((len(reads), reads[0].count, reads[0].context.length))
         assert len({id(r.context.slots) for r in reads}) == 1, "one cache"
         return real(reads)
 
-    monkeypatch.setattr(batches, "together", together)
+    monkeypatch.setattr(latency, "together", together)
     grid = batches.width_grid(sharp(backend=backend), (3, 1), (4, 1), 8, 2, 0.001)
     assert grid.columns.tolist() == ["rows", "tokens", "ms", "low", "high"]
     assert list(zip(grid["rows"], grid["tokens"], strict=True)) == [(3, 4), (3, 1), (1, 4), (1, 1)]

@@ -232,7 +232,7 @@ def test_the_advised_length_weighs_the_yield_of_rounds_against_their_price(pair,
         monkeypatch.setattr(
             pairs.latency,
             "round_costs",
-            lambda target, draft, n, context, kind=kind: {"plain": 1.0, "draft": prices[kind](n), "check": 1.0},
+            lambda target, draft, n, context, turns, kind=kind: {"plain": 1.0, "draft": prices[kind](n), "check": 1.0},
         )
         found = pairs.advised({"eager": at}, Sampling(0), ["some text", "other words"], settings)
         assert found == {Way(pairs.MODEL, "eager", "float32"): best}

@@ -22,7 +22,6 @@ from ..drafters import Drafter, EagleDrafter, LookupDrafter, ModelDrafter, load_
 from ..errors import InvalidArgument
 from ..law.distributions import Sampling
 from ..loop.decoding import Output, generate
-from ..model.batch import Batch, Read, together
 from ..model.language_model import LanguageModel, Pair, load_pair
 from . import experiments, latency
 from .machine import busy
@@ -61,26 +60,13 @@ def width_grid(
 ) -> pd.DataFrame:
     """Time of one forward over `rows` texts of `tokens` new tokens each: columns rows, tokens, ms, low, high.
 
-    As `latency.width_curve`, which is its first row: each text has `context` cached tokens, all cells take turns, ms is
-    the median over passes and low and high are its quartiles. Raises ContextOverflow and InvalidArgument as there.
+    As `latency.width_curve`, which is its first row: each text has `context` cached tokens, all cells take turns.
+    Raises ContextOverflow and InvalidArgument as there.
     """
     if min(sizes, default=0) < 1 or min(widths, default=0) < 1 or passes < 1:
         raise InvalidArgument(f"sizes, widths and passes must be whole numbers >= 1: {sizes}, {widths}, {passes}")
-    most = context + max(widths)
-    latency.check_room(language_model, context, max(widths))
-    fill = torch.arange(most, device=language_model.device)[None] % language_model.vocabulary
-    rows: dict[int, list] = {}
-    for size in sizes:
-        batch = Batch(size, most) if size > 1 else None
-        rows[size] = [language_model.context((), batch) for _ in range(size)]
-        together([Read(text, fill[:, :context], keep=1) for text in rows[size]])
-
-    def forward(contexts, new):
-        together([Read(text, new) for text in contexts])
-        for text in contexts:
-            text.rollback(context)
-
-    works = {(b, n): partial(forward, rows[b], fill[:, :n]) for b in sizes for n in widths}
+    texts = {rows: latency.Filled(language_model, context, max(widths), rows) for rows in sizes}
+    works = {(rows, width): partial(texts[rows].read, width) for rows in sizes for width in widths}
     return latency.spread(works, passes, min_seconds, ["rows", "tokens"])
 
 
@@ -280,9 +266,7 @@ def identity(count: int = 256, size: int = 16, tokens: int = 32, progress: bool 
     return {"batch": size, "tokens": tokens, "machine": experiments.machine(), "found": found}
 
 
-@torch.inference_mode()
 def gap(target: LanguageModel, text: list[int]) -> float:
     """How far apart, in logits, the target's two favourites to follow a text are."""
-    logits = target.context().extend(torch.tensor([text], device=target.device), keep=1)[0, -1]
-    first, second = logits.topk(2).values.tolist()
+    first, second = experiments.logits_after(target, text).topk(2).values.tolist()
     return first - second

@@ -18,6 +18,7 @@ from ..drafters import Drafter
 from ..errors import ContextOverflow, InvalidArgument
 from ..law.distributions import Sampling, seeded
 from ..model import products
+from ..model.batch import Batch, Read, together
 from ..model.language_model import LanguageModel
 
 WIDTHS = tuple(range(1, 10))
@@ -119,7 +120,7 @@ def round_costs(
     text grows by two tokens; half-way it has `context`. Raises ContextOverflow if the target has no room.
     """
     rounds = (turns + 1) * TURN
-    check_room(target, context, rounds + gamma)
+    _check_room(target, context, rounds + gamma)
     device, times = target.device, {"plain": [], "draft": [], "check": []}
     target.announce((1, gamma + 1))
     text = (torch.arange(max(2, context - rounds)) % target.vocabulary).tolist()
@@ -147,26 +148,28 @@ def round_costs(
 
 
 class Filled:
-    """A text of which `context` tokens are cached, to read up to `new` more and forget them. Which tokens they are does
-    not matter.
+    """Texts, in one batch, of which `context` tokens each are cached, to read up to `new` more and forget them. Which
+    tokens they are does not matter. Raises ContextOverflow if they do not fit.
     """
 
-    def __init__(self, language_model: LanguageModel, context: int, new: int):
-        check_room(language_model, context, new)
+    def __init__(self, language_model: LanguageModel, context: int, new: int, rows: int = 1):
+        _check_room(language_model, context, new)
         fill = torch.arange(max(context, new), device=language_model.device)[None] % language_model.vocabulary
         self.cached, self.fill = context, fill[:, :new]
+        batch = Batch(rows, context + new) if rows > 1 else None
         # an encoder needs something to read
-        self.text = language_model.context(fill[0, :context].tolist() if language_model.encoder_decoder else ())
-        self.text.extend(fill[:, :context], keep=1)
+        given = fill[0, :context].tolist() if language_model.encoder_decoder else ()
+        self.texts = [language_model.context(given, batch) for _ in range(rows)]
+        together([Read(text, fill[:, :context], keep=1) for text in self.texts])
 
     def read(self, width: int) -> None:
-        """One forward over so many tokens."""
-        self.text.extend(self.fill[:, :width])
-        self.text.rollback(self.cached)
+        """One forward over so many tokens of each."""
+        together([Read(text, self.fill[:, :width]) for text in self.texts])
+        for text in self.texts:
+            text.rollback(self.cached)
 
 
-def check_room(language_model: LanguageModel, context: int, new: int) -> None:
-    """Raises ContextOverflow if so many cached and new tokens do not fit."""
+def _check_room(language_model: LanguageModel, context: int, new: int) -> None:
     limit = language_model.context_length
     if limit and context + new > limit:
         raise ContextOverflow(
