@@ -359,7 +359,7 @@ def setting(temperature: float) -> str:
 
 def titled(name: str, n: int) -> str:
     """A guesser with its number of guesses."""
-    return f"{name}, {n} guesses"
+    return f"{name.removesuffix(', best')}, {n} guesses"
 
 
 def kinds(
@@ -367,19 +367,18 @@ def kinds(
 ) -> dict[str, Callable[[Place], dict[str, Method]]]:
     """For `trials.choose`: plain decoding, what guesses, and on the eager backend transformers, if asked for."""
 
-    def every(at: Place, names: Mapping[str, tuple[str, Sequence[int]]]) -> dict[str, Method]:
-        tried = [(title, name, n) for title, (name, numbers) in names.items() for n in numbers]
-        return {titled(title, n): at.method(name, sampling, n, tokens) for title, name, n in tried}
+    def every(at: Place, numbers: Mapping[str, Sequence[int]]) -> dict[str, Method]:
+        tried = [(name, n) for name in numbers for n in numbers[name]]
+        return {titled(name, n): at.method(name, sampling, n, tokens) for name, n in tried}
 
     def speculative(at: Place) -> dict[str, Method]:
-        return every(at, {name: (name, numbers) for name, numbers in guesses.items() if name in at.drafters})
+        return every(at, {name: numbers for name, numbers in guesses.items() if name in at.drafters})
 
     def transformers(at: Place) -> dict[str, Method]:
         if at.pair.target.backend != "eager":
             return {}
-        guided = {"assisted": (HF_BEST, ASSISTANT_TOKENS), "lookup": (HF_LOOKUP, (8, 15))}
-        own = every(at, {f"transformers {title}": numbers for title, numbers in guided.items()})
-        return {HF_PLAIN: at.method(HF_PLAIN, sampling, 0, tokens)} | own
+        alone = {HF_PLAIN: at.method(HF_PLAIN, sampling, 0, tokens)}
+        return alone | every(at, {HF_BEST: ASSISTANT_TOKENS, HF_LOOKUP: (8, 15)})
 
     found = {PLAIN: lambda at: {PLAIN: at.method(PLAIN, sampling, 0, tokens)}, SPECULATIVE: speculative}
     return found | ({"transformers": transformers} if theirs else {})

@@ -78,8 +78,13 @@ def entries(pair: Pair, costs: tuple[float, dict[int, float]]) -> dict[str, Entr
         "tree, best first": Entry(tree, (3, 4), size),
         "lookup and draft model": Entry(drafters.EnsembleDrafter([lookup, model]), (3, 5, 10), size),
     }
-    lookup_else_eagle = lambda eagle: drafters.FallbackDrafter(copies, drafters.EagleDrafter(eagle), most=4)  # noqa: E731
-    lookup_and_eagle = lambda eagle: drafters.EnsembleDrafter([lookup, drafters.EagleDrafter(eagle)])  # noqa: E731
+
+    def lookup_and_eagle(eagle: nn.Module) -> drafters.Drafter:
+        return drafters.EnsembleDrafter([lookup, drafters.EagleDrafter(eagle)])
+
+    def lookup_else_eagle(eagle: nn.Module) -> drafters.Drafter:
+        return drafters.FallbackDrafter(copies, drafters.EagleDrafter(eagle), most=4)
+
     heads_tree = partial(drafters.HeadsDrafter, width=3, choices="top")
     optional = {  # what is loaded, and what guesses with it
         "eagle": (drafters.load_eagle, drafters.EagleDrafter, (2, 3, 4, 6)),

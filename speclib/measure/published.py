@@ -59,7 +59,7 @@ def random_model(
     unknown name."""
     if isinstance(shape, str) and shape not in SHAPES:
         raise InvalidArgument(f"no shape is called {shape!r}; choose one of {', '.join(SHAPES)}")
-    config = SHAPES[shape]() if isinstance(shape, str) else shape
+    config, name = (SHAPES[shape](), shape) if isinstance(shape, str) else (shape, "random")
     with torch.device("meta"):  # no memory and no time for weights that are overwritten anyway
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model = model.to_empty(device=device).eval()
@@ -67,12 +67,12 @@ def random_model(
     generator = torch.Generator(device=device).manual_seed(0)
     for parameter in model.parameters():
         parameter.data.uniform_(-0.02, 0.02, generator=generator)
-    for name, buffer in model.named_buffers():
-        if name.endswith("inv_freq"):  # to_empty left it without values
+    for buffer_name, buffer in model.named_buffers():
+        if buffer_name.endswith("inv_freq"):  # to_empty left it without values
             half = buffer.numel()
             buffer.copy_(10_000.0 ** -(torch.arange(half, device=device) / half))
     # random weights of up to gigabytes, to be timed
-    return LanguageModel(model, name=shape if isinstance(shape, str) else "random", backend=backend, probe=False)
+    return LanguageModel(model, name=name, backend=backend, probe=False)
 
 
 def measure(
