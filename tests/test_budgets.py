@@ -17,12 +17,12 @@ BUDGETS = {  # room: (code lines at most, what it ought to come down to)
     "model": (1685, 850),
     "drafters": (1380, 1150),
     "loop": (910, 550),
-    "measure": (1211, 650),
+    "measure": (1213, 650),
     "training": (1205, 800),
     "museum": (440, 400),
     "exactness": (950, 950),
     "workbook": (3010, 1500),
-    "commands": (1105, 450),
+    "commands": (1104, 450),
     ".": (295, 250),
 }
 SILENT = {getattr(tokenize, name) for name in "COMMENT NL NEWLINE INDENT DEDENT ENDMARKER".split()}
