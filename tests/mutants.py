@@ -250,7 +250,7 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("the plain baseline of another batch", "measure/batches.py", "tokens_per_round * time_of(grid, rows, 1)", "tokens_per_round * time_of(grid, 1, 1)", PREDICTIONS),
     ("a prediction without the draft's time", "measure/batches.py", "(time_of(grid, rows, guesses + 1) + draft_ms)", "time_of(grid, rows, guesses + 1)", PREDICTIONS),
     ("the gain ends halfway between sizes", "measure/batches.py", "(size / before[0]) ** share", "(1 + share * (size / before[0] - 1))", PREDICTIONS),
-    ("transformers' rows see their padding", "measure/batches.py", "[[0] * (most - len(p)) + [1] * len(p) for p in part]", "[[1] * most for p in part]", PREDICTIONS),
+    ("transformers' rows see their padding", "measure/experiments.py", "[[0] * (most - len(p)) + [1] * len(p) for p in part]", "[[1] * most for p in part]", PREDICTIONS),
     ("block: masks see the text alone", "drafters/block.py", "sees[-self.keep :] = True  #", "sees[-self.keep :, -self.keep :] = np.eye(self.keep, dtype=bool)  #", BLOCK),
     ("block: masks follow the first of the new entries", "drafters/block.py", "self.eagle.masked(x[-1])", "self.eagle.masked(x[0])", BLOCK),
     ("block: another mask's q", "drafters/block.py", "return how.draw(q), q", "return how.draw(q), q.flip(0)", BLOCK),

@@ -1,6 +1,5 @@
 """What a batch brings: predictions against known answers, and trials that decode what they say."""
 
-import argparse
 import json
 from math import log2, nan
 
@@ -10,11 +9,12 @@ import pytest
 from models import PROMPTS, sharp
 
 from speclib import Pair, Sampling, generate
-from speclib.commands import batches as command
+from speclib.__main__ import main
+from speclib.commands import bench
 from speclib.drafters import LookupDrafter, ModelDrafter
 from speclib.errors import ContextOverflow, InvalidArgument
 from speclib.law import theory
-from speclib.measure import batches
+from speclib.measure import batches, experiments, latency
 from speclib.workbook import n14
 
 GREEDY = Sampling(temperature=0)
@@ -97,14 +97,14 @@ def test_predictions_of_a_table_take_acceptance_from_all_sizes():
 
 @pytest.mark.parametrize("backend", ["eager", "fast"])
 def test_the_grid_reads_as_many_rows_of_as_many_tokens(backend, monkeypatch):
-    read, real = set(), batches.together
+    read, real = set(), latency.together
 
     def together(reads):
         read.add((len(reads), reads[0].count, reads[0].context.length))
         assert len({id(r.context.slots) for r in reads}) == 1, "one cache"
         return real(reads)
 
-    monkeypatch.setattr(batches, "together", together)
+    monkeypatch.setattr(latency, "together", together)
     grid = batches.width_grid(sharp(backend=backend), (3, 1), (4, 1), 8, 2, 0.001)
     assert grid.columns.tolist() == ["rows", "tokens", "ms", "low", "high"]
     assert list(zip(grid["rows"], grid["tokens"], strict=True)) == [(3, 4), (3, 1), (1, 4), (1, 1)]
@@ -132,7 +132,9 @@ def test_prompts_of_mixed_length_are_the_same_each_time():
 
 
 def test_a_trial_counts_all_tokens_and_times_full_rounds_apart(pair):
-    found = batches.ours(pair.target, ModelDrafter(pair.draft), Sampling(), 3, 12, 2)(PROMPTS, 5)
+    found = experiments.ours(
+        pair.target, ModelDrafter(pair.draft), Sampling(), 3, 12, batch_size=2, more=batches.full_rounds
+    )(PROMPTS, 5)
     out = generate(pair.target, PROMPTS, ModelDrafter(pair.draft), Sampling(), 3, "token", 12, [], seed=5, batch_size=2)
     full = [r for r in out.trace.rounds if r.rows == 2]
     assert found["tokens"] == 12 * len(PROMPTS) and found["rounds"] == len(out.trace.rounds) > len(full)
@@ -152,7 +154,7 @@ def test_transformers_is_given_the_same_texts(pair, monkeypatch):
         return out
 
     monkeypatch.setattr(pair.target.model, "generate", kept)
-    found = batches.theirs(pair.target, GREEDY, 9, 2)(PROMPTS, 0)
+    found = experiments.theirs(pair, GREEDY, 9, batch_size=2)(PROMPTS, 0)
     assert given == PROMPTS, "what the mask shows is the prompt"
     plain = generate(pair.target, PROMPTS, None, GREEDY, max_new_tokens=9, stop=[]).tokens
     assert written == [tokens.tolist() for tokens in plain] and found["tokens"] == 9 * len(PROMPTS)
@@ -186,14 +188,13 @@ def test_where_a_round_goes(pair, monkeypatch):
 # --- records ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_record_holds_what_the_notebook_reads(pair, monkeypatch, tmp_path):
+def test_a_record_holds_what_the_notebook_reads(pair, monkeypatch):
     monkeypatch.setattr(batches, "texts", lambda _, count, first=0: [[k % 5, 1] for k in range(count)])
     monkeypatch.setattr(batches, "load_pair", lambda **_: pair)
     monkeypatch.setattr(batches, "drafters", lambda pair: {"draft model": (ModelDrafter(pair.draft), 4)})
     real = batches.width_grid
     monkeypatch.setattr(batches, "width_grid", lambda target, sizes: real(target, sizes, (1, 5), 8, 1, 0.001))
-    batches.record(tmp_path / "batches.json", (1, 2), 2, 8, 1, progress=False)
-    found = json.loads((tmp_path / "batches.json").read_text())
+    found = json.loads(json.dumps(batches.record((1, 2), 2, 8, 1, progress=False)))
     assert set(found) == {"machine", "settings", "grid", "drafts", "table", "round"} and "busy" in found["machine"]
     assert len(found["grid"]) == 4 and [row["rows"] for row in found["drafts"]] == [1, 2]
     n14.plt.close(n14.gains(pd.DataFrame(found["table"]), "title"))
@@ -202,10 +203,10 @@ def test_a_record_holds_what_the_notebook_reads(pair, monkeypatch, tmp_path):
     assert "Recorded on" in n14.recorded_on(found).capitalize()
 
 
-def test_rows_are_the_texts_that_they_are_alone_and_others_are_told(pair, monkeypatch, tmp_path):
+def test_rows_are_the_texts_that_they_are_alone_and_others_are_told(pair, monkeypatch):
     monkeypatch.setattr(batches, "texts", lambda _, count: [[k % 5, 1, 3][: 1 + k % 3] for k in range(count)])
     monkeypatch.setattr(batches, "load_pair", lambda **_: pair)
-    found = batches.identity(tmp_path / "same.json", 6, 3, 10, progress=False)
+    found = batches.identity(6, 3, 10, progress=False)["found"]
     assert [(row["dtype"], row["temperature"]) for row in found] == [
         (dtype, heat) for dtype in ("float64", "float32") for heat in (0.0, 1.0)
     ]
@@ -219,7 +220,7 @@ def test_rows_are_the_texts_that_they_are_alone_and_others_are_told(pair, monkey
         return out
 
     monkeypatch.setattr(batches, "generate", wrong)
-    told = batches.identity(tmp_path / "other.json", 6, 3, 10, progress=False)
+    told = batches.identity(6, 3, 10, progress=False)["found"]
     assert all(row["same"] == 5 and len(row["gaps"]) == 1 for row in told)
     prompt = [
         [4, 1, 3][:2],
@@ -228,27 +229,23 @@ def test_rows_are_the_texts_that_they_are_alone_and_others_are_told(pair, monkey
     assert told[0]["gaps"][0] == pytest.approx(batches.gap(pair.target, prompt[0] + prompt[1]))
 
 
-def asked(*words):
-    parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers())
-    args = parser.parse_args(["batches", *words])
-    return args.run(args)
-
-
 def test_the_command(monkeypatch, tmp_path, capsys):
-    calls, row = [], dict.fromkeys(command.SHOWN, 1.0)
-    record = lambda *a, **_: calls.append(a) or {"table": [row], "round": {"models": 0.9}}
+    calls, row = [], dict.fromkeys(bench.SIZED, 1.0)
     found = [{"dtype": "float64", "temperature": 0.0, "same": 3, "of": 4, "gaps": [0.1]}]
-    monkeypatch.setattr(batches, "record", record)
-    monkeypatch.setattr(batches, "identity", lambda *a, **more: calls.append((*a, more["tokens"])) or found)
+    record = {"table": [row], "round": {"models": 0.9}}
+    monkeypatch.setattr(batches, "record", lambda *a, **_: calls.append(a) or record)
+    monkeypatch.setattr(batches, "identity", lambda *a, **m: calls.append((*a, m["tokens"])) or {"found": found})
     out = tmp_path / "x.json"
-    assert asked("--rows", "4", "2", "--tokens", "9", "--out", str(out)) == 0
-    assert asked("--quick", "--out", str(out)) == 0 and asked("--identity", "--out", str(out)) == 1
-    assert calls == [(out, [2, 4], 32, 9, 5), (out, [1, 4], 8, 12, 1), (out, 256, 32)]
+
+    def asked(*words):
+        return main(["bench", "batches", *words, "--out", str(out)])
+
+    assert asked("--rows", "4", "2", "--tokens", "9") == 0 and json.loads(out.read_text()) == record
+    assert asked("--quick") == 0 and asked("--identity") == 1 and json.loads(out.read_text()) == {"found": found}
+    assert calls == [([2, 4], 32, 9, 5), ([1, 4], 8, 12, 1), (256, 32)]
     assert "models 90.0%" in capsys.readouterr().out
-    for wrong in (["--rows", "0"], ["--tokens", "-1"], ["--rows", "64"]):
-        with pytest.raises(InvalidArgument):
-            asked(*wrong)
+    found[0] |= {"same": 4, "gaps": []}
+    assert asked("--identity") == 0
 
 
 # --- the notebook's own ----------------------------------------------------------------------------------------------

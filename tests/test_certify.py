@@ -569,8 +569,11 @@ def test_reports(tmp_path, capsys):
     [
         (["--n", "3", "--", "x"], "--n must be at least 100"),
         (["--", "/no/such/program"], "cannot start '/no/such/program'"),
-        (["--json", "/no/such/folder/r.json", "--", "x"], "cannot write /no/such/folder/r.json"),
-        (["--junit", "/tmp", "--", "x"], "cannot write /tmp"),
+        (
+            ["--json", "/no/such/folder/r.json", "--", "x"],
+            "/no/such/folder/r.json cannot be written: there is no folder",
+        ),
+        (["--junit", "/tmp", "--", "x"], "/tmp is a folder"),
         (["--skip", "flying", "--", sys.executable, "-c", HELLO + START], "'flying' is neither a rule"),
         (["--rule", "block", "--", sys.executable, "-c", HELLO + START], "it does not follow block; it follows token"),
     ],

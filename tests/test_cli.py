@@ -37,13 +37,13 @@ def test_help_lists_every_command_and_each_explains_itself(capsys):
 def test_each_measurement_of_bench_explains_itself(name, capsys):
     code, out, err = call(["bench", name, "--help"], capsys)
     assert code == 0 and err == "" and f"speclib bench {name}" in out and "--quick" in out and "--out" in out
-    assert ("--backend" in out) == (name not in ("growth", "published", "layouts"))
+    assert ("--backend" in out) == (name not in ("growth", "published", "layouts", "batches"))
 
 
 def test_bench_alone_says_what_to_do_and_measures_nothing(capsys):
     code, out, err = call(["bench"], capsys)
     assert code == 0 and err == "" and "python -m speclib bench headline" in out
-    assert re.findall(r"^    ([a-z]+)(?: |$)", out, re.M) == [*bench.MEASUREMENTS, "batches"]
+    assert re.findall(r"^    ([a-z]+)(?: |$)", out, re.M) == [*bench.MEASUREMENTS]
 
 
 def test_version(capsys):
@@ -59,22 +59,25 @@ def test_version(capsys):
         (["fly"], "invalid choice: 'fly'"),
         (["--nonsense"], "COMMAND"),
         (["demo", "--nonsense"], "unrecognized arguments: --nonsense"),
-        (["demo", "--tokens", "many"], "invalid int value: 'many'"),
+        (["demo", "--tokens", "many"], "invalid count value: 'many'"),
         (["demo", "--temperature", "-1"], "temperature must be 0"),
-        (["demo", "--repeats", "0"], "--repeats must be at least 1"),
+        (["demo", "--repeats", "0"], "--repeats: must be at least 1"),
         (["demo", "--draft", "/no/such/folder"], "cannot load '/no/such/folder'"),
-        (["demo", "--tokens", "0"], "max_new_tokens must be"),
+        (["demo", "--tokens", "0"], "--tokens: must be at least 1, not 0"),
         (["demo", "--draft-length", "-3"], "draft_length must be"),
         (["demo", "--prompt", ""], "prompt 0 is empty"),
         (["bench", "fly"], "invalid choice: 'fly'"),
-        (["bench", "pair", "--prompts", "0"], "--prompts must be at least 1"),
-        (["bench", "headline", "--threads", "0"], "--threads must be at least 1"),
+        (["bench", "pair", "--prompts", "0"], "--prompts: must be at least 1"),
+        (["bench", "headline", "--threads", "0"], "--threads: must be at least 1"),
         (["bench", "published", "--dtype", "float31"], "invalid choice: 'float31'"),
+        (["bench", "pair", "--tokens", "0"], "--tokens: must be at least 1"),
+        (["bench", "batches", "--rows", "0"], "--rows: must be at least 1"),
+        (["bench", "batches", "--rows", "64"], "a batch of 64 rows needs as many texts; take --prompts 64"),
         (["bench", "growth", "--tokens", "8"], "unrecognized arguments: --tokens"),
         (["bench", "pair", "--prompts", "no_such.jsonl"], "no_such.jsonl is damaged"),
         (["bench", "pair", "--dtype", "float31"], "dtype must be a torch dtype"),
         (["train", "no-such-recipe"], "no recipe is called no-such-recipe"),
-        (["train", "--tokens", "0"], "--tokens must be at least 1"),
+        (["train", "--tokens", "0"], "--tokens: must be at least 1"),
         (["train", "--corpus", "/no/such/file.txt"], "cannot read the corpus /no/such/file.txt"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "-",

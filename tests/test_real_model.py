@@ -130,7 +130,9 @@ def test_chat_streams_answers_remembers_and_ends_quietly(folder, model, options,
 
 
 def test_a_mistake_and_an_interrupt_in_an_answer(folder, monkeypatch, capsys):
-    assert main(["chat", "--model", str(folder), "--max-new-tokens", "0"]) == 2
+    with pytest.raises(SystemExit):
+        main(["chat", "--model", str(folder), "--max-new-tokens", "0"])
+    assert "--max-new-tokens: must be at least 1" in capsys.readouterr().err
     assert main(["chat", "--model", "target"]) == 2 and "no chat template" in capsys.readouterr().err
     monkeypatch.setattr("builtins.input", lambda _: "Why?")
     monkeypatch.setattr(chat, "generate", lambda *given, **more: (_ for _ in ()).throw(KeyboardInterrupt))

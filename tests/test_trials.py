@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from models import tiny_with_text
 
-from speclib import bench, experiments, language_model, trials
+from speclib import bench, experiments, trials
 from speclib.__main__ import main
 from speclib.commands import pairs
 from speclib.errors import UnsupportedModel
@@ -94,15 +94,14 @@ def test_the_compiled_backend_by_itself_and_backends_that_cannot_read_the_model(
         choose(load, counted([]), ["x"], [])
 
 
-def test_the_backends_share_weights_and_are_loaded_once(monkeypatch):
+def test_the_backends_share_weights_and_are_loaded_once():
     loaded = []
 
     def load_pair(**settings):
         loaded.append(settings["dtype"])
         return Pair(tiny_with_text(0, 2), tiny_with_text(1, 1))
 
-    monkeypatch.setattr(language_model, "load_pair", load_pair)
-    load = trials.loader()
+    load = trials.loader(lambda dtype: load_pair(dtype=dtype))
     assert load("fast", "float32") is load("fast", "float32") and load("fast", "float32").target.backend == "fast"
     assert load("fast", "float32").target.model is load("eager", "float32").target.model
     load("eager", "bfloat16")
@@ -149,7 +148,7 @@ def test_the_short_headline_on_a_tiny_pair():
     the same forwards."""
     slow = Pair(tiny_with_text(0, 2), tiny_with_text(1, 1))
     found = pairs.headline(
-        trials.Loader(lambda dtype: slow, pairs.place),
+        trials.loader(lambda dtype: slow, pairs.place),
         experiments.Sampling(0),
         ["some text", "more"],
         ["others"],

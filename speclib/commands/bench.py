@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -16,10 +15,10 @@ from .. import console, embedded
 from ..errors import InvalidArgument
 from ..files import check_folder, check_output, replacing, write_text
 from ..law.distributions import Sampling
-from ..measure import categories, experiments, growth, latency, leaderboard, machine, published, trials
+from ..measure import batches, categories, experiments, growth, latency, leaderboard, machine, published, trials
 from ..model.language_model import BACKENDS, TARGET, load_model, load_pair
-from . import batches, pairs
-from .options import command
+from . import pairs
+from .options import command, count
 from .pairs import headline_of
 
 TEMPERATURES = (1.0, 0.7, 0.0)
@@ -33,13 +32,14 @@ BOARD = (
     "method length alpha accepted_share tokens_per_round cost_ratio extra_per_token megabytes predicted speedup low "
     "high repeated_4_grams"
 ).split()
+SIZED = "rows method tokens_per_second speedup low high full predicted alpha tokens_per_round guesses".split()
 FOLDER = "data/results" if embedded.CHECKOUT else embedded.RESULTS
 Said = list[tuple[str, pd.DataFrame | None]]  # what is printed: titles, each with its table, if there is one
 
 
 def prompts(value: str) -> int | Path:
     """How many held-out prompts, or a file of others."""
-    return int(value) if value.isdigit() else Path(value)
+    return count(value) if value.lstrip("-").isdigit() else Path(value)
 
 
 def asked(args: argparse.Namespace, **more) -> pairs.Settings:
@@ -47,71 +47,68 @@ def asked(args: argparse.Namespace, **more) -> pairs.Settings:
     return pairs.Settings(args.target, args.draft, args.prompts, args.tokens, args.repeats, **more)
 
 
+def lines_of(tables: list[dict], settings: list[str]) -> pd.DataFrame:
+    """A line a method of every table, with its settings."""
+    return pd.concat(pd.DataFrame(t["methods"]).assign(**{name: t[name] for name in settings}) for t in tables)
+
+
+def told(lines: pd.DataFrame, settings: list[str], columns: list[str] | None = None) -> Said:
+    """A table of these columns (None: all) for each of the settings, which are its title."""
+    found = []
+    for values, part in lines.groupby(settings, sort=False):
+        title = [f"temperature {v:g}" if isinstance(v, float) else str(v) for v in values]
+        found.append((", ".join(title), part.filter(columns) if columns else part.drop(columns=settings)))
+    return found
+
+
 def pair(args: argparse.Namespace) -> tuple[dict, Said]:
     """tokens/s of plain, speculative and transformers' decoding with the same two models, interleaved, with
     intervals over prompts, in hours; interrupted, the same command goes on behind the last table"""
-    partial = args.out.with_suffix(".partial.json")
     settings = asked(args, draft_length=args.draft_length, backend=args.backend or BACKENDS)
     where = (args.temperature or TEMPERATURES, args.domain, args.dtype)
-    record = pairs.measure(settings, *where, partial, args.progress)
+    record = pairs.measure(settings, *where, args.partial, args.progress)
     groups = ["dtype", "domain", "temperature"]
-    about = [{name: table[name] for name in groups} for table in record["tables"]]
-    lines = pd.concat(pd.DataFrame(t["methods"]).assign(**own) for t, own in zip(record["tables"], about, strict=True))
-    write_text(args.out, json.dumps(record) + "\n")
+    lines = lines_of(record["tables"], groups)
     write_text(args.out.with_suffix(".csv"), lines.to_csv(index=False, lineterminator="\n"))
     with console.loading():
         from ..workbook import n12  # matplotlib is slow to import, and the measurement is over
 
     with replacing(args.image) as drawn:
         n12.headline(experiments.named(record)).savefig(drawn, bbox_inches="tight", dpi=90)  # data/ has a limit
-    partial.unlink()
-    said = [
-        (", ".join(f"{name} {value}" for name, value in zip(groups, key, strict=True)), part.filter(SHOWN))
-        for key, part in lines.groupby(groups, sort=False)
-    ]
-    each = dict.fromkeys((own["domain"], own["temperature"]) for own in about)
-    return record, said + [(headline_of(record, *one), None) for one in each]
+    each = dict.fromkeys((table["domain"], table["temperature"]) for table in record["tables"])
+    return record, told(lines, groups, SHOWN) + [(headline_of(record, *one), None) for one in each]
 
 
 def headline(args: argparse.Namespace) -> tuple[dict, Said]:
     """the fastest way of each kind alone, chosen by a short trial over backends and dtypes, in minutes"""
     settings, tables, said = asked(args, backend=args.backend), [], []
-    load = trials.loader(args.target, args.draft, pairs.place)
-    for domain in args.domain:
+    load = pairs.loader(args.target, args.draft)
+    for domain, temperature in [(domain, t) for domain in args.domain for t in args.temperature]:
         texts = pairs.split(args.prompts, domain)
-        for temperature in args.temperature:
-            table = pairs.headline(load, Sampling(temperature), *texts, settings, args.dtype, args.progress)
-            tables.append({"domain": domain, "temperature": temperature, **table})
-            title = f"{domain}, temperature {temperature:g}: {table['said']}"
-            said += [(title, pd.DataFrame(table["methods"])), (table["headline"], None)]
+        table = pairs.headline(load, Sampling(temperature), *texts, settings, args.dtype, args.progress)
+        tables.append({"domain": domain, "temperature": temperature, **table})
+        said.append((f"{domain}, temperature {temperature:g}: {table['said']}", pd.DataFrame(table["methods"])))
+        said.append((table["headline"], None))
     return {"machine": experiments.machine(), "settings": vars(settings), "tables": tables}, said
 
 
 def chat(args: argparse.Namespace) -> tuple[dict, Said]:
     """a chat model's answers to the workbook's own prompts: its speed by category"""
-    file = vars(args).get("prompts")
+    file, draft = (vars(args).get(name) for name in ("prompts", "draft"))
     entries = embedded.chat_prompts(file)
-    record = categories.measure(
-        args.target or "smollm2",
-        entries[:: max(1, len(entries) // 4)] if args.quick else entries,
-        args.temperature or (0.0, 1.0),
-        args.tokens,
-        args.repeats,
-        args.backend or BACKENDS[:2],
-        args.dtype or trials.DTYPES,
-        vars(args).get("draft"),
-        args.progress,
-    )
+    entries = entries[:: max(1, len(entries) // 4)] if args.quick else entries
+    where = args.backend or BACKENDS[:2], args.dtype or trials.DTYPES, draft, args.progress
+    often = args.temperature or (0.0, 1.0), args.tokens, args.repeats
+    record = categories.measure(args.target or "smollm2", entries, *often, *where)
     record["settings"]["file"] = file.name if file else "chat.jsonl"
-    tables = record["tables"]
-    return record, [(f"{t['category']}, temperature {t['temperature']:g}", pd.DataFrame(t["methods"])) for t in tables]
+    groups = ["category", "temperature"]
+    return record, told(lines_of(record["tables"], groups), groups)
 
 
 def ladder(args: argparse.Namespace) -> tuple[dict, Said]:
     """every embedded draft, which notebook 05 shows"""
     record = experiments.ladder(args.prompts, args.tokens, args.dtype, args.backend, args.progress)
-    groups = pd.DataFrame(record["summary"]).groupby(["domain", "temperature"], sort=False)
-    return record, [(f"{domain}, temperature {t:g}", part.filter(SHOWN)) for (domain, t), part in groups]
+    return record, told(pd.DataFrame(record["summary"]), ["domain", "temperature"], SHOWN)
 
 
 def board(args: argparse.Namespace) -> tuple[dict, Said]:
@@ -120,8 +117,7 @@ def board(args: argparse.Namespace) -> tuple[dict, Said]:
     models = load_pair(args.target, args.draft, dtype=args.dtype, backend=args.backend)
     record = leaderboard.measure(models, args.prompts, args.tokens, **few, progress=args.progress)
     lines = pd.DataFrame(record["rows"]).sort_values("speedup", ascending=False)
-    groups = lines.groupby(["domain", "temperature"], sort=False)
-    return record, [(f"{domain}, temperature {t:g}", part[BOARD]) for (domain, t), part in groups]
+    return record, told(lines, ["domain", "temperature"], BOARD)
 
 
 def sizes(args: argparse.Namespace) -> tuple[dict, Said]:
@@ -156,58 +152,70 @@ def layouts(args: argparse.Namespace) -> tuple[dict, Said]:
         record["curves"][dtype] = experiments.rows(curves)
         record["over_the_better"][dtype] = {str(rows): round(ratio, 4) for rows, ratio in over.items()}
         behind = over[over > 1.05]
-        told = f"within 5% of the better layout at {len(over) - len(behind)} of {len(over)} numbers of rows"
+        share = f"within 5% of the better layout at {len(over) - len(behind)} of {len(over)} numbers of rows"
         said.append((f"{dtype}, ms of a forward", table.assign(over_the_better=over).reset_index()))
-        said.append(("; ".join([told, *(f"{ratio:.2f} at {rows}" for rows, ratio in behind.items())]), None))
+        said.append(("; ".join([share, *(f"{ratio:.2f} at {rows}" for rows, ratio in behind.items())]), None))
     return record, said
+
+
+def several(args: argparse.Namespace) -> tuple[dict, Said]:
+    """tokens/s against batch size, beside transformers' batched generate and a prediction"""
+    texts, tokens = (8, 12) if args.quick else (256, 32) if args.identity else (32, 64)
+    texts, tokens = args.prompts or texts, args.tokens or tokens
+    if args.identity:
+        record = batches.identity(texts, tokens=tokens, progress=args.progress)
+        found = pd.DataFrame(record["found"])
+        args.failed = bool((found["same"] < found["of"])[found["dtype"] == "float64"].any())
+        found["gaps"] = [max(gaps, default=0.0) for gaps in found["gaps"]]
+        return record, [("rows of a batch that are the text that each is alone", found)]
+    sizes, sets = sorted(args.rows or ((1, 4) if args.quick else batches.SIZES)), 1 if args.quick else args.sets
+    if sizes[-1] > texts:
+        raise InvalidArgument(f"a batch of {sizes[-1]} rows needs as many texts; take --prompts {sizes[-1]}")
+    record = batches.record(sizes, texts, tokens, sets, progress=args.progress)
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in record["round"].items())
+    return record, [("by rows", pd.DataFrame(record["table"])[SIZED]), (f"a round at 8 rows: {shares}", None)]
 
 
 FILE = (
     "so many held-out prompts (default: 20), or JSON lines with category and prompt, which a chat model answers "
     "(--target, default smollm2; a --draft too, if you name one): its speed by category, written to chat.json"
 )
-PAIR = dict.fromkeys(
-    ("target", "draft", "prompts", "tokens", "repeats", "temperature", "domain", "dtypes", "backends"), {}
-)
+MODELS = {"target": {}, "draft": {}}
+PAIR = MODELS | {"prompts": {}, "tokens": {}, "repeats": {}, "temperature": {}, "domain": {}, "dtypes": {}}
+FREE = {"default": None, "nargs": "+"}
+OF_PAIR = {
+    "prompts": {"type": prompts, "metavar": "N|FILE", "help": FILE},
+    "temperature": FREE | {"type": float, "help": f"0 is greedy (default: {TEMPERATURES}, of a FILE 0 and 1)"},
+    "draft-length": {"default": pairs.LENGTHS, "type": count, "help": "to choose from"},
+    "dtypes": FREE | {"help": "(default: by a short trial those in which decoding is fastest)"},
+    "backends": FREE | {"help": "(default: all, of a FILE all but compiled)"},
+}
+OF_CHAT = {
+    "target": {"default": "smollm2", "help": "a chat model"},
+    "temperature": {"default": (0.0, 1.0)},
+    "backends": {"default": BACKENDS[:2]},
+}
+OF_BATCHES = {
+    "rows": {"type": count, "nargs": "+", "help": f"batch sizes (default: {batches.SIZES})"},
+    "prompts": {"default": None, "help": "texts in a list (default: 32; with --identity 256)"},
+    "tokens": {"default": None, "help": "new tokens of each text (default: 64; with --identity 32)"},
+    "sets": {"default": 5, "type": count, "help": "lists of texts"},
+    "identity": {"default": False, "help": "compare each row of a batch of 16 with the text alone instead"},
+}
 # what measures, with its own options; its record has its name, but for that of `pair`, which is bench
 MEASUREMENTS: dict[str, tuple[Callable[[argparse.Namespace], tuple[dict, Said]], dict[str, dict]]] = {
-    "pair": (
-        pair,
-        PAIR
-        | {
-            "prompts": {"type": prompts, "metavar": "N|FILE", "help": FILE},
-            "temperature": {"default": None, "type": float, "nargs": "+"}
-            | {"help": f"0 is greedy (default: {TEMPERATURES}, of a FILE 0 and 1)"},
-            "draft-length": {"default": pairs.LENGTHS, "help": "to choose from"},
-            "dtypes": {
-                "default": None,
-                "nargs": "+",
-                "help": "(default: by a short trial those in which decoding is fastest)",
-            },
-            "backends": {"default": None, "nargs": "+", "help": "(default: all, of a FILE all but compiled)"},
-        },
-    ),
-    "headline": (headline, PAIR | {"temperature": {"default": (1.0, 0.0)}}),
-    "chat": (
-        chat,
-        {
-            "target": {"default": "smollm2", "help": "a chat model"},
-            "tokens": {},
-            "repeats": {},
-            "temperature": {"default": (0.0, 1.0)},
-            "dtypes": {},
-            "backends": {"default": BACKENDS[:2]},
-        },
-    ),
+    "pair": (pair, PAIR | OF_PAIR),
+    "headline": (headline, PAIR | {"temperature": {"default": (1.0, 0.0)}, "backends": {}}),
+    "chat": (chat, OF_CHAT | {"tokens": {}, "repeats": {}, "dtypes": {}}),
     "ladder": (ladder, {"prompts": {}, "tokens": {}, "dtype": {}, "backend": {"default": "eager"}}),
     "leaderboard": (
         board,
-        {"target": {}, "draft": {}, "prompts": {"default": 8}, "tokens": {"default": 64}}
-        | {"dtype": {}, "backend": {}},
+        MODELS | {"prompts": {"default": 8}, "tokens": {"default": 64}, "dtype": {}, "backend": {}},
     ),
     "published": (sizes, {"dtype": {"default": "float32", "choices": DTYPES, "help": "of the weights"}}),
     "growth": (growing, {"dtype": {}}),
     "layouts": (layouts, {"target": {}, "dtypes": {}}),
+    "batches": (several, OF_BATCHES),
 }
 
 
@@ -225,16 +233,11 @@ def add_parser(subparsers) -> None:
     for name, (measure, options) in MEASUREMENTS.items():
         what = " ".join(measure.__doc__.split())
         one = command(measurements, name, run, options | last, help=what, description=f"Measures {what}.")
-        one.set_defaults(measure=measure, record="bench" if name == "pair" else name)
-    batches.add_parser(measurements)
+        one.set_defaults(measure=measure, record="bench" if name == "pair" else name, failed=False)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, writes; returns the exit code. Raises SpeclibError for settings that cannot work."""
-    for name in ("prompts", "tokens", "repeats", "threads", "draft_length"):
-        value = getattr(args, name, None)
-        if value is not None and not isinstance(value, Path) and np.min(value) < 1:
-            raise InvalidArgument(f"--{name.replace('_', '-')} must be at least 1, not {value}")
     if args.threads:
         torch.set_num_threads(args.threads)
     for name, few in (("tokens", 24), ("prompts", 2)):
@@ -242,25 +245,28 @@ def run(args: argparse.Namespace) -> int:
             setattr(args, name, min(value, few))
     if isinstance(getattr(args, "prompts", None), Path):
         args.measure, args.record = chat, "chat"
+    if getattr(args, "identity", False):
+        args.record = "batches_identity"
     own = args.out
     args.out = own or embedded.RESULTS / f"{args.record}.json"
     args.image = own.with_suffix(".png") if own else args.out.with_name("headline.png")
-    if not own:
+    args.partial = args.out.with_suffix(".partial.json")
+    if own:
+        for path, endings in ((own, (".json",)), (own.with_suffix(".csv"), ()), (args.image, ())):
+            check_output(path, endings)
+    else:
         check_folder(args.out.parent)
         if not embedded.CHECKOUT:
             print(f"installed package, no checkout: results go to {args.out.parent.resolve()}", file=sys.stderr)
-    else:
-        check_output(args.out, (".json",))
-        for beside in (args.out.with_suffix(".csv"), args.image):
-            check_output(beside)
-    if told := machine.busy():
-        print(told, file=sys.stderr)
+    if busy := machine.busy():
+        print(busy, file=sys.stderr)
     args.progress = sys.stderr.isatty()
     record, said = args.measure(args)
     write_text(args.out, json.dumps(record) + "\n")  # before anything is printed: a closed pipe may end that
+    args.partial.unlink(missing_ok=True)
     for title, table in said:
         print(f"\n{title}")
         if table is not None:
             print(table.to_string(index=False, na_rep="", float_format="{:.3g}".format))
     print(f"\nwritten: {args.out}")
-    return 0
+    return int(args.failed)

@@ -1,7 +1,7 @@
 """`python -m speclib vectors` writes the exactness vectors; `... certify` holds a program against them."""
 
 import argparse
-import os
+from functools import partial
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -11,6 +11,7 @@ from ..exactness import cases
 from ..exactness.judge import FEATURES, LEVEL, N, Unanswered, chosen, judge, suite_of
 from ..exactness.library import SUSPECTS, expected, law
 from ..exactness.program import Program
+from ..files import check_output, write_text
 from ..law.exact import max_difference
 from .options import command
 
@@ -53,33 +54,24 @@ def run(args: argparse.Namespace) -> int:
     """Judges the program. Returns the exit code."""
     if args.n < 100 or not 0 < args.level < 1 or not args.timeout > 0:
         raise InvalidArgument("--n must be at least 100, --level between 0 and 1, --timeout above 0")
-    for path in filter(None, (args.json, args.junit)):  # before the work, not after it
-        if path.is_dir() or not os.access(path.parent, os.W_OK):
-            raise InvalidArgument(f"cannot write {path}: give a file in a folder that exists and can be written to")
+    for path in filter(None, (args.json, args.junit)):
+        check_output(path)
     try:
         with Program(args.command, args.timeout) as program:
             rules = args.rule or program.rules
             if unknown := set(rules) - set(program.rules):
-                raise InvalidArgument(
-                    f"{program.name} does not follow {', '.join(sorted(unknown))}; "
-                    f"it follows {', '.join(program.rules)}"
-                )
+                wrong, known = ", ".join(sorted(unknown)), ", ".join(program.rules)
+                raise InvalidArgument(f"{program.name} does not follow {wrong}; it follows {known}")
             suite = suite_of(tuple(rules), frozenset([*program.skip, *args.skip]), args.quick)
             options = {"rules": rules, "answers": program.answers, "n": args.n, "level": args.level, "seed": args.seed}
-            report = judge(
-                program.name,
-                program.answer,
-                suite,
-                **options,
-                say=lambda text: print(text, flush=True),
-                bar=lambda x: tqdm(x, unit="case"),
-            )
+            seen = {"say": partial(print, flush=True), "bar": partial(tqdm, unit="case")}
+            report = judge(program.name, program.answer, suite, **options, **seen)
     except Unanswered as problem:
         raise InvalidArgument(f"{args.command[0]}: {problem}") from None
     print(report.verdict())
     for path, text in ((args.json, report.to_json()), (args.junit, report.to_junit())):
         if path is not None:
-            path.write_text(text + "\n", encoding="utf-8")
+            write_text(path, text + "\n")
     return report.code
 
 

@@ -3,6 +3,7 @@ columns in which the demo shows one question answered twice.
 """
 
 import argparse
+import itertools
 import os
 import shutil
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..drafters import Drafter, LookupDrafter
-from ..errors import ContextOverflow, InvalidArgument
+from ..errors import ContextOverflow
 from ..law.distributions import Sampling
 from ..loop.decoding import Output, generate
 from ..loop.trace import Round, harmless
@@ -21,7 +22,7 @@ from ..measure.categories import GUESSES
 from ..measure.machine import usual_dtype
 from ..model import language_model
 from ..model.language_model import LanguageModel
-from .options import command
+from .options import command, count
 
 BAR = " │ "
 
@@ -31,7 +32,7 @@ def add_parser(subparsers) -> None:
     options = {
         "model": {"default": "smollm2", "help": "a Llama-shaped chat model: a folder, a .gguf file, a hub name"},
         "temperature": {"default": 0.0},
-        "max-new-tokens": {"default": 256, "metavar": "N", "help": "of an answer"},
+        "max-new-tokens": {"default": 256, "type": count, "metavar": "N", "help": "of an answer"},
         "plain": {"default": False, "help": "decode plainly, without guesses, to compare"},
     }
     about = {
@@ -45,22 +46,18 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Asks, answers and measures until the questions end. Returns the exit code."""
-    sampling, drafter = Sampling(args.temperature), None if args.plain else LookupDrafter()
-    if args.max_new_tokens < 1:
-        raise InvalidArgument(f"--max-new-tokens must be at least 1, not {args.max_new_tokens}")
+    sampling, drafter, turns = Sampling(args.temperature), None if args.plain else LookupDrafter(), itertools.count()
     try:
         target = language_model.load_model(args.model, dtype=usual_dtype(), backend="fast")
         target.chat("Is there a chat template?")
         print(f"{target}\nAsk something; Ctrl-D ends.")
-        messages, turn = [], 0
+        messages: list[dict[str, str]] = []
         while True:
-            question = input("\n> ").strip()
-            if not question:
+            if not (question := input("\n> ").strip()):
                 continue
             messages.append({"role": "user", "content": question})
-            out = answered(target, messages, drafter, sampling, args.max_new_tokens, typed(), seed=turn)
+            out = answered(target, messages, drafter, sampling, args.max_new_tokens, typed(), seed=next(turns))
             messages.append({"role": "assistant", "content": out.texts[0]})
-            turn += 1
             print(f"\n[{speed(out)}]")
     except (EOFError, KeyboardInterrupt):
         print()
@@ -94,9 +91,8 @@ def answered(
 def speed(out: Output) -> str:
     """Tokens, tokens per round and tokens a second of an answer, in words."""
     seen = out.summary()
-    return (
-        f"{seen['tokens']} tokens, {seen['tokens_per_round']:.2f} per round, {seen['tokens_per_second']:.1f} tokens/s"
-    )
+    speed, per_round = seen["tokens_per_second"], seen["tokens_per_round"]
+    return f"{seen['tokens']} tokens, {per_round:.2f} per round, {speed:.1f} tokens/s"
 
 
 @dataclass
@@ -170,10 +166,8 @@ class Columns:
         bodies = [_wrapped(text, width) for text in self.texts]
         rows = max(map(len, bodies))
         first = max(0, rows - (lines - 2)) if lines else 0  # the end of texts that are longer than the screen
-        sides = [
-            [title, told.strip(), *(body + [""] * rows)[first:rows]]
-            for title, told, body in zip(self.titles, self.told, bodies, strict=True)
-        ]
+        heads = zip(self.titles, map(str.strip, self.told), strict=True)
+        sides = [[*head, *(body + [""] * rows)[first:rows]] for head, body in zip(heads, bodies, strict=True)]
         page = [f"\r\x1b[K{left[:width]:{width}}{BAR}{right[:width]}\n" for left, right in zip(*sides, strict=True)]
         print((f"\x1b[{self.drawn}A" if self.drawn else "") + "".join(page), end="", flush=True)
         self.drawn = len(page)

@@ -6,13 +6,15 @@ import argparse
 import os
 import re
 import sys
+from math import nan
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from .. import console, embedded
 from ..drafters import LookupDrafter, ModelDrafter
-from ..errors import InvalidArgument, ModelLoadError
+from ..errors import ModelLoadError
 from ..files import check_output, replacing
 from ..law import statistics
 from ..law.distributions import Sampling, seeded
@@ -26,7 +28,6 @@ from .options import command
 
 LOSSLESS_TEXTS = 3000
 FIGURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")  # what the figure can be
-GUESSERS = {"draft model": pairs.MODEL, "eagle": pairs.EAGLE}
 TRIED = 32  # tokens of the trial
 FEW = 12  # the same of the real model's
 QUESTION = 27  # of the chat prompts: a text to correct
@@ -60,15 +61,13 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the demonstration and returns the exit code."""
-    if args.repeats < 1:
-        raise InvalidArgument(f"--repeats must be at least 1, not {args.repeats}")
     check_output(args.out, FIGURES)
-    sampling = Sampling(temperature=args.temperature)
-    gamma, prompt = args.draft_length, args.prompt if args.prompt is not None else embedded.prompts("code")[16]
-    load = trials.loader(draft=args.draft, dress=pairs.place)
+    sampling, gamma = Sampling(temperature=args.temperature), args.draft_length
+    prompt = args.prompt if args.prompt is not None else embedded.prompts("code")[16]
+    load = pairs.loader(draft=args.draft)
     question = embedded.chat_prompts()[QUESTION]["prompt"] if args.question is None else args.question
     at = load("eager", args.dtype[0])  # a token first: what cannot work is said before the real model answers
-    generate(at.pair.target, prompt, at.drafters[pairs.MODEL], sampling, gamma, max_new_tokens=min(args.tokens, 1))
+    generate(at.pair.target, prompt, at.drafters[pairs.MODEL], sampling, gamma, max_new_tokens=1)
     if busy := machine.busy():
         print(busy, flush=True)
     if gguf.packaged() and question:
@@ -77,120 +76,91 @@ def run(args: argparse.Namespace) -> int:
         except ModelLoadError as error:
             print(f"The real model stays out, and the embedded pair goes on: {error}\n")
     print("two short trials choose what runs plain and speculative decoding fastest here ...", flush=True)
-
-    def speculative(at: pairs.Place, tokens: int) -> dict[str, experiments.Method]:
-        return {title: at.method(name, sampling, gamma, tokens) for title, name in GUESSERS.items()}
-
-    def plain(at: pairs.Place, tokens: int) -> experiments.Method:
-        return at.method(trials.PLAIN, sampling, 0, tokens)
-
-    few = min(args.tokens, TRIED)
-    kinds = {
-        trials.PLAIN: lambda at: {trials.PLAIN: plain(at, few)},
-        trials.SPECULATIVE: lambda at: speculative(at, few),
-    }
-    chosen = trials.choose(load, kinds, [prompt] * 2, args.backend, args.dtype)
+    guesses = {pairs.MODEL: (gamma,), pairs.EAGLE: (gamma,)}
+    few, whole = (pairs.kinds(sampling, n, guesses) for n in (min(args.tokens, TRIED), args.tokens))
+    chosen = trials.choose(load, few, [prompt] * 2, args.backend, args.dtype)
     alone, guided = chosen.ways.values()
-    at = load(guided.backend, guided.dtype)
+    at, same = load(*guided[1:]), guided._replace(method=trials.PLAIN)
     pair, drafter = at.pair, at.drafters[pairs.MODEL]
     print(f"{pair.target}\n{pair.draft}\n{chosen}\n")
 
     # plain decoding also by the forwards that speculative decoding runs
-    same, draft_model, eagle = (guided._replace(method=name) for name in (trials.PLAIN, *GUESSERS))
-    methods = {alone: plain(load(alone.backend, alone.dtype), args.tokens), same: plain(at, args.tokens)}
-    methods |= {guided._replace(method=name): method for name, method in speculative(at, args.tokens).items()}
-    shown = generate(pair.target, prompt, drafter, sampling, gamma, max_new_tokens=args.tokens, stop=[], seed=args.seed)
+    methods = {way: whole[trials.PLAIN](load(*way[1:]))[trials.PLAIN] for way in (alone, same)}
+    methods |= {guided._replace(method=name): own for name, own in whole[trials.SPECULATIVE](at).items()}
+    settings = {"max_new_tokens": args.tokens, "stop": [], "seed": args.seed}
+    shown = generate(pair.target, prompt, drafter, sampling, gamma, **settings).trace
     frame = experiments.interleaved(methods, [prompt], args.repeats, seed=args.seed)
-    c, widths = experiments.costs(pair, (1, gamma + 1))
-    plain = generate(pair.target, prompt, None, sampling, max_new_tokens=args.tokens, stop=[], seed=args.seed)
+    costs = experiments.costs(pair, (1, gamma + 1))
+    plain = generate(pair.target, prompt, None, sampling, **settings).trace
     with console.loading():
         from ..workbook import n00  # figures are slow to import
 
     with replacing(args.out) as image:
-        n00.race([shown.trace, plain.trace]).savefig(image)
+        n00.race([shown, plain]).savefig(image)
 
-    print(f"\n{prompt}", end="")
-    print(_coloured(shown.trace.to_ansi()))
-    print(
-        "(green: guesses that passed; red, struck out: the first guess that did not; plain: the target's own tokens)\n"
-    )
-    speed = {}
-    for way, runs in experiments.by_way(frame, sort=False):
-        speed[way], low, high = (runs["tokens"] / runs["seconds"]).quantile([0.5, 0.25, 0.75])
-        print(
-            f"{Way(*way)!s:30} {runs['target_forwards'].mean():6.1f} target forwards  {speed[way]:7.1f} tokens/s "
-            f"(middle half {low:.1f} to {high:.1f}, {args.repeats} runs)"
-        )
-    seen, measured, own = experiments.acceptance(frame), *(experiments.speedups(frame, way) for way in (alone, same))
-    best = max((draft_model, eagle), key=speed.get)
-    print(
-        f"\nspeculative over the best plain decoding of this machine: {measured.loc[best, 'speedup']:.2f}x "
-        f"({measured.loc[best, 'tokens_per_second']:.0f} tokens/s, {best.method}, against "
-        f"{measured.loc[alone, 'tokens_per_second']:.0f})"
-    )
-    if gamma and len(seen):
-        alpha, per_round, share = seen.loc[draft_model, ["alpha", "tokens_per_round", "accepted_share"]]
-        predicted = experiments.predict(alpha, per_round, gamma, c, widths)["width"]
-        print(
-            f"on the same backend and in the same dtype ({guided.backend}, {guided.dtype}), over "
-            f"{own.loc[same, 'tokens_per_second']:.0f} tokens/s:"
-        )
-        print(
-            f"  draft model {own.loc[draft_model, 'speedup']:.2f}x measured, {predicted:.2f}x predicted from alpha "
-            f"{alpha:.2f}, cost ratio c {c:.3f} and the width curve"
-        )
-        print(f"  (accepted share {share:.2f}, tokens per round {per_round:.2f})")
-        print(
-            f"  eagle, which reads the target's states (notebook 07): alpha "
-            f"{seen['alpha'].get(eagle, float('nan')):.2f}, {own.loc[eagle, 'speedup']:.2f}x measured"
-        )
+    print(f"\n{prompt}{_coloured(shown.to_ansi())}")
+    print("(green: guesses that passed; red, struck out: the first that did not; plain: the target's own tokens)\n")
+    print("\n".join(told(frame, alone, same, gamma, *costs)))
     print(f"lossless? {lossless_check(pair, prompt, sampling, gamma, args.seed)}")
-    print(
-        f"\nfigure: {args.out}\nnext: `make lab` opens the workbook at notebook 00; `python -m speclib bench pair` "
-        f"measures thoroughly"
-    )
+    print(f"\nfigure: {args.out}\nnext: `make lab` opens the workbook at notebook 00; ", end="")
+    print("`python -m speclib bench pair` measures thoroughly")
     return 0
+
+
+def told(frame: pd.DataFrame, alone: Way, same: Way, gamma: int, c: float, widths: pd.DataFrame) -> list[str]:
+    """The trials in words: over `alone`, the best plain decoding, and over the `same` forwards' own."""
+    speeds, lines = {}, []
+    for way, runs in experiments.by_way(frame, sort=False):
+        speed, low, high = (runs["tokens"] / runs["seconds"]).quantile([0.5, 0.25, 0.75])
+        spread = f"(middle half {low:.1f} to {high:.1f}, {len(runs)} runs)"
+        passes, speeds[Way(*way)] = runs["target_forwards"].mean(), speed
+        lines.append(f"{Way(*way)!s:40} {passes:6.1f} target forwards  {speed:7.1f} tokens/s {spread}")
+    seen, over_best, own = experiments.acceptance(frame), *(experiments.speedups(frame, way) for way in (alone, same))
+    model, eagle = (same._replace(method=pairs.titled(name, gamma)) for name in (pairs.MODEL, pairs.EAGLE))
+    best = max((model, eagle), key=speeds.get)
+    lines.append("\nspeculative " + pairs.over_best(over_best, alone, best))
+    if gamma and len(seen):
+        alpha, share, per_round = seen.loc[model]
+        predicted = experiments.predict(alpha, per_round, gamma, c, widths)["width"]
+        there = f"({same.backend}, {same.dtype}), over {own.loc[same, 'tokens_per_second']:.0f} tokens/s"
+        lines += [
+            f"on the same backend and in the same dtype {there}:",
+            f"  draft model {own.loc[model, 'speedup']:.2f}x measured, {predicted:.2f}x predicted from alpha "
+            f"{alpha:.2f}, cost ratio c {c:.3f} and the width curve",
+            f"  (accepted share {share:.2f}, tokens per round {per_round:.2f})",
+            f"  eagle, which reads the target's states (notebook 07): alpha {seen['alpha'].get(eagle, nan):.2f}, "
+            f"{own.loc[eagle, 'speedup']:.2f}x measured",
+        ]
+    return lines
 
 
 def twice(question: str, tokens: int, backends: list[str], dtypes: list[str], seed: int) -> None:
     """SmolLM2 answers greedily, plainly and then with prompt lookup, each on the backend and in the dtype that is
     fastest for it here; the same at temperature 1, of which only the speeds are shown."""
     print("Loading SmolLM2-135M-Instruct, the first time half a minute ...", flush=True)
-
-    load = trials.Loader(lambda dtype: language_model.load_model("smollm2", dtype=dtype))
-    kinds = {
-        kind: lambda model, kind=kind, drafter=drafter: {
-            kind: experiments.ours(model, drafter, Sampling(0), categories.GUESSES, min(tokens, FEW))
-        }
-        for kind, drafter in ((trials.PLAIN, None), ("lookup", LookupDrafter()))
-    }
-    messages = [{"role": "user", "content": question}]
-    prompt = load("eager", dtypes[0]).chat(messages)
-    chosen = trials.choose(load, kinds, [[prompt]], backends, dtypes)
-    titles = tuple(str(way) for way in chosen.ways.values())
+    load, messages = categories.loader("smollm2"), [{"role": "user", "content": question}]
+    prompt = load("eager", dtypes[0])[0].chat(messages)
+    ways = categories.choose(load, Sampling(0), min(tokens, FEW), [[prompt]], backends, dtypes).ways.values()
     print(f"\n> {question}\n")
-    page, outs = chat.Columns(titles), {}
-    for temperature in (0.0, 1.0):
-        for k, (kind, way) in enumerate(chosen.ways.items()):
-            drafter = None if kind == trials.PLAIN else LookupDrafter()
-            show = page.column(k) if temperature == 0 else lambda stream: None
-            model, sampling = load(way.backend, way.dtype), Sampling(temperature)
-            outs[temperature, k] = chat.answered(model, messages, drafter, sampling, tokens, show, seed)
-        if temperature == 0:
+    page, texts, lines = chat.Columns(tuple(map(str, ways))), [], []
+    for temperature, name in ((0.0, "greedy:"), (1.0, "temperature 1:")):
+        outs = []
+        for k, (way, drafter) in enumerate(zip(ways, (None, LookupDrafter()), strict=True)):
+            show = (lambda stream: None) if temperature else page.column(k)
+            model, sampling = load(*way[1:])[0], Sampling(temperature)
+            outs.append(chat.answered(model, messages, drafter, sampling, tokens, show, seed))
+        plain, spec = (out.summary() for out in outs)
+        speed, faster, texts = plain["tokens_per_second"], spec["tokens_per_second"], texts or [o.texts for o in outs]
+        per_round = f"{spec['tokens_per_round']:.2f} tokens per round: {faster / speed:.2f}x"
+        if not temperature:
             page.close()
-    for temperature, name in ((0.0, "greedy"), (1.0, "temperature 1")):
-        plain, spec = (outs[temperature, k].summary() for k in (0, 1))
-        print(
-            f"{name + ':':15}{plain['tokens_per_second']:6.1f} tokens/s plainly, {spec['tokens_per_second']:6.1f} by "
-            f"lookup, {spec['tokens_per_round']:.2f} tokens per round: "
-            f"{spec['tokens_per_second'] / plain['tokens_per_second']:.2f}x"
-        )
-    same = outs[0.0, 0].texts == outs[0.0, 1].texts
-    why = "their dtypes differ" if len({way.dtype for way in chosen.ways.values()}) > 1 else "rounding at a near tie"
+        lines.append(f"{name:15}{speed:6.1f} tokens/s plainly, {faster:6.1f} by lookup, {per_round}")
+    why = "their dtypes differ" if len({way.dtype for way in ways}) > 1 else "rounding at a near tie"
+    same = "the same" if texts[0] == texts[1] else f"not the same: {why} (notebook 13)"
+    print("\n".join(lines))
     print(
-        f"greedy, the two texts are {'the same' if same else f'not the same: {why} (notebook 13)'}. Lookup copies from "
-        "question and answer: a text that is\nto be written again gains, an explanation hardly. `python -m speclib "
-        "chat` takes your own questions.\n"
+        f"greedy, the two texts are {same}. Lookup copies from question and answer: a text that is\nto be written "
+        "again gains, an explanation hardly. `python -m speclib chat` takes your own questions.\n"
     )
 
 
@@ -204,18 +174,14 @@ def lossless_check(
     """
     drafter, ids = ModelDrafter(pair.draft), pair.tokenizer(prompt)["input_ids"]
     if sampling.temperature == 0:
-        plain, spec = (
-            generate(pair.target, [ids], d, sampling, gamma, max_new_tokens=64, stop=[]).tokens[0]
-            for d in (None, drafter)
-        )
-        return (
-            "yes: greedy text is the same, token for token"
-            if torch.equal(plain, spec)
-            else "the greedy texts differ: rounding at a near tie (notebook 04)"
-        )
+        options = {"max_new_tokens": 64, "stop": []}
+        plain, spec = (generate(pair.target, [ids], d, sampling, gamma, **options).tokens[0] for d in (None, drafter))
+        if torch.equal(plain, spec):
+            return "yes: greedy text is the same, token for token"
+        return "the greedy texts differ: rounding at a near tie (notebook 04)"
     ids = torch.tensor([ids], device=pair.target.device)
-    p = sampling.probabilities(pair.target.context().extend(ids, keep=1)[:, -1])  # [1, V]
-    q = sampling.probabilities(pair.draft.context().extend(ids, keep=1)[:, -1])
+    models = pair.target, pair.draft
+    p, q = (sampling.probabilities(model.context().extend(ids, keep=1)[:, -1]) for model in models)  # [1, V]
     draw = seeded(seed, p.device)
     drafted = draw(q.expand(texts, -1))[:, None]  # [N, 1]
     verdict = RULES["token"].law(p.expand(texts, 1, -1).repeat(1, 2, 1), q.expand(texts, 1, -1), drafted)
@@ -224,10 +190,8 @@ def lossless_check(
     counts = torch.bincount(first, minlength=p.shape[-1]).double()
     result = statistics.g_test(counts.cpu().numpy(), p[0].double().cpu().numpy())
     verdict = "no difference seen" if result.p_value > statistics.SIGNIFICANCE else "DIFFERENT"
-    return (
-        f"{verdict}: first tokens of {texts:,} speculative texts against the target's law, p = "
-        f"{result.p_value:.3f}; notebook 04 proves it exactly"
-    )
+    against = f"first tokens of {texts:,} speculative texts against the target's law"
+    return f"{verdict}: {against}, p = {result.p_value:.3f}; notebook 04 proves it exactly"
 
 
 def _coloured(text: str) -> str:

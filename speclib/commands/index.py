@@ -13,16 +13,14 @@ from .options import command
 
 def add_parser(subparsers) -> None:
     """Registers the subcommand with argparse."""
-    options = {
-        "corpus": {"metavar": "FILE", "help": "a UTF-8 text to index instead of the installed Python source"},
-        "out": {"default": retrieval.default_folder(), "help": "where the index goes"},
-    }
+    folder = {"default": retrieval.default_folder(), "help": "where the index goes"}
+    file = {"metavar": "FILE", "help": "a UTF-8 text to index instead of the installed Python source"}
     about = {
         "help": "make a search index of the installed Python source, for RetrievalDrafter",
         "description": "Tokenizes the Python source installed here (without the held-out modules), or FILE, and sorts "
         "every place in it by what stands there. Takes a few minutes and half a gigabyte of disk at most.",
     }
-    command(subparsers, "index", run, options, **about)
+    command(subparsers, "index", run, {"corpus": file, "out": folder}, **about)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,8 +35,6 @@ def run(args: argparse.Namespace) -> int:
     index.save(args.out)
     shutil.rmtree(scratch, ignore_errors=True)
     size = sum((args.out / name).stat().st_size for name in retrieval.FILES)
-    print(
-        f"{len(documents)} files, {len(tokens):,} tokens, {size / 1e6:.0f} MB in {args.out}, "
-        f"{time.perf_counter() - began:.0f} s"
-    )
+    made = f"{len(documents)} files, {len(tokens):,} tokens, {size / 1e6:.0f} MB"
+    print(f"{made} in {args.out}, {time.perf_counter() - began:.0f} s")
     return 0

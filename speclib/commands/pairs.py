@@ -7,13 +7,12 @@ generation) is chosen on prompts of its own.
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import pooch
-import torch
 
 from .. import embedded
 from ..drafters import Drafter, EagleDrafter, EnsembleDrafter, FallbackDrafter, LookupDrafter, ModelDrafter, load_eagle
@@ -24,6 +23,7 @@ from ..law.distributions import Sampling
 from ..measure import experiments, latency, trials
 from ..measure.experiments import BY_ROUND, WAY, Method, Way
 from ..measure.trials import PLAIN, SPECULATIVE
+from ..model import language_model
 from ..model.language_model import BACKENDS, TARGET, LanguageModel, Pair
 
 LENGTHS = (2, 3, 4, 6, 8)  # draft lengths to choose from
@@ -63,7 +63,7 @@ class Place:
     def way(self, method: str, backend: str | None = None) -> Way:
         """A method here; `backend`: if it runs on another's forwards."""
         target = self.pair.target
-        return Way(method, backend or target.backend, str(target.dtype).removeprefix("torch."))
+        return Way(method, backend or target.backend, experiments.dtype_of(target))
 
     def method(self, name: str, sampling: Sampling, gamma: int, tokens: int) -> Method:
         """A method by name, with gamma guesses a round; of transformers' their number of tokens."""
@@ -72,6 +72,10 @@ class Place:
             return experiments.theirs(self.pair, sampling, tokens, **({own[name]: gamma} if name in own else {}))
         rule = "block" if name == BLOCK else "token"
         return experiments.ours(self.pair.target, self.drafters[name], sampling, gamma, tokens, rule)
+
+    def costs(self, name: str, gamma: int, turns: int = 3) -> dict[str, float]:
+        """What a round with so many guesses costs here: see `latency.round_costs`."""
+        return latency.round_costs(self.pair.target, self.drafters[name], gamma, CONTEXT, turns=turns)
 
 
 def place(pair: Pair) -> Place:
@@ -85,6 +89,11 @@ def place(pair: Pair) -> Place:
     if pair.target.name == TARGET:
         found[EAGLE] = last = EagleDrafter(load_eagle())
     return Place(pair, found | {FIRST: FallbackDrafter(LookupDrafter(16, 3), last, most=4)})
+
+
+def loader(target: str | Path | None = None, draft: str | Path | None = None) -> trials.Load:
+    """Loads a pair as `load_pair` does, and makes a `Place` of it on each backend."""
+    return trials.loader(lambda dtype: language_model.load_pair(target=target, draft=draft, dtype=dtype), place)
 
 
 def places(load: trials.Load, backends: Sequence[str], dtype: str) -> dict[str, Place]:
@@ -122,17 +131,15 @@ def choose(found: dict[str, Place], sampling: Sampling, tuning: list[str], setti
     """The draft length of every way that is compared, or its number of tokens in transformers: the fastest on the
     tuning prompts."""
     here, chosen = found[other_backend(found)], advised(found, sampling, tuning, settings)
-
-    def fastest(at: Place, name: str, numbers: Sequence[int | str]) -> int | str:
-        return experiments.fastest({n: at.method(name, sampling, n, settings.tokens) for n in numbers}, tuning[:FEW])
-
-    chosen |= {at.way(FIRST): fastest(at, FIRST, LOOKUP_LENGTHS) for at in found.values()}
-    chosen[here.way(BLOCK)] = chosen[here.way(MODEL)]
-    chosen |= {here.way(name): fastest(here, name, LOOKUP_LENGTHS) for name in (LOOKUP, BOTH)}
     first = next(iter(found.values()))
-    chosen[first.way(HF_BEST, THEIRS)] = fastest(first, HF_BEST, ("default", *ASSISTANT_TOKENS))
-    chosen[first.way(HF_LOOKUP, THEIRS)] = fastest(first, HF_LOOKUP, LOOKUP_LENGTHS)
-    return chosen
+    lookups = [(at, FIRST) for at in found.values()] + [(here, LOOKUP), (here, BOTH)]
+    tried = {at.way(name): (at, LOOKUP_LENGTHS) for at, name in lookups}
+    tried[first.way(HF_BEST, THEIRS)] = first, ("default", *ASSISTANT_TOKENS)
+    tried[first.way(HF_LOOKUP, THEIRS)] = first, LOOKUP_LENGTHS
+    for way, (at, numbers) in tried.items():
+        every = {n: at.method(way.method, sampling, n, settings.tokens) for n in numbers}
+        chosen[way] = experiments.fastest(every, tuning[:FEW])
+    return chosen | {here.way(BLOCK): chosen[here.way(MODEL)]}
 
 
 def advised(found: dict[str, Place], sampling: Sampling, tuning: list[str], settings: Settings) -> dict[Way, int]:
@@ -147,11 +154,10 @@ def advised(found: dict[str, Place], sampling: Sampling, tuning: list[str], sett
         if name not in here.drafters:
             continue
         counted = {str(n): here.method(name, sampling, n, settings.tokens) for n in settings.draft_length}
-        sums = experiments.interleaved(counted, tuning, progress=False).groupby("method")[["tokens", "target_forwards"]]
-        yields = sums.sum().eval("tokens / target_forwards")
+        frame = experiments.interleaved(counted, tuning, progress=False)
+        yields = frame.groupby("method")[["tokens", "target_forwards"]].sum().eval("tokens / target_forwards")
         for at in found.values():
-            target, drafter = at.pair.target, at.drafters[name]
-            cost = {n: latency.round_costs(target, drafter, n, CONTEXT) for n in settings.draft_length}
+            cost = {n: at.costs(name, n) for n in settings.draft_length}
             rate = {n: yields[str(n)] / (ms["draft"] + ms["check"]) for n, ms in cost.items()}
             best[at.way(name)] = max(rate, key=rate.get)
     return best
@@ -185,31 +191,22 @@ def tabulate(
     plain = {way.backend: Way(*way) for way in alone}  # in the order of the backends
     home = frame["backend"].replace(THEIRS, next(iter(plain)))
     table = pd.concat([experiments.table(own, plain[backend]) for backend, own in frame.groupby(home, sort=False)])
-    more: dict[Way, dict[str, float]] = {}
-    for way, n in chosen.items():
-        if way.backend == THEIRS:
-            continue
-        more[way] = {"draft_length": n}
-        if ms := costs.get(way):  # lookup often proposes less, or nothing: no formula says what it brings
-            alpha, per_round = table.loc[way, ["alpha", "tokens_per_round"]]
-            c, width = ms["draft"] / n / ms["plain"], ms["check"] / ms["plain"]
-            alone, reading = sums.loc[plain[way.backend]], sums.loc[way, "prefill_seconds"]
-            writing = alone["seconds"] - alone["prefill_seconds"]
-            for column, decoding in (
-                ("predicted", theory.speedup(alpha, n, c, width)),
-                ("predicted_from_rounds", experiments.from_rounds(per_round, n, c, width)),
-            ):
-                more[way][column] = alone["seconds"] / (reading + writing / decoding)
-            more[way] |= {"c": c, "width": width}
+    table["draft_length"] = pd.Series({way: n for way, n in chosen.items() if way.backend != THEIRS})
+    for way, ms in costs.items():  # none of lookup, which often proposes less: no formula says what that brings
+        alpha, per_round = table.loc[way, ["alpha", "tokens_per_round"]]
+        n, c, width = chosen[way], ms["draft"] / chosen[way] / ms["plain"], ms["check"] / ms["plain"]
+        whole, reading = sums.loc[plain[way.backend], ["seconds", "prefill_seconds"]]
+        again = sums.loc[way, "prefill_seconds"]
+        gains = float(theory.speedup(alpha, n, c, width)), experiments.from_rounds(per_round, n, c, width)
+        foretold = [whole / (again + (whole - reading) / gain) for gain in gains]
+        table.loc[way, ["predicted", "predicted_from_rounds", "c", "width"]] = [*foretold, c, width]
     best = next(Way(FIRST, *way[1:]) for way in reversed(plain.values()))
     for way in table.index[table.index.get_level_values("backend") == THEIRS]:
-        over = experiments.speedups(frame, way).loc[best]
-        more[way] = {"ours_over_this": over["speedup"], "ours_low": over["low"], "ours_high": over["high"]}
-    table = table.join(pd.DataFrame.from_dict(more, orient="index").rename_axis(WAY))
+        over = experiments.speedups(frame, way).loc[best, ["speedup", "low", "high"]]
+        table.loc[way, ["ours_over_this", "ours_low", "ours_high"]] = over.to_list()
     table["share_of_predicted"] = table["speedup"] / table["predicted"]
-    for phase in phases:
-        table[phase.replace("seconds", "share")] = sums[phase] / sums["seconds"]
-    return table
+    shares = sums[phases].div(sums["seconds"], axis=0)
+    return table.join(shares.rename(columns=lambda name: name.replace("seconds", "share")))
 
 
 def identity(target: LanguageModel, frame: pd.DataFrame, prompts: list[str]) -> pd.DataFrame:
@@ -225,14 +222,12 @@ def identity(target: LanguageModel, frame: pd.DataFrame, prompts: list[str]) -> 
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(WAY)
 
 
-@torch.inference_mode()
 def tie(target: LanguageModel, prompt: str, tokens: list[int], others: list[int]) -> float:
     """How far apart, in logits, the target sees the two tokens at which two texts part. Rounding explains only tiny
     gaps.
     """
     place = next(i for i, (a, b) in enumerate(zip(tokens, others, strict=True)) if a != b)
-    text = [*target.tokenizer(prompt)["input_ids"], *tokens[:place]]
-    logits = target.context().extend(torch.tensor([text], device=target.device), keep=1)[0, -1].float()
+    logits = experiments.logits_after(target, [*target.tokenizer(prompt)["input_ids"], *tokens[:place]])
     return float((logits[tokens[place]] - logits[others[place]]).abs())
 
 
@@ -252,15 +247,13 @@ def one_table(
 
     def costs() -> None:
         for way, n in guessing.items():
-            at = found[way.backend]
-            once = latency.round_costs(at.pair.target, at.drafters[way.method], n, CONTEXT, turns=1)
-            timed.append({**way._asdict(), **once})
+            timed.append(way._asdict() | found[way.backend].costs(way.method, n, turns=1))
 
     compared = methods(found, sampling, chosen, settings.tokens)
     frame = experiments.interleaved(compared, measured, settings.repeats, progress=progress, between=costs)
     means = pd.DataFrame(timed).groupby(WAY).mean()
     cost = {way: means.loc[way].to_dict() for way in guessing}
-    block = {way: cost[Way(MODEL, way.backend, way.dtype)] for way in chosen if way.method == BLOCK}
+    block = {way: cost[way._replace(method=MODEL)] for way in chosen if way.method == BLOCK}
     lines = tabulate(frame, chosen, cost | block)
     if sampling.temperature == 0:
         lines = lines.join(identity(next(iter(found.values())).pair.target, frame, measured))
@@ -292,11 +285,10 @@ def measure(
     interrupted run of the same goes on behind it. Raises FileError for a `partial` that is damaged.
     """
     here = {name: value for name, value in experiments.machine().items() if name != "date"}
-    files = [
-        str(file) for name in (settings.target, settings.draft) if name for file in Path(name).glob("*.safetensors")
-    ]
-    weights = {file: pooch.file_hash(file) for file in sorted(files)}
-    identity = json.loads(json.dumps({**vars(settings), **here, "weights": weights, "code": code_version()}))
+    folders = [Path(name) for name in (settings.target, settings.draft) if name]
+    files = sorted(str(file) for folder in folders for file in folder.glob("*.safetensors"))
+    about = {**vars(settings), **here, "weights": {f: pooch.file_hash(f) for f in files}, "code": code_version()}
+    identity = json.loads(json.dumps(about))
     record = {"identity": identity, "tables": [], "rows": [], "memory_gb": 0.0, "dtypes": None}
     if partial.exists():
         with reading(partial, "delete it to start afresh"):
@@ -307,34 +299,30 @@ def measure(
                 other = differing(kept.get("identity"), identity)
                 print(f"{partial} is of another measurement (other {other}): starting afresh", file=sys.stderr)
     finished = {(table["dtype"], table["domain"], table["temperature"]) for table in record["tables"]}
-    load = trials.loader(settings.target, settings.draft, place)
+    load = loader(settings.target, settings.draft)
     if dtypes is None and record["dtypes"] is None:
         # nothing is compiled for the trial, unless no other backend is asked for
         quick = [backend for backend in settings.backend if backend != "compiled"] or settings.backend
-        tried, few = (
-            kinds(Sampling(temperatures[0]), min(settings.tokens, TRIED)),
-            split(settings.prompts, domains[0])[1],
-        )
-        chosen = trials.choose(load, tried, few[:2], quick, progress=progress)
+        tried = kinds(Sampling(temperatures[0]), min(settings.tokens, TRIED))
+        few = split(settings.prompts, domains[0])[1][:2]
+        chosen = trials.choose(load, tried, few, quick, progress=progress)
         print(chosen)
         record["dtypes"] = list(dict.fromkeys(way.dtype for way in chosen.ways.values()))
     for dtype in dtypes or record["dtypes"]:
         found = places(load, settings.backend, dtype)
         pair = next(iter(found.values())).pair
-        name = str(pair.target.dtype).removeprefix("torch.")
-        for domain in domains:
+        for domain, temperature in [(domain, t) for domain in domains for t in temperatures]:
+            where = {"dtype": experiments.dtype_of(pair.target), "domain": domain, "temperature": temperature}
+            if tuple(where.values()) in finished:
+                continue
             texts = split(settings.prompts, domain)
-            for temperature in temperatures:
-                if (name, domain, temperature) in finished:
-                    continue
-                table, frame = one_table(found, Sampling(temperature), *texts, settings, progress)
-                where = {"dtype": name, "domain": domain, "temperature": temperature}
-                record["tables"].append({**where, "date": experiments.machine()["date"], **table})
-                record["rows"] += experiments.rows(frame.drop(columns=BY_ROUND).assign(**where))
-                # of this process, or of one that was interrupted
-                record["memory_gb"] = max(record["memory_gb"], experiments.peak_memory())
-                write_text(partial, json.dumps(record))
-    about = {"target": f"{pair.target.name}, {pair.target.size}", "draft": f"{pair.draft.name}, {pair.draft.size}"}
+            table, frame = one_table(found, Sampling(temperature), *texts, settings, progress)
+            record["tables"].append({**where, "date": experiments.machine()["date"], **table})
+            record["rows"] += experiments.rows(frame.drop(columns=BY_ROUND).assign(**where))
+            # of this process, or of one that was interrupted
+            record["memory_gb"] = max(record["memory_gb"], experiments.peak_memory())
+            write_text(partial, json.dumps(record))
+    about = {name: f"{model.name}, {model.size}" for name, model in (("target", pair.target), ("draft", pair.draft))}
     return {
         "machine": {**experiments.machine(), "memory_gb": record["memory_gb"]},
         "settings": {**vars(settings), **about},
@@ -369,25 +357,30 @@ def setting(temperature: float) -> str:
     return f"T = {temperature:g}" if temperature else "greedy"
 
 
-def kinds(sampling: Sampling, tokens: int, theirs: bool = False) -> dict:
+def titled(name: str, n: int) -> str:
+    """A guesser with its number of guesses."""
+    return f"{name.removesuffix(', best')}, {n} guesses"
+
+
+def kinds(
+    sampling: Sampling, tokens: int, guesses: Mapping[str, Sequence[int]] = GUESSES, theirs: bool = False
+) -> dict[str, Callable[[Place], dict[str, Method]]]:
     """For `trials.choose`: plain decoding, what guesses, and on the eager backend transformers, if asked for."""
 
+    def every(at: Place, numbers: Mapping[str, Sequence[int]]) -> dict[str, Method]:
+        tried = [(name, n) for name in numbers for n in numbers[name]]
+        return {titled(name, n): at.method(name, sampling, n, tokens) for name, n in tried}
+
     def speculative(at: Place) -> dict[str, Method]:
-        tried = [(name, n) for name, numbers in GUESSES.items() if name in at.drafters for n in numbers]
-        return {f"{name}, {n} guesses": at.method(name, sampling, n, tokens) for name, n in tried}
+        return every(at, {name: numbers for name, numbers in guesses.items() if name in at.drafters})
 
     def transformers(at: Place) -> dict[str, Method]:
         if at.pair.target.backend != "eager":
             return {}
-        found = {HF_PLAIN: at.method(HF_PLAIN, sampling, 0, tokens)}
-        for title, name, numbers in (("assisted", HF_BEST, ASSISTANT_TOKENS), ("lookup", HF_LOOKUP, (8, 15))):
-            found |= {f"transformers {title}, {n} guesses": at.method(name, sampling, n, tokens) for n in numbers}
-        return found
+        alone = {HF_PLAIN: at.method(HF_PLAIN, sampling, 0, tokens)}
+        return alone | every(at, {HF_BEST: ASSISTANT_TOKENS, HF_LOOKUP: (8, 15)})
 
-    found = {
-        PLAIN: lambda at: {PLAIN: at.method(PLAIN, sampling, 0, tokens)},
-        SPECULATIVE: speculative,
-    }
+    found = {PLAIN: lambda at: {PLAIN: at.method(PLAIN, sampling, 0, tokens)}, SPECULATIVE: speculative}
     return found | ({"transformers": transformers} if theirs else {})
 
 
@@ -405,23 +398,19 @@ def headline(
     for JSON.
     """
     theirs = "eager" in settings.backend
-    short = kinds(sampling, min(settings.tokens, TRIED), theirs)
+    short, whole = (kinds(sampling, n, theirs=theirs) for n in (min(settings.tokens, TRIED), settings.tokens))
     chosen = trials.choose(load, short, tuning[:2], settings.backend, dtypes, near=0.8, progress=progress)
     alone, guided = chosen.ways[PLAIN], chosen.ways[SPECULATIVE]
-    same, whole = Way(PLAIN, guided.backend, guided.dtype), kinds(sampling, settings.tokens, theirs)
-    compared = {
-        way: whole[kind](load(way.backend, way.dtype))[way.method]
-        for kind, way in [*chosen.ways.items(), (PLAIN, same)]
-    }
-    frame = experiments.interleaved(compared, measured, settings.repeats, progress=progress)
-    table = experiments.table(frame, alone)
-    said = over_best(table, alone, guided)
+    same = guided._replace(method=PLAIN)
+    ways = {way: kind for kind, way in chosen.ways.items()} | {same: PLAIN}
+    compared = {way: whole[kind](load(way.backend, way.dtype))[way.method] for way, kind in ways.items()}
+    table = experiments.table(experiments.interleaved(compared, measured, settings.repeats, progress=progress), alone)
     over_same = table["tokens_per_second"] / table.loc[same, "tokens_per_second"]
-    table = table.rename(columns={"speedup": "over_best_plain"}).assign(over_same_forwards=over_same)
-    again = over_same[guided]
+    forwards = f"over plain decoding on its own backend and in its own dtype {over_same[guided]:.2f}x"
+    shown = table.rename(columns={"speedup": "over_best_plain"}).assign(over_same_forwards=over_same).reset_index()
     return {
         "said": str(chosen),
         "tried": [{**way._asdict(), "tokens_per_second": speed} for way, speed in chosen.speeds.items()],
-        "methods": experiments.rows(table.reset_index()),
-        "headline": f"{said}; over plain decoding on its own backend and in its own dtype {again:.2f}x",
+        "methods": experiments.rows(shown),
+        "headline": f"{over_best(table, alone, guided)}; {forwards}",
     }

@@ -23,6 +23,7 @@ from ..training import corpus, dialogue, editor, prompts, readers, seq2seq, trai
 from ..training.recipes import LADDER, SHALLOW, TARGET, UNSHIPPED
 from ..training.state import finished, read_card
 from ..training.tokenizer import train_tokenizer
+from .options import command, count
 
 CAUSAL = (SHALLOW, TARGET, *LADDER)
 # What can be asked for: (how it is trained, recipes), in an order in which each finds finished what it needs.
@@ -33,16 +34,36 @@ MODELS |= {"editor": (editor.train, [editor.Editor()]), "t5": (seq2seq.train, se
 
 def add_parser(subparsers) -> None:
     """Registers the subcommand with argparse."""
-    parser = subparsers.add_parser(
-        "train",
-        help="make the embedded models again, or models from your own text",
-        description="Trains the tokenizer, the target and the ladder of drafts from the Python source installed here "
-        "(or --corpus FILE). "
-        "Interrupt it at any time: the same command goes on from the last checkpoint, at most two minutes back.",
-        epilog="On Linux CPUs, MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=1000000000 "
-        "saves about a tenth of the time.",
-    )
     names = [recipe.name for recipe in CAUSAL]
+    about = {
+        "help": "make the embedded models again, or models from your own text",
+        "description": "Trains the tokenizer, the target and the ladder of drafts from the Python source installed "
+        "here (or --corpus FILE). Interrupt it at any time: the same command goes on from the last checkpoint, at most "
+        "two minutes back.",
+        "epilog": "On Linux CPUs, MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=1000000000 "
+        "saves about a tenth of the time.",
+    }
+    options = {
+        "target": {
+            "metavar": "NAME",
+            "help": "a chat model that eagle or block are to be taught by, from its own answers, instead of the "
+            "embedded target: smollm2, a GGUF file, or a folder with model.safetensors, of Llama's shape",
+        },
+        "answers": {"default": 1_000_000, "type": count, "help": "tokens of answers that it writes first"},
+        "corpus": {"metavar": "FILE", "help": "a UTF-8 text to learn from instead of the installed Python source"},
+        "out": {"default": Path("runs/models"), "help": "where models and checkpoints go"},
+        "tokens": {
+            "default": None,
+            "help": "tokens to see, for every model trained; default: each recipe's own number",
+        },
+        "seed": {"help": "order of the data and initial weights"},
+        "no-compile": {"default": False, "help": "without torch.compile: slower, but needs no C++ compiler"},
+        "install": {
+            "default": False,
+            "help": "afterwards copy the finished models to data/ and write the registry",
+        },
+    }
+    parser = command(subparsers, "train", run, options, **about)
     parser.add_argument(
         "models",
         nargs="*",
@@ -51,58 +72,19 @@ def add_parser(subparsers) -> None:
         f"reads the finished target; or editor: an adapter that teaches it to copy with changes; or t5: the "
         f"encoder-decoder pair",
     )
-    parser.add_argument(
-        "--target",
-        metavar="NAME",
-        help="a chat model that eagle or block are to be taught by, from its own answers, instead of the embedded "
-        "target: smollm2, a GGUF file, or a folder with model.safetensors, of Llama's shape",
-    )
-    parser.add_argument(
-        "--answers",
-        type=int,
-        metavar="N",
-        default=1_000_000,
-        help="tokens of answers that it writes first (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--corpus", metavar="FILE", help="a UTF-8 text to learn from instead of the installed Python source"
-    )
-    parser.add_argument(
-        "--out", default="runs/models", metavar="DIR", help="where models and checkpoints go (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--tokens",
-        type=int,
-        metavar="N",
-        help="tokens to see, for every model trained; default: each recipe's own number",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="order of the data and initial weights (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--no-compile", action="store_true", help="without torch.compile: slower, but needs no C++ compiler"
-    )
-    parser.add_argument(
-        "--install", action="store_true", help="afterwards copy the finished models to data/ and write the registry"
-    )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains what `args` asks for, skipping what is finished. Returns the exit code."""
     transformers_logging.disable_progress_bar()
     known = readers.OTHERS if args.target else MODELS
-    unknown = set(args.models) - known.keys()
-    if unknown:
+    if unknown := set(args.models) - known.keys():
         raise TrainingError(f"no recipe is called {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
-    for name in ("tokens", "answers"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise TrainingError(f"--{name} must be at least 1, not {value}")
     if args.target and (args.corpus or args.install):
         raise TrainingError("--target learns from the target's own answers, without --corpus; install afterwards")
     if args.install and not embedded.CHECKOUT:
         raise TrainingError("--install puts models into the data/ of a checkout, and this is an installed package")
-    out = Path(args.out)
+    out = args.out
     check_folder(out)
     if args.target:
         texts, asked = _other(args, out)
@@ -192,6 +174,4 @@ def _check_tokenizers(tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     for card in sorted(out.glob("*/card.json")):
         folder, own = card.parent, out / "tokenizer"
         if (folder / "tokenizer.json").exists() and _read_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
-            raise TrainingError(
-                f"{folder} has another tokenizer than {own}; choose another --out, or delete one of them"
-            )
+            raise TrainingError(f"{folder} has another tokenizer than {own}; delete one, or choose another --out")

@@ -5,28 +5,23 @@ their drafting and T(B, n + 1), and yields several tokens a row. While the chip 
 little; a batch fills it, and then every guess is paid for. Times are milliseconds.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.benchmark import Timer
 from tqdm.auto import tqdm
 
 from .. import embedded
 from ..drafters import Drafter, EagleDrafter, LookupDrafter, ModelDrafter, load_eagle
 from ..errors import InvalidArgument
-from ..files import check_output, write_text
 from ..law.distributions import Sampling
-from ..loop.decoding import generate
-from ..model.batch import Batch, together
-from ..model.context import Read
+from ..loop.decoding import Output, generate
 from ..model.language_model import LanguageModel, Pair, load_pair
 from . import experiments, latency
 from .machine import busy
@@ -65,32 +60,14 @@ def width_grid(
 ) -> pd.DataFrame:
     """Time of one forward over `rows` texts of `tokens` new tokens each: columns rows, tokens, ms, low, high.
 
-    As `latency.width_curve`, which is its first row: each text has `context` cached tokens, all cells take turns, ms is
-    the median over passes and low and high are its quartiles. Raises ContextOverflow and InvalidArgument as there.
+    As `latency.width_curve`, which is its first row: each text has `context` cached tokens, all cells take turns.
+    Raises ContextOverflow and InvalidArgument as there.
     """
     if min(sizes, default=0) < 1 or min(widths, default=0) < 1 or passes < 1:
         raise InvalidArgument(f"sizes, widths and passes must be whole numbers >= 1: {sizes}, {widths}, {passes}")
-    latency._check_room(language_model, context, max(widths))
-    fill = torch.arange(context + max(widths), device=language_model.device)[None] % language_model.vocabulary
-    rows: dict[int, list] = {}
-    for size in sizes:
-        batch = Batch(size, context + max(widths)) if size > 1 else None
-        rows[size] = [language_model.context((), batch) for _ in range(size)]
-        together([Read(text, fill[:, :context], keep=1) for text in rows[size]])
-
-    def forward(contexts, new):
-        together([Read(text, new) for text in contexts])
-        for text in contexts:
-            text.rollback(context)
-
-    times: dict[tuple[int, int], list[float]] = {(size, width): [] for size in sizes for width in widths}
-    for _ in range(passes):
-        for (size, width), seen in times.items():
-            known = {"forward": forward, "contexts": rows[size], "new": fill[:, :width]}
-            timer = Timer("forward(contexts, new)", globals=known, num_threads=torch.get_num_threads())
-            seen.append(1e3 * timer.blocked_autorange(min_run_time=min_seconds).median)
-    frame = pd.DataFrame(times).quantile([0.5, 0.25, 0.75]).T.set_axis(["ms", "low", "high"], axis=1)
-    return frame.rename_axis(["rows", "tokens"]).reset_index()
+    texts = {rows: latency.Filled(language_model, context, max(widths), rows) for rows in sizes}
+    works = {(rows, width): partial(texts[rows].read, width) for rows in sizes for width in widths}
+    return latency.spread(works, passes, min_seconds, ["rows", "tokens"])
 
 
 def draft_times(
@@ -138,42 +115,19 @@ def gain_ends(sizes: Sequence[float], gains: Sequence[float]) -> float | None:
 # --- measured --------------------------------------------------------------------------------------------------------
 
 
-def ours(
-    target: LanguageModel, drafter: Drafter | None, sampling: Sampling, n: int, tokens: int, size: int
-) -> experiments.Method:
-    """`generate` over a list of prompts, `size` at a time, as a method; full_...: of the rounds in which no row was
-    missing."""
+class Sized(NamedTuple):
+    """A method with so many rows at once."""
 
-    def trial(prompts: list[list[int]], seed: int) -> dict:
-        out = generate(
-            target, prompts, drafter, sampling, n, max_new_tokens=tokens, stop=[], seed=seed, batch_size=size
-        )
-        rounds, found = out.trace.rounds, {name: out.summary()[name] for name in ("tokens", "alpha", "proposed")}
-        full = [r for r in rounds if r.rows == min(size, len(prompts))]
-        found |= {"full_tokens": sum(len(r.emitted) for r in full), "full_seconds": sum(r.seconds for r in full)}
-        return {**found, "seconds": out.trace.seconds, "rounds": len(rounds)}
-
-    return trial
+    method: str
+    rows: int
 
 
-def theirs(target: LanguageModel, sampling: Sampling, tokens: int, size: int) -> experiments.Method:
-    """transformers' own generate() with its cache, over left-padded batches of `size` prompts, one after the other."""
-    chance = {"temperature": float(sampling.temperature), "top_k": 0} if sampling.temperature else {}
-    chance |= {"do_sample": bool(chance), "max_new_tokens": tokens, "pad_token_id": 0}
-
-    def trial(prompts: list[list[int]], seed: int) -> dict:
-        torch.manual_seed(seed)
-        began = time.perf_counter()
-        with experiments.without_end_of_text(target.model):
-            for start in range(0, len(prompts), size):
-                part = prompts[start : start + size]
-                most = max(map(len, part))
-                padded = torch.tensor([[0] * (most - len(p)) + p for p in part], device=target.device)
-                mask = torch.tensor([[0] * (most - len(p)) + [1] * len(p) for p in part], device=target.device)
-                target.model.generate(padded, attention_mask=mask, **chance)
-        return {"tokens": tokens * len(prompts), "seconds": time.perf_counter() - began}
-
-    return trial
+def full_rounds(out: Output) -> dict:
+    """Of a batch: its rounds, and the tokens and seconds of those in which no row was missing."""
+    rounds = out.trace.rounds
+    full = [r for r in rounds if r.rows == max(r.rows for r in rounds)]
+    tokens, seconds = sum(len(r.emitted) for r in full), sum(r.seconds for r in full)
+    return {"rounds": len(rounds), "full_tokens": tokens, "full_seconds": seconds}
 
 
 def measure(
@@ -195,16 +149,13 @@ def measure(
     """
     sampling = Sampling() if sampling is None else sampling
 
-    def named(name: str, size: int, trial: experiments.Method) -> dict[str, experiments.Method]:
-        said = {"method": name, "rows": size}
-        return {f"{name}, {size}": lambda prompts, seed: {**trial(prompts, seed), **said}}
-
     trials = {}
     for size in sizes:
         for name, (drafter, n) in {PLAIN: (None, 0), **board}.items():
-            trials |= named(name, size, ours(pair.target, drafter, sampling, n, tokens, size))
+            settings = {"stop": (), "batch_size": size, "more": full_rounds}
+            trials[Sized(name, size)] = experiments.ours(pair.target, drafter, sampling, n, tokens, **settings)
         if beside:
-            trials |= named(THEIRS, size, theirs(pair.target, sampling, tokens, size))
+            trials[Sized(THEIRS, size)] = experiments.theirs(pair, sampling, tokens, batch_size=size)
     lists = [texts(pair.tokenizer, count, k * count) for k in range(sets)]
     frame = experiments.interleaved(trials, lists, progress=progress)
     tables = []
@@ -255,12 +206,12 @@ def outside(pair: Pair, size: int = 8, n: int = 4, tokens: int = 48) -> dict[str
 
         return run
 
+    drafter, watch = ModelDrafter(pair.draft), lambda r: seen.append((spent[0], r))
+    settings = {"max_new_tokens": tokens, "stop": [], "batch_size": size, "watch": watch}
     try:
         for model, d in kept:
             more = {name: timed(getattr(d, name)) for name in ("embed", "norm", "output")}
             model.decoder = replace(d, blocks=tuple(map(timed, d.blocks)), **more)
-        drafter, watch = ModelDrafter(pair.draft), lambda r: seen.append((spent[0], r))
-        settings = {"max_new_tokens": tokens, "stop": [], "batch_size": size, "watch": watch}
         generate(pair.target, texts(pair.tokenizer, size), drafter, None, n, **settings)
     finally:
         for model, d in kept:
@@ -276,42 +227,32 @@ def outside(pair: Pair, size: int = 8, n: int = 4, tokens: int = 48) -> dict[str
 
 
 def record(
-    path: str | Path,
-    sizes: Sequence[int] = SIZES,
-    count: int = 32,
-    tokens: int = 64,
-    sets: int = 5,
-    progress: bool = True,
+    sizes: Sequence[int] = SIZES, count: int = 32, tokens: int = 64, sets: int = 5, progress: bool = True
 ) -> dict:
-    """Measures the embedded pair on the fast backend and writes the record: {"machine", "settings", "grid", "drafts",
-    "table", "round"}. About a quarter of an hour on two quiet cores."""
-    check_output(path, (".json",))
+    """Measures the embedded pair on the fast backend: {"machine", "settings", "grid", "drafts", "table", "round"}, for
+    JSON. About a quarter of an hour on two quiet cores."""
     before, pair = busy(), load_pair(backend="fast")
-    board = drafters(pair)
-    grid = width_grid(pair.target, sizes)
+    board, grid = drafters(pair), width_grid(pair.target, sizes)
     drafts = {name: draft_times(pair.target, drafter, n, sizes) for name, (drafter, n) in board.items()}
     table = with_predictions(measure(pair, board, sizes, count, tokens, sets, progress=progress), grid, drafts)
-    dtype = str(pair.target.dtype).removeprefix("torch.")
-    found = {
+    settings = {"count": count, "tokens": tokens, "sets": sets, "temperature": 1.0}
+    return {
         "machine": {**experiments.machine(), "busy": before or busy()},  # others may have come since
-        "settings": {"count": count, "tokens": tokens, "sets": sets, "temperature": 1.0, "dtype": dtype},
-        "grid": json.loads(grid.to_json(orient="records", double_precision=4)),
+        "settings": {**settings, "dtype": experiments.dtype_of(pair.target)},
+        "grid": experiments.rows(grid),
         "drafts": [{"method": m, "rows": b, "ms": ms} for m, times in drafts.items() for b, ms in times.items()],
-        "table": json.loads(table.to_json(orient="records", double_precision=4)),
+        "table": experiments.rows(table),
         "round": outside(pair),
     }
-    write_text(path, json.dumps(found) + "\n")
-    return found
 
 
-def identity(path: str | Path, count: int = 256, size: int = 16, tokens: int = 32, progress: bool = True) -> list[dict]:
-    """Whether every row of a batch is the text that it is alone, and writes what was found.
+def identity(count: int = 256, size: int = 16, tokens: int = 32, progress: bool = True) -> dict:
+    """Whether every row of a batch is the text that it is alone: {"batch", "tokens", "machine", "found"}, for JSON.
 
     The embedded pair, `count` prompts of mixed length, four guesses a round. A row each for float64 and float32, greedy
     and drawn: same (texts), of, and gaps: where texts part, how far apart in logits the target's two favourites are
     there. In float64 all must be the same; in float32 a greedy text may part at a near tie (below NEAR). Takes minutes.
     """
-    check_output(path, (".json",))
     found = []
     cases = [(dtype, heat) for dtype in ("float64", "float32") for heat in (0.0, 1.0)]
     for dtype, heat in tqdm(cases, desc="identity", disable=not progress):
@@ -322,14 +263,10 @@ def identity(path: str | Path, count: int = 256, size: int = 16, tokens: int = 3
         parted = [(p, a, b) for p, a, b in zip(prompts, alone, batch, strict=True) if not torch.equal(a, b)]
         gaps = [gap(pair.target, prompt + a[: (a != b).nonzero()[0, 0]].tolist()) for prompt, a, b in parted]
         found.append({"dtype": dtype, "temperature": heat, "same": count - len(gaps), "of": count, "gaps": gaps})
-    settings = {"batch": size, "tokens": tokens, "machine": experiments.machine()}
-    write_text(path, json.dumps({**settings, "found": found}) + "\n")
-    return found
+    return {"batch": size, "tokens": tokens, "machine": experiments.machine(), "found": found}
 
 
-@torch.inference_mode()
 def gap(target: LanguageModel, text: list[int]) -> float:
     """How far apart, in logits, the target's two favourites to follow a text are."""
-    logits = target.context().extend(torch.tensor([text], device=target.device), keep=1)[0, -1]
-    first, second = logits.topk(2).values.tolist()
+    first, second = experiments.logits_after(target, text).topk(2).values.tolist()
     return first - second

@@ -2,21 +2,12 @@
 that need no training; recorded without the text of a question or an answer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from ..drafters import (
-    Drafter,
-    EagleDrafter,
-    FallbackDrafter,
-    LayerSkipDrafter,
-    LookupDrafter,
-    ModelDrafter,
-    NgramDrafter,
-    eagle_for,
-)
+from .. import drafters as guessers
 from ..errors import InvalidArgument
 from ..files import digest
 from ..law.distributions import Sampling
@@ -32,25 +23,25 @@ TRIED = 32  # tokens of the trial
 CONTEXT = 160  # cached tokens where widths are timed: the middle of an answer
 
 
-def drafters(target: LanguageModel) -> dict[str, tuple[Drafter, int]]:
+def drafters(target: LanguageModel) -> dict[str, tuple[guessers.Drafter, int]]:
     """What guesses for a model, and for how many tokens, by name: without having been taught by it, and eagle if one
     was."""
-    counts = NgramDrafter(3, probabilities="point")
+    counts = guessers.NgramDrafter(3, probabilities="point")
     found = {
-        LOOKUP: (LookupDrafter(), GUESSES),
-        "lookup, 3 or more": (LookupDrafter(16, 3), GUESSES),
+        LOOKUP: (guessers.LookupDrafter(), GUESSES),
+        "lookup, 3 or more": (guessers.LookupDrafter(16, 3), GUESSES),
         "n-gram": (counts, 4),
-        "first layers": (LayerSkipDrafter(6), 2),
-        "lookup first, else n-gram": (FallbackDrafter(LookupDrafter(16, 3), counts, most=3), GUESSES),
+        "first layers": (guessers.LayerSkipDrafter(6), 2),
+        "lookup first, else n-gram": (guessers.FallbackDrafter(guessers.LookupDrafter(16, 3), counts, most=3), GUESSES),
     }
-    if taught := eagle_for(target):
-        eagle = EagleDrafter(taught)
-        both = FallbackDrafter(LookupDrafter(16, 3), eagle, most=EAGLE)
+    if taught := guessers.eagle_for(target):
+        eagle = guessers.EagleDrafter(taught)
+        both = guessers.FallbackDrafter(guessers.LookupDrafter(16, 3), eagle, most=EAGLE)
         found |= {"eagle": (eagle, EAGLE), "lookup first, else eagle": (both, GUESSES)}
     return found
 
 
-def method(target: LanguageModel, drafter: Drafter | None, sampling: Sampling, n: int, tokens: int):
+def method(target: LanguageModel, drafter: guessers.Drafter | None, sampling: Sampling, n: int, tokens: int):
     """`experiments.ours` for chat: answers end where the model ends them, after at most `tokens` tokens."""
     return experiments.ours(target, drafter, sampling, n, tokens, stop=None)
 
@@ -63,6 +54,27 @@ def table(
     guessed = experiments.by_way(frame[frame["method"] != PLAIN])
     foretold = pd.Series({way: predicted(own, curve, one) for way, own in guessed}, dtype=float)
     return experiments.table(frame, baseline).assign(predicted=foretold)
+
+
+def loader(name: str | Path, draft: str | Path | None = None) -> trials.Load:
+    """Loads a chat model, and a draft model if one is named (else None), once per dtype."""
+
+    def load(dtype: str) -> Pair | LanguageModel:
+        return load_pair(name, draft, dtype=dtype) if draft else load_model(name, dtype=dtype)
+
+    return trials.loader(load, lambda found: (found.target, found.draft) if draft else (found, None))
+
+
+def choose(
+    load: trials.Load, sampling: Sampling, tokens: int, prompts: list, backends: Sequence[str], dtypes: Sequence[str]
+) -> trials.Chosen:
+    """By a trial: where plain decoding is fastest, and where lookup is."""
+
+    def kind(name: str, drafter: guessers.Drafter | None) -> Callable:
+        return lambda models: {name: method(models[0], drafter, sampling, GUESSES, tokens)}
+
+    kinds = {PLAIN: kind(PLAIN, None), LOOKUP: kind(LOOKUP, guessers.LookupDrafter())}
+    return trials.choose(load, kinds, prompts, backends, dtypes)
 
 
 def measure(
@@ -86,27 +98,19 @@ def measure(
     """
     if tokens < 1 or repeats < 1 or not entries:
         raise InvalidArgument("categories need at least one prompt, one token and one repeat")
-    busy = machine.busy()
-    load = trials.Loader(
-        lambda dtype: load_pair(name, draft, dtype=dtype) if draft else load_model(name, dtype=dtype),
-        lambda models: (models.target, models.draft) if isinstance(models, Pair) else (models, None),
-    )
+    busy, load = machine.busy(), loader(name, draft)
     first, _ = load("eager", dtypes[0])
     prompts = [[first.chat(entry["prompt"])] for entry in entries]
     categories = pd.Series([entry["category"] for entry in entries])
     tables, kept = [], []
     for temperature in temperatures:
-        sampling, few = Sampling(temperature), min(tokens, TRIED)
-        kinds = {
-            kind: lambda models, kind=kind, drafter=drafter: {kind: method(models[0], drafter, sampling, GUESSES, few)}  # noqa: B023
-            for kind, drafter in ((PLAIN, None), (LOOKUP, LookupDrafter()))
-        }
-        chosen = trials.choose(load, kinds, [prompts[0], prompts[-1]], backends, dtypes, progress=progress)
+        sampling = Sampling(temperature)
+        chosen = choose(load, sampling, min(tokens, TRIED), [prompts[0], prompts[-1]], backends, dtypes)
         alone, guided = chosen.ways[PLAIN], chosen.ways[LOOKUP]
         (model, small), (other, _) = load(*guided[1:]), load(*alone[1:])
         curve = latency.width_curve(model, WIDTHS, CONTEXT)
         one = None if model is other else latency.width_curve(other, (1,), CONTEXT)["ms"][0]
-        board = drafters(model) | ({"draft model": (ModelDrafter(small), 4)} if small else {})
+        board = drafters(model) | ({"draft model": (guessers.ModelDrafter(small), 4)} if small else {})
         methods = {alone: method(other, None, sampling, 0, tokens)}
         for who, (drafter, n) in board.items():
             methods[guided._replace(method=who)] = method(model, drafter, sampling, n, tokens)
@@ -114,8 +118,7 @@ def measure(
         frame = frame.assign(temperature=temperature, category=frame["prompt"].map(categories))
         for category, part in [("all", frame), *frame.groupby("category", sort=False)]:
             where = {"temperature": temperature, "category": category, "prompts": part["prompt"].nunique()}
-            found = table(part, curve, one, alone).reset_index()
-            tables.append({**where, "methods": experiments.rows(found)})
+            tables.append({**where, "methods": experiments.rows(table(part, curve, one, alone).reset_index())})
         kept += experiments.rows(frame.drop(columns="text"))
     settings = {"model": first.name, "weights": getattr(first.model.config, "gguf_sha256", None), "tokens": tokens}
     settings |= {"repeats": repeats, "prompts": digest(*(entry["prompt"] for entry in entries))}

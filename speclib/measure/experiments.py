@@ -27,7 +27,8 @@ from ..files import reading
 from ..law import rules, theory
 from ..law.distributions import Sampling, overlap, seeded
 from ..law.statistics import jackknife_interval
-from ..loop.decoding import generate
+from ..loop.decoding import Output, generate
+from ..loop.lengths import Length
 from ..model import compiled, products
 from ..model.context import ancestry
 from ..model.language_model import BACKENDS, DEFAULT_DRAFT, LanguageModel, Pair, load_model
@@ -83,35 +84,42 @@ def peak_memory() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)
 
 
+def dtype_of(model: LanguageModel) -> str:
+    """Its dtype in a word: "float32"."""
+    return str(model.dtype).removeprefix("torch.")
+
+
 def ours(
     target: LanguageModel,
     drafter: Drafter | None,
     sampling: Sampling,
-    draft_length: int,
+    draft_length: int | Length,
     tokens: int,
     rule: str = "token",
     stop: Sequence[int | str] | None = (),
+    batch_size: int | None = None,
+    more: Callable[[Output], dict] = lambda out: {},
 ) -> Method:
-    """`generate` as a method: exactly `tokens` new tokens, whatever comes, unless `stop` says otherwise. A trial in
-    which a program was made is made again: that is no part of decoding. By round are recorded "widths", the tokens
-    that its forward read, and "accepted", the guesses that it kept."""
+    """`generate` as a method: exactly `tokens` new tokens a text, whatever comes, unless `stop` says otherwise. A trial
+    in which a program was made is made again: that is no part of decoding. By round are recorded "widths", the tokens
+    that its forward read, and "accepted", the guesses that it kept; and what `more` finds. "text" is the first's."""
 
-    def trial(prompt: str, seed: int) -> dict:
-        made = None
+    def trial(prompt: str | list, seed: int) -> dict:
+        made, settings = None, {"stop": stop, "seed": seed, "batch_size": batch_size}
         while made != compiled.Programs.made:
             made = compiled.Programs.made
-            out = generate(target, prompt, drafter, sampling, draft_length, rule, tokens, stop=stop, seed=seed)
-        summary = out.summary()
+            out = generate(target, prompt, drafter, sampling, draft_length, rule, tokens, **settings)
+        summary, rounds = out.summary(), out.trace.rounds
         seconds = summary.pop("seconds")
-        rounds = out.trace.rounds
         return {
             **summary,
             "reached": sum(min(r.accepted + 1, len(r.drafted)) for r in rounds),
             "widths": [1 + len(r.drafted) for r in rounds],
             "accepted": [r.accepted for r in rounds],
-            **{f"{k}_seconds": v for k, v in seconds.items()},
+            **{f"{phase}_seconds": value for phase, value in seconds.items()},
             "seconds": seconds["total"],
             "text": out.tokens[0].tolist(),
+            **more(out),
         }
 
     return trial
@@ -123,35 +131,35 @@ def theirs(
     tokens: int,
     assistant_tokens: int | str | None = None,
     lookup_tokens: int | None = None,
+    batch_size: int = 1,
 ) -> Method:
     """transformers' `generate` as a method: plain, assisted by the draft ("default" or a constant number of tokens), or
-    prompt lookup.
+    prompt lookup. A list of token ids is decoded `batch_size` prompts at a time, left-padded, one after the other.
     """
     model, assistant = pair.target.model, pair.draft.model
-    chance = (
-        {"do_sample": True, "temperature": float(sampling.temperature), "top_k": 0}
-        if sampling.temperature
-        else {"do_sample": False}
-    )
+    options = {"max_new_tokens": tokens, "pad_token_id": 0, "do_sample": sampling.temperature > 0}
+    if sampling.temperature:
+        options |= {"temperature": float(sampling.temperature), "top_k": 0}
+    if lookup_tokens:
+        options["prompt_lookup_num_tokens"] = lookup_tokens
+    if assistant_tokens:
+        options["assistant_model"] = assistant
 
-    def trial(prompt: str, seed: int) -> dict:
+    def trial(prompts: str | list[list[int]], seed: int) -> dict:
         torch.manual_seed(seed)
-        inputs = pair.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
-        options = {**chance, "max_new_tokens": tokens, "pad_token_id": 0}
+        texts, new = [pair.tokenizer(prompts)["input_ids"]] if isinstance(prompts, str) else prompts, []
         with without_end_of_text(model, assistant):
-            if lookup_tokens:
-                options["prompt_lookup_num_tokens"] = lookup_tokens
-            if assistant_tokens:
-                options["assistant_model"] = assistant
-                if assistant_tokens != "default":
-                    assistant.generation_config.num_assistant_tokens = assistant_tokens
-                    assistant.generation_config.num_assistant_tokens_schedule = "constant"
-                    assistant.generation_config.assistant_confidence_threshold = 0.0
+            if isinstance(assistant_tokens, int):
+                constant = {"num_assistant_tokens": assistant_tokens, "num_assistant_tokens_schedule": "constant"}
+                assistant.generation_config.update(**constant, assistant_confidence_threshold=0.0)
             began = time.perf_counter()
-            out = model.generate(**inputs, **options)
+            for part in (texts[k : k + batch_size] for k in range(0, len(texts), batch_size)):
+                most = max(map(len, part))
+                padded = torch.tensor([[0] * (most - len(p)) + p for p in part], device=model.device)
+                mask = torch.tensor([[0] * (most - len(p)) + [1] * len(p) for p in part], device=model.device)
+                new += model.generate(padded, attention_mask=mask, **options)[:, most:].tolist()
             seconds = time.perf_counter() - began
-        new = out[0, inputs["input_ids"].shape[1] :].tolist()
-        return {"tokens": len(new), "seconds": seconds, "text": new}
+        return {"tokens": sum(map(len, new)), "seconds": seconds, "text": new[0]}
 
     return trial
 
@@ -170,7 +178,7 @@ def without_end_of_text(*models) -> Iterator[None]:
 
 
 def interleaved(
-    methods: Mapping[str | Way, Method],
+    methods: Mapping[str | tuple, Method],
     prompts: Sequence[str],
     repeats: int = 1,
     seed: int = 0,
@@ -179,12 +187,13 @@ def interleaved(
 ) -> pd.DataFrame:
     """Every method on every prompt, taking turns, in an order that rotates: one row per method, prompt and repeat.
 
-    Each method is warmed up once, unrecorded. A `Way` has its columns method, backend and dtype, a name is the method.
+    Each method is warmed up once, unrecorded. The fields of a named tuple, such as `Way`, are columns, and
+    a name is the method.
     between: is called before each prompt's first trial, for what is to be measured in the same minutes.
     """
     if not methods or not prompts or repeats < 1:
         raise InvalidArgument("interleaved needs at least one method, one prompt and one repeat")
-    names, rows, warm = list(methods), [], set()
+    names, found, warm = list(methods), [], set()
     turns = [(repeat, p) for repeat in range(repeats) for p in range(len(prompts))]
     with tqdm(total=len(turns) * len(names), desc="trials", unit="text", disable=not progress) as bar:
         for repeat, p in turns:
@@ -195,11 +204,11 @@ def interleaved(
                     warm.add(name)
                 if k == 0:
                     between()
-                about = name._asdict() if isinstance(name, Way) else {"method": name}
+                about = name._asdict() if isinstance(name, tuple) else {"method": name}
                 done = methods[name](prompts[p], seed + 1000 * repeat + p)
-                rows.append({**about, "prompt": p, "repeat": repeat, **done})
+                found.append({**about, "prompt": p, "repeat": repeat, **done})
                 bar.update()
-    return pd.DataFrame(rows)
+    return pd.DataFrame(found)
 
 
 def by_way(frame: pd.DataFrame, sort: bool = True):
@@ -234,14 +243,14 @@ def acceptance(frame: pd.DataFrame) -> pd.DataFrame:
     """Alpha (over all positions that verification reached), accepted share and tokens per round of each method that
     drafts.
     """
-    rows = {}
+    found = {}
     for way, own in by_way(frame[frame.get("proposed", pd.Series(0, frame.index)).fillna(0) > 0]):
-        rows[way] = {
+        found[way] = {
             "alpha": np.average(own["alpha"], weights=own["reached"]),
             "accepted_share": np.average(own["accepted_share"], weights=own["proposed"]),
             "tokens_per_round": own["tokens"].sum() / own["target_forwards"].sum(),
         }
-    found = pd.DataFrame.from_dict(rows, orient="index", columns=["alpha", "accepted_share", "tokens_per_round"])
+    found = pd.DataFrame.from_dict(found, orient="index", columns=["alpha", "accepted_share", "tokens_per_round"])
     return found.rename_axis(WAY) if found.index.nlevels > 1 else found
 
 
@@ -317,6 +326,12 @@ def costs(pair: Pair, widths: Sequence[int] = latency.WIDTHS, context: int = 160
 
 
 @torch.inference_mode()
+def logits_after(target: LanguageModel, text: Sequence[int]) -> torch.Tensor:
+    """What the target says of the token that follows a text. [V]"""
+    return target.context().extend(torch.tensor([list(text)], device=target.device), keep=1)[0, -1].double()
+
+
+@torch.inference_mode()
 def overlaps(
     target: LanguageModel, draft: LanguageModel, prompt: str, continuation: Sequence[int], sampling: Sampling
 ) -> np.ndarray:
@@ -356,29 +371,17 @@ def round_means(
         context.extend(torch.tensor([list(text[: places[0] - 1])], device=target.device), keep=1)
         for place in places:
             draft = session.propose(list(text[:place]), depth)
-            read = [*text[context.length : place], *draft.tokens.tolist()]
+            above = draft.parents or range(-1, len(draft.tokens) - 1)
             # tokens of the text in front of the last, read again or for the first time
             kept = place - context.length - 1
-            parents = [
-                *range(-1, kept),
-                *(
-                    (parent if parent >= 0 else -1) + kept + 1
-                    for parent in draft.parents or range(-1, len(draft.tokens) - 1)
-                ),
-            ]
-            p = sampling.probabilities(context.extend(torch.tensor([read], device=target.device), parents=parents))[
-                :, kept:
-            ]
+            read = torch.tensor([[*text[context.length : place], *draft.tokens.tolist()]], device=target.device)
+            parents = [*range(-1, kept), *(parent + kept + 1 for parent in above)]
+            p = sampling.probabilities(context.extend(read, parents=parents))[:, kept:]
             context.rollback(place - 1)
-            chain = draft.parents is None
-            q, tokens = draft.probs.to(p.dtype)[None], draft.tokens[None]
-            stops = (
-                (rules.token_law(p, q, tokens) if chain else rules.tree_law(p, q, tokens, draft.parents))
-                .stop_probs[0]
-                .tolist()
-            )
-            depths = range(len(stops)) if chain else [0, *(ancestry(draft.parents)[1] + 1).tolist()]
-            row.append(1 + sum(chance * far for chance, far in zip(stops, depths, strict=True)))
+            given = p, draft.probs.to(p.dtype)[None], draft.tokens[None]
+            law = rules.tree_law(*given, draft.parents) if draft.parents else rules.token_law(*given)
+            depths = [0, *(ancestry(above)[1] + 1).tolist()]
+            row.append(1 + sum(p * far for p, far in zip(law.stop_probs[0].tolist(), depths, strict=True)))
         found.append(row)
     return np.array(found)
 
@@ -394,48 +397,34 @@ def ladder(
     """
     target = load_model("target", dtype=dtype, backend=backend)
     drafts = {name: load_model(name, dtype=dtype, backend=backend) for name in draft_names()}
-    code, prose, tuning = (
-        embedded.prompts("code")[:prompts],
-        embedded.prompts("prose")[:prompts],
-        embedded.prompts("code")[-4:],
-    )
+    code, prose = (embedded.prompts(domain) for domain in ("code", "prose"))
+    tuning, code, prose = code[-4:], code[:prompts], prose[:prompts]
     widths = latency.width_curve(target, range(1, MAX_LENGTH + 2), 160)
     c = {name: latency.cost_ratio(target, draft, 160) for name, draft in drafts.items()}
-    names = list(drafts)
+    names, summaries, trials = list(drafts), [], []
     few = list(dict.fromkeys([names[0], names[len(names) // 2], DEFAULT_DRAFT]))
-    summaries, trials = [], []
-    for domain, texts, temperature, chosen in (
-        ("code", code, 1.0, names),
-        ("code", code, 0.7, few),
-        ("code", code, 0.0, few),
-        ("prose", prose, 1.0, few),
-    ):
+    cases = ("code", code, 1.0, names), ("code", code, 0.7, few), ("code", code, 0.0, few), ("prose", prose, 1.0, few)
+    for domain, texts, temperature, chosen in cases:
         sampling = Sampling(temperature)
-        methods = {"plain": ours(target, None, sampling, 0, tokens)}
+        methods, gammas = {"plain": ours(target, None, sampling, 0, tokens)}, {}
         own = interleaved(methods, tuning, progress=False)["text"]
-        gammas = {}
         for name in chosen:
             similar = [overlaps(target, drafts[name], *pair, sampling) for pair in zip(tuning, own, strict=True)]
             gammas[name] = advised_length(np.concatenate(similar).mean(), c[name], widths)
             methods[name] = ours(target, ModelDrafter(drafts[name]), sampling, gammas[name], tokens)
         frame = interleaved(methods, texts, progress=progress).drop(columns=BY_ROUND)
-        table = speedups(frame, "plain").join(acceptance(frame))
-        for name in chosen:
-            steps = predict(
-                table.loc[name, "alpha"], table.loc[name, "tokens_per_round"], gammas[name], c[name], widths
-            )
-            table.loc[name, ["gamma", "c", *steps]] = [gammas[name], c[name], *steps.values()]
-        where = {"domain": domain, "temperature": temperature}
-        summaries.append(table.reset_index().assign(**where))
+        summary, where = (
+            speedups(frame, "plain").join(acceptance(frame)),
+            {"domain": domain, "temperature": temperature},
+        )
+        for name, gamma in gammas.items():
+            steps = predict(*summary.loc[name, ["alpha", "tokens_per_round"]], gamma, c[name], widths)
+            summary.loc[name, ["gamma", "c", *steps]] = [gamma, c[name], *steps.values()]
+        summaries.append(summary.reset_index().assign(**where))
         trials.append(frame.assign(**where))
     return {
         "machine": machine(),
-        "settings": {
-            "prompts": len(code),
-            "tokens": tokens,
-            "dtype": str(target.dtype).removeprefix("torch."),
-            "backend": backend,
-        },
+        "settings": {"prompts": len(code), "tokens": tokens, "dtype": dtype_of(target), "backend": backend},
         "widths": rows(widths),
         "drafts": [{"draft": name, "parameters": model.parameters, "c": c[name]} for name, model in drafts.items()],
         "summary": rows(pd.concat(summaries)),
@@ -503,13 +492,6 @@ def time_oracle(
     reading = min(timed(0, 0)["seconds"] for _ in range(5))
     seconds = frame.pivot(index="repeat", columns="method", values="seconds")[list(methods)].to_numpy() - reading
     ratios = seconds[:, :1] / seconds
-    return [
-        {
-            "n": n,
-            "seconds": float(np.median(seconds[:, k])),
-            "speedup": float(np.median(ratios[:, k])),
-            "low": float(ratios[:, k].min()),
-            "high": float(ratios[:, k].max()),
-        }
-        for k, n in enumerate(lengths)
-    ]
+    columns = np.median(seconds, 0), np.median(ratios, 0), ratios.min(0), ratios.max(0)
+    found = pd.DataFrame(dict(zip(("seconds", "speedup", "low", "high"), columns, strict=True)))
+    return found.assign(n=list(lengths))[["n", *found]].to_dict("records")

@@ -8,29 +8,25 @@ from collections.abc import Sequence
 
 import torch
 from tqdm.auto import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig
 
 from .. import embedded
 from ..drafters import ModelDrafter
 from ..law import rules
 from ..law.distributions import Sampling, seeded
-from ..model.language_model import LanguageModel, Pair
+from ..model.language_model import Pair
 from . import experiments, latency
+from .published import random_model
 
 PHASES = ["prefill", "draft", "target", "other", "total"]
 
 
 def sized_pair(vocabulary: int, backend: str = "fast") -> Pair:
     """Two small random Llamas (8 layers and 1, width 256) over a vocabulary of any size, without tokenizers."""
-
-    def model(layers: int, seed: int) -> LanguageModel:
-        torch.manual_seed(seed)
-        sizes = {"vocab_size": vocabulary, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": layers}
-        more = {"num_attention_heads": 4, "max_position_embeddings": 512, "tie_word_embeddings": True}
-        config = LlamaConfig(**sizes, **more, bos_token_id=None, eos_token_id=None)
-        return LanguageModel(LlamaForCausalLM(config).eval(), name=f"random-{vocabulary}", backend=backend)
-
-    return Pair(model(8, 0), model(1, 1))
+    shape = {"vocab_size": vocabulary, "hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 4}
+    shape |= {"max_position_embeddings": 512, "tie_word_embeddings": True, "bos_token_id": None, "eos_token_id": None}
+    configs = (LlamaConfig(**shape, num_hidden_layers=layers) for layers in (8, 1))
+    return Pair(*(random_model(config, backend=backend) for config in configs))
 
 
 def per_token(

@@ -5,20 +5,21 @@ Timed with torch.utils.benchmark, which warms up and waits for a GPU to finish. 
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from functools import partial
 from statistics import median
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from ..drafters import Drafter
 from ..errors import ContextOverflow, InvalidArgument
 from ..law.distributions import Sampling, seeded
 from ..model import products
-from ..model.context import Context
+from ..model.batch import Batch, together
+from ..model.context import Read
 from ..model.language_model import LanguageModel
 
 WIDTHS = tuple(range(1, 10))
@@ -31,6 +32,19 @@ def timed(statement: str, min_seconds: float, **names) -> float:
     return 1e3 * timer.blocked_autorange(min_run_time=min_seconds).median
 
 
+def spread(
+    works: Mapping[Hashable, Callable[[], None]], passes: int, min_seconds: float, names: list[str]
+) -> pd.DataFrame:
+    """Times of works by key, their parts in columns of these names, and ms (median), low and high (quartiles) over the
+    passes. All take turns, so that a slow moment of the machine falls on all of them alike."""
+    times: dict[Hashable, list[float]] = {key: [] for key in works}
+    for _ in range(passes):
+        for key, work in works.items():
+            times[key].append(timed("work()", min_seconds, work=work))
+    frame = pd.DataFrame(times).quantile([0.5, 0.25, 0.75]).T
+    return frame.set_axis(["ms", "low", "high"], axis=1).rename_axis(names).reset_index()
+
+
 def width_curve(
     language_model: LanguageModel,
     widths: Iterable[int] = WIDTHS,
@@ -40,25 +54,14 @@ def width_curve(
 ) -> pd.DataFrame:
     """Time of one forward over `width` new tokens after `context` cached ones: columns width, ms (median), low, high.
 
-    The widths take turns in `passes` passes, so that a slow moment of the machine falls on all of them alike; low and
-    high are the quartiles over passes. Raises ContextOverflow if the model has no room, InvalidArgument for a width <
+    The widths take turns (see `spread`). Raises ContextOverflow if the model has no room, InvalidArgument for a width <
     1.
     """
     widths = list(widths)
     if not widths or min(widths) < 1 or passes < 1:
         raise InvalidArgument(f"widths must be whole numbers >= 1 and passes at least 1, not {widths!r} and {passes!r}")
-    text, fill = _filled(language_model, context, max(widths))
-    times: dict[int, list[float]] = {width: [] for width in widths}
-
-    def forward(new):
-        text.extend(new)
-        text.rollback(context)
-
-    for _ in range(passes):
-        for width in widths:
-            times[width].append(timed("forward(new)", min_seconds, forward=forward, new=fill[:, :width]))
-    frame = pd.DataFrame(times).quantile([0.5, 0.25, 0.75]).T
-    return frame.set_axis(["ms", "low", "high"], axis=1).rename_axis("width").reset_index()
+    text = Filled(language_model, context, max(widths))
+    return spread({width: partial(text.read, width) for width in widths}, passes, min_seconds, ["width"])
 
 
 def layout_curves(
@@ -66,38 +69,22 @@ def layout_curves(
     rows: Iterable[int] = range(1, 17),
     context: int = 128,
     passes: int = 5,
-    turns: int = 3,
+    min_seconds: float = 0.02,
 ) -> pd.DataFrame:
     """Time of a fast forward by the layout of its weights (see `products`): columns weights, rows, ms, low, high.
 
     weights: "as they lie", "laid out", or "chosen": the layouts that are quickest here, by shape and number of rows.
-    The three take turns within each number of rows, `turns` forwards at a time of which the quickest counts; ms, low
-    and high are median and quartiles over passes. Raises as `width_curve`.
+    The three take turns within each number of rows; times as in `width_curve`, which also raises what this does.
     """
-    rows = list(rows)
+    rows, made = list(rows), {}
     if not rows or min(rows) < 1 or passes < 1:
         raise InvalidArgument(f"rows must be whole numbers >= 1 and passes at least 1, not {rows!r} and {passes!r}")
-    made, times = {}, []
+    plain = language_model.model, language_model.tokenizer, language_model.name
     for name, layout in (("as they lie", "as-they-lie"), ("laid out", "laid-out"), ("chosen", None)):
         with products.forced(layout):
-            made[name] = _filled(
-                LanguageModel(language_model.model, language_model.tokenizer, language_model.name, "fast"),
-                context,
-                max(rows),
-            )
-    for k in range(passes):
-        for n in rows:
-            for name in sorted(made, reverse=k % 2 == 1):
-                text, fill = made[name]
-                seen = []
-                for _ in range(turns):
-                    began = _now(language_model.device)
-                    text.extend(fill[:, :n])
-                    seen.append(_now(language_model.device) - began)
-                    text.rollback(context)
-                times.append({"weights": name, "rows": n, "ms": 1e3 * min(seen)})
-    spread = pd.DataFrame(times).groupby(["weights", "rows"])["ms"].quantile([0.5, 0.25, 0.75]).unstack()
-    return spread.set_axis(["ms", "low", "high"], axis=1).reset_index()
+            made[name] = Filled(LanguageModel(*plain, "fast"), context, max(rows))
+    works = {(name, n): partial(text.read, n) for n in rows for name, text in made.items()}
+    return spread(works, passes, min_seconds, ["weights", "rows"])
 
 
 def cost_ratio(
@@ -110,13 +97,12 @@ def cost_ratio(
     `rounds`: a draft timed on its own would find its weights still in the processor's cache, which the target's weights
     sweep out every time. Raises ContextOverflow if a model has no room.
     """
-    texts, times = [_filled(model, context, 1) for model in (target, draft)], ([], [])
+    texts, times = [Filled(model, context, 1) for model in (target, draft)], ([], [])
     for _ in range(rounds):
-        for (text, new), repeats, seen in zip(texts, (1, drafts), times, strict=True):
+        for text, repeats, seen in zip(texts, (1, drafts), times, strict=True):
             began = _now(target.device)
             for _ in range(repeats):
-                text.extend(new)
-                text.rollback(context)
+                text.read(1)
             seen.append((_now(target.device) - began) / repeats)
     ours, theirs = (median(seen[2:]) for seen in times)  # the first rounds warm up
     return theirs / ours
@@ -162,16 +148,26 @@ def round_costs(
     return {phase: 1e3 * median(seen[TURN:]) for phase, seen in times.items()}  # the first turn warms up
 
 
-def _filled(language_model: LanguageModel, context: int, new: int) -> tuple[Context, Tensor]:
-    """A text of which `context` tokens are cached, and `new` tokens to read next [1, new]. Which tokens they are does
-    not matter.
+class Filled:
+    """Texts, in one batch, of which `context` tokens each are cached, to read up to `new` more and forget them. Which
+    tokens they are does not matter. Raises ContextOverflow if they do not fit.
     """
-    _check_room(language_model, context, new)
-    fill = torch.arange(context, device=language_model.device)[None] % language_model.vocabulary
-    # an encoder needs something to read
-    text = language_model.context(fill[0].tolist() if language_model.encoder_decoder else ())
-    text.extend(fill, keep=1)
-    return text, torch.arange(new, device=language_model.device)[None] % language_model.vocabulary
+
+    def __init__(self, language_model: LanguageModel, context: int, new: int, rows: int = 1):
+        _check_room(language_model, context, new)
+        fill = torch.arange(max(context, new), device=language_model.device)[None] % language_model.vocabulary
+        self.cached, self.fill = context, fill[:, :new]
+        batch = Batch(rows, context + new) if rows > 1 else None
+        # an encoder needs something to read
+        given = fill[0, :context].tolist() if language_model.encoder_decoder else ()
+        self.texts = [language_model.context(given, batch) for _ in range(rows)]
+        together([Read(text, fill[:, :context], keep=1) for text in self.texts])
+
+    def read(self, width: int) -> None:
+        """One forward over so many tokens of each."""
+        together([Read(text, self.fill[:, :width]) for text in self.texts])
+        for text in self.texts:
+            text.rollback(self.cached)
 
 
 def _check_room(language_model: LanguageModel, context: int, new: int) -> None:
@@ -212,31 +208,23 @@ def profile(language_model: LanguageModel, width: int = 1, context: int = 128, f
     """
     if width < 1 or forwards < 1:
         raise InvalidArgument(f"width and forwards must be whole numbers >= 1, not {width!r} and {forwards!r}")
-    text, new = _filled(language_model, context, width)
+    text, device = Filled(language_model, context, width), language_model.device
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler announces itself on stderr
+    own_time = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     wholes, parts = [], []
     for _ in range(WARM_UP + forwards):
-        start = _now(language_model.device)
-        text.extend(new)
-        wholes.append((_now(language_model.device) - start) * 1e3)
-        text.rollback(context)
+        start = _now(device)
+        text.read(width)
+        wholes.append((_now(device) - start) * 1e3)
         with torch.profiler.profile() as recorded:
-            text.extend(new)
-        text.rollback(context)
+            text.read(width)
         times = dict.fromkeys([*KINDS, "other operations"], 0.0)
         for event in recorded.key_averages():
-            self_time = (
-                event.self_device_time_total if language_model.device.type == "cuda" else event.self_cpu_time_total
-            )
-            kind = next(
-                (kind for kind, names in KINDS.items() if any(name in event.key for name in names)), "other operations"
-            )
-            times[kind] += self_time / 1e3
+            kinds = (kind for kind, names in KINDS.items() if any(name in event.key for name in names))
+            times[next(kinds, "other operations")] += getattr(event, own_time) / 1e3
         parts.append(times)
-    typical = {kind: median(times[kind] for times in parts[WARM_UP:]) for kind in times}
-    typical["between operations"] = max(0.0, median(wholes[WARM_UP:]) - sum(typical.values()))
-    frame = pd.DataFrame({"kind": list(typical), "ms": list(typical.values())})
-    return frame.assign(share=frame["ms"] / frame["ms"].sum())
+    typical = pd.DataFrame(parts[WARM_UP:]).median().to_dict()
+    return _shares(typical | {"between operations": max(0.0, median(wholes[WARM_UP:]) - sum(typical.values()))})
 
 
 def waiting(language_model: LanguageModel, bytes_per_second: float, width: int = 1, context: int = 128) -> pd.DataFrame:
@@ -248,9 +236,14 @@ def waiting(language_model: LanguageModel, bytes_per_second: float, width: int =
     whole = profile(language_model, width, context).set_index("kind")["ms"]
     products_ms = whole["matrix products"]
     memory = min(products_ms, 1e3 * bytes_and_operations(language_model)[0] / bytes_per_second)
-    parts = {"memory": memory, "products beyond that": products_ms - memory, "overhead": whole.sum() - products_ms}
-    frame = pd.DataFrame({"kind": list(parts), "ms": list(parts.values())})
-    return frame.assign(share=frame["ms"] / frame["ms"].sum())
+    beyond, overhead = products_ms - memory, whole.sum() - products_ms
+    return _shares({"memory": memory, "products beyond that": beyond, "overhead": overhead})
+
+
+def _shares(ms: dict[str, float]) -> pd.DataFrame:
+    return pd.DataFrame({"kind": list(ms), "ms": list(ms.values())}).assign(
+        share=lambda frame: frame.ms / frame.ms.sum()
+    )
 
 
 def bytes_and_operations(language_model: LanguageModel, width: int = 1) -> tuple[int, int]:
@@ -278,9 +271,8 @@ def roofline(
     """
     side = 8192 if torch.device(device).type == "cpu" else 16384
     big = torch.ones(side, side, dtype=dtype, device=device)
-    vector = torch.ones(side, dtype=dtype, device=device)
-    square = big[:2048, :2048].contiguous()
-    read, multiply = timed("m @ v", min_seconds, m=big, v=vector), timed("m @ m", min_seconds, m=square)
+    read = timed("m @ v", min_seconds, m=big, v=big[0].clone())
+    multiply = timed("m @ m", min_seconds, m=big[:2048, :2048].contiguous())
     return {
         "bytes_per_second": big.numel() * big.element_size() / (read / 1e3),
         "operations_per_second": 2 * 2048**3 / (multiply / 1e3),

@@ -8,30 +8,13 @@ target, draft, heads and exits alike.
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import torch
 from torch import nn
 
-from .. import embedded
-from ..drafters import (
-    Drafter,
-    EagleDrafter,
-    EnsembleDrafter,
-    FallbackDrafter,
-    HeadsDrafter,
-    LayerSkipDrafter,
-    LookupDrafter,
-    ModelDrafter,
-    NgramDrafter,
-    RetrievalDrafter,
-    SearchIndex,
-    TreeDrafter,
-    load_eagle,
-    load_exits,
-    load_heads,
-    load_index,
-)
+from .. import drafters, embedded
 from ..errors import SpeclibError
 from ..law.distributions import Sampling
 from ..loop.lengths import ConfidenceLength, CostAwareLength, FixedLength, Length
@@ -52,7 +35,7 @@ class Entry:
     MB.
     """
 
-    drafter: Drafter
+    drafter: drafters.Drafter
     lengths: Sequence[int | Length]
     megabytes: float = 0.0
     rule: str = "token"
@@ -62,7 +45,7 @@ class Entry:
         return experiments.ours(target, self.drafter, sampling, length, tokens, self.rule)
 
 
-def memory(held: LanguageModel | nn.Module | SearchIndex, dtype: torch.dtype) -> float:
+def memory(held: LanguageModel | nn.Module | drafters.SearchIndex, dtype: torch.dtype) -> float:
     """The memory of weights, kept in this dtype, or of what an index maps, in MB."""
     if isinstance(held, LanguageModel):
         return weight_bytes(held) / 1e6
@@ -75,35 +58,43 @@ def entries(pair: Pair, costs: tuple[float, dict[int, float]]) -> dict[str, Entr
     """Every drafter of the workbook by name. costs: (c of the pair's draft, T(n)/T(1) by n). What is not there to be
     loaded is left out, and said.
     """
-    (c, prices), draft, lookup = costs, pair.draft, LookupDrafter()
+    (c, prices), draft, lookup = costs, pair.draft, drafters.LookupDrafter()
     small = language_model.load_model(language_model.ladder()[1], dtype=draft.dtype, backend=draft.backend)
-    model, rounded, copies = ModelDrafter(draft), rounded_copy(draft), LookupDrafter(16, 3)
+    model, rounded, copies = drafters.ModelDrafter(draft), rounded_copy(draft), drafters.LookupDrafter(16, 3)
     cost_aware = CostAwareLength({n: t for n, t in prices.items() if n <= 9}, c)
-    size, tree = memory(draft, draft.dtype), TreeDrafter(draft, (4, 2, 1, 1), sampled=False, budget=8)
+    size, tree = memory(draft, draft.dtype), drafters.TreeDrafter(draft, (4, 2, 1, 1), sampled=False, budget=8)
     found = {
         "draft model": Entry(model, (2, 3, 4, 6), size),
         "draft model, block rule": Entry(model, (3, 4, 6), size, "block"),
         "draft model, confidence": Entry(model, (ConfidenceLength(0.3, 8), ConfidenceLength(0.5, 8)), size),
         "draft model, cost-aware": Entry(model, (cost_aware,), size),
-        "smaller draft": Entry(ModelDrafter(small), (2, 4), memory(small, draft.dtype)),
-        "draft in int8": Entry(ModelDrafter(rounded), (2, 4), memory(rounded, draft.dtype)),
-        "target's first 4 layers": Entry(LayerSkipDrafter(4), (1, 2, 3)),
+        "smaller draft": Entry(drafters.ModelDrafter(small), (2, 4), memory(small, draft.dtype)),
+        "draft in int8": Entry(drafters.ModelDrafter(rounded), (2, 4), memory(rounded, draft.dtype)),
+        "target's first 4 layers": Entry(drafters.LayerSkipDrafter(4), (1, 2, 3)),
         "prompt lookup": Entry(lookup, (3, 6, 10, 16)),
-        "n-gram, counts": Entry(NgramDrafter(3), (1, 3)),
-        "n-gram, likeliest": Entry(NgramDrafter(3, probabilities="point"), (2, 5)),
-        "tree, drawn": Entry(TreeDrafter(draft, (2, 2, 1, 1)), (2, 4), size),
+        "n-gram, counts": Entry(drafters.NgramDrafter(3), (1, 3)),
+        "n-gram, likeliest": Entry(drafters.NgramDrafter(3, probabilities="point"), (2, 5)),
+        "tree, drawn": Entry(drafters.TreeDrafter(draft, (2, 2, 1, 1)), (2, 4), size),
         "tree, best first": Entry(tree, (3, 4), size),
-        "lookup and draft model": Entry(EnsembleDrafter([lookup, model]), (3, 5, 10), size),
+        "lookup and draft model": Entry(drafters.EnsembleDrafter([lookup, model]), (3, 5, 10), size),
     }
+
+    def lookup_and_eagle(eagle: nn.Module) -> drafters.Drafter:
+        return drafters.EnsembleDrafter([lookup, drafters.EagleDrafter(eagle)])
+
+    def lookup_else_eagle(eagle: nn.Module) -> drafters.Drafter:
+        return drafters.FallbackDrafter(copies, drafters.EagleDrafter(eagle), most=4)
+
+    heads_tree = partial(drafters.HeadsDrafter, width=3, choices="top")
     optional = {  # what is loaded, and what guesses with it
-        "eagle": (load_eagle, EagleDrafter, (2, 3, 4, 6)),
-        "eagle, block rule": (load_eagle, EagleDrafter, (3, 4, 6), "block"),
-        "lookup and eagle": (load_eagle, lambda eagle: EnsembleDrafter([lookup, EagleDrafter(eagle)]), (3, 5, 10)),
-        "lookup, else eagle": (load_eagle, lambda e: FallbackDrafter(copies, EagleDrafter(e), most=4), (4, 8, 15)),
-        "parallel heads": (load_heads, HeadsDrafter, (2, 4)),
-        "parallel heads, tree": (load_heads, lambda heads: HeadsDrafter(heads, width=3, choices="top"), (3, 4)),
-        "first 4 layers, trained exit": (load_exits, lambda exits: LayerSkipDrafter(4, exits), (1, 2, 3)),
-        "retrieval": (load_index, RetrievalDrafter, (2, 4, 8)),
+        "eagle": (drafters.load_eagle, drafters.EagleDrafter, (2, 3, 4, 6)),
+        "eagle, block rule": (drafters.load_eagle, drafters.EagleDrafter, (3, 4, 6), "block"),
+        "lookup and eagle": (drafters.load_eagle, lookup_and_eagle, (3, 5, 10)),
+        "lookup, else eagle": (drafters.load_eagle, lookup_else_eagle, (4, 8, 15)),
+        "parallel heads": (drafters.load_heads, drafters.HeadsDrafter, (2, 4)),
+        "parallel heads, tree": (drafters.load_heads, heads_tree, (3, 4)),
+        "first 4 layers, trained exit": (drafters.load_exits, partial(drafters.LayerSkipDrafter, 4), (1, 2, 3)),
+        "retrieval": (drafters.load_index, drafters.RetrievalDrafter, (2, 4, 8)),
     }
     for name, (load, make, lengths, *rule) in optional.items():
         try:
@@ -154,7 +145,7 @@ def measure(
         about = {"domain": domain, "temperature": temperature, "target": target.name}
         rows += experiments.rows(table.reset_index().assign(**about))
     about = {"prompts": prompts, "tokens": tokens, "target": repr(pair.target), "draft": repr(pair.draft)}
-    about["dtype"] = str(pair.target.dtype).removeprefix("torch.")
+    about["dtype"] = experiments.dtype_of(pair.target)
     return {"machine": experiments.machine(), "settings": about, "rows": rows}
 
 
@@ -162,9 +153,8 @@ def writer(target: LanguageModel, domain: str) -> LanguageModel:
     """The model whose text is measured: of edits the embedded target that was taught to edit, else `target` itself."""
     if domain != "edit" or target.name != language_model.TARGET:
         return target
-    return language_model.load_model(
-        language_model.EDITOR, device=target.device, dtype=target.dtype, backend=target.backend
-    )
+    like = {"device": target.device, "dtype": target.dtype, "backend": target.backend}
+    return language_model.load_model(language_model.EDITOR, **like)
 
 
 def long_enough(domain: str, tokenizer, tokens: int, wanted: int) -> list[str]:
@@ -172,18 +162,12 @@ def long_enough(domain: str, tokenizer, tokens: int, wanted: int) -> list[str]:
     its answer a text may be anything.
     """
     entries = embedded.held_out(domain)
-    lasting = [
-        entry for entry in entries if "answer" not in entry or len(tokenizer(entry["answer"])["input_ids"]) >= tokens
-    ]
+    lasting = [e for e in entries if "answer" not in e or len(tokenizer(e["answer"])["input_ids"]) >= tokens]
     return [entry["text"] for entry in (lasting if len(lasting) >= wanted else entries)]
 
 
 def described(length: int | Length) -> str:
     """A length in a word or two."""
-    if isinstance(length, int):
-        return str(length)
-    return (
-        str(length.gamma)
-        if isinstance(length, FixedLength)
-        else f"{type(length).__name__.removesuffix('Length').lower()} {getattr(length, 'threshold', '')}".strip()
-    )
+    if isinstance(length, int | FixedLength):
+        return str(getattr(length, "gamma", length))
+    return f"{type(length).__name__.removesuffix('Length').lower()} {getattr(length, 'threshold', '')}".strip()

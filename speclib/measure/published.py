@@ -43,25 +43,25 @@ KNOWN = (
     ("gpt2-large", "gpt2", 0.84, 4, 1.13, "the same"),
     ("gpt2", "distilgpt2", 0.78, 4, 0.88, "the same"),
 )
-ARTICLE = {
-    "target": "gpt2-xl",
-    "draft": "gpt2",
-    "gamma": 4,
-    "tokens": 40,
-    "speedup": 2.12,
-    "text": "Alan Turing theorized that computers would one day become",
-}
+ARTICLE = {"target": "gpt2-xl", "draft": "gpt2", "gamma": 4, "tokens": 40, "speedup": 2.12}
+ARTICLE["text"] = "Alan Turing theorized that computers would one day become"
+LOOPS = [f"{kind}, {cache} (s)" for cache in ("no cache", "cached") for kind in ("plain", "speculative")]
 HUB = "openai-community/"  # whose GPT-2 models are
 
 
 def random_model(
-    name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, backend: str = "eager"
+    shape: str | PretrainedConfig,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    backend: str = "eager",
 ) -> LanguageModel:
-    """A model of a published shape with random weights and no tokenizer. Raises InvalidArgument for an unknown name."""
-    if name not in SHAPES:
-        raise InvalidArgument(f"no shape is called {name!r}; choose one of {', '.join(SHAPES)}")
+    """A model of a published shape, or of any, with random weights and no tokenizer. Raises InvalidArgument for an
+    unknown name."""
+    if isinstance(shape, str) and shape not in SHAPES:
+        raise InvalidArgument(f"no shape is called {shape!r}; choose one of {', '.join(SHAPES)}")
+    config, name = (SHAPES[shape](), shape) if isinstance(shape, str) else (shape, "random")
     with torch.device("meta"):  # no memory and no time for weights that are overwritten anyway
-        model = AutoModelForCausalLM.from_config(SHAPES[name](), dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model = model.to_empty(device=device).eval()
     model.tie_weights()
     generator = torch.Generator(device=device).manual_seed(0)
@@ -90,15 +90,10 @@ def measure(
     for name in tqdm(names, desc="published sizes", unit="model", disable=not progress):
         model = random_model(name, device, dtype)
         widths = latency.width_curve(model, latency.WIDTHS, context=64, passes=3, min_seconds=0.02)
-        uncached = []
-        for length in (10, 30, 50):
-            text = torch.arange(length, device=device)[None]
-            uncached.append({"length": length, "ms": latency.timed("c().extend(t)", 0.5, c=model.context, t=text)})
-        models[name] = {
-            "parameters": model.parameters,
-            "widths": widths.round(3).to_dict("records"),
-            "uncached": uncached,
-        }
+        texts = {length: torch.arange(length, device=device)[None] for length in (10, 30, 50)}
+        ms = {n: latency.timed("c().extend(t)", 0.5, c=model.context, t=text) for n, text in texts.items()}
+        models[name] = {"parameters": model.parameters, "widths": widths.round(3).to_dict("records")}
+        models[name]["uncached"] = [{"length": n, "ms": value} for n, value in ms.items()]
         del model
     return {"machine": experiments.machine(), "dtype": str(dtype).removeprefix("torch."), "models": models}
 
@@ -107,14 +102,12 @@ def predictions(record: dict) -> pd.DataFrame:
     """One line per known pair: c and T(gamma + 1) / T(1) measured on this machine, alpha and speed-up as published,
     speed-up predicted here.
     """
-    rows = []
-    for target, draft, alpha, gamma, published, source in KNOWN:
-        if target in record["models"] and draft in record["models"]:
-            c, width = ratios(record, target, draft, gamma)
-            here = float(theory.speedup(alpha, gamma, c, width))
-            rows.append((target, draft, alpha, gamma, c, width, here, published, source))
-    columns = "target draft alpha gamma c width".split() + ["predicted here", "measured there", "source"]
-    return pd.DataFrame(rows, columns=columns)
+    known = pd.DataFrame(KNOWN, columns=["target", "draft", "alpha", "gamma", "measured there", "source"])
+    known = known[known["target"].isin(record["models"]) & known["draft"].isin(record["models"])]
+    costs = [ratios(record, *pair) for pair in known[["target", "draft", "gamma"]].itertuples(index=False)]
+    table = known.assign(c=[c for c, _ in costs], width=[width for _, width in costs])
+    table["predicted here"] = theory.speedup(*(table[name].to_numpy() for name in ("alpha", "gamma", "c", "width")))
+    return table[[*"target draft alpha gamma c width".split(), "predicted here", "measured there", "source"]]
 
 
 def ratios(record: dict, target: str, draft: str, gamma: int) -> tuple[float, float]:
@@ -132,27 +125,18 @@ def article(record: dict) -> dict[str, float]:
     """
     a, gamma = ARTICLE, ARTICLE["gamma"]
     c, width = ratios(record, a["target"], a["draft"], gamma)
-    # mean seconds over the lengths passed through
-    uncached = {
-        name: sum(row["ms"] for row in record["models"][name]["uncached"]) / 3e3 for name in (a["target"], a["draft"])
-    }
-    c_uncached = uncached[a["draft"]] / uncached[a["target"]]
+    models = {name: pd.DataFrame(record["models"][a[name]]["uncached"])["ms"].mean() for name in ("target", "draft")}
+    c_uncached = models["draft"] / models["target"]  # by the mean over the lengths passed through
 
     def missing(alpha: float) -> float:
         return a["speedup"] - float(theory.speedup(alpha, gamma, c_uncached))
 
     alpha = brentq(missing, 0.0, 1.0) if missing(1.0) < 0 else 1.0
-    cached = {row["width"]: row["ms"] / 1e3 for row in record["models"][a["target"]]["widths"]}[1]
-    plain_uncached, plain_cached = a["tokens"] * uncached[a["target"]], a["tokens"] * cached
-    spec_uncached = plain_uncached / float(theory.speedup(alpha, gamma, c_uncached))
-    spec_cached = plain_cached / float(theory.speedup(alpha, gamma, c, width))
-    seconds = {
-        "plain, no cache (s)": plain_uncached,
-        "speculative, no cache (s)": spec_uncached,
-        "plain, cached (s)": plain_cached,
-        "speculative, cached (s)": spec_cached,
-    }
-    return {"alpha implied": alpha, **seconds, **compared(*seconds.values())}
+    cached = {row["width"]: row["ms"] for row in record["models"][a["target"]]["widths"]}[1]
+    without, with_cache = (a["tokens"] * ms / 1e3 for ms in (models["target"], cached))
+    faster, cached_faster = theory.speedup(alpha, gamma, c_uncached), theory.speedup(alpha, gamma, c, width)
+    seconds = without, without / float(faster), with_cache, with_cache / float(cached_faster)
+    return {"alpha implied": alpha, **compared(*seconds)}
 
 
 def downloaded(names: Sequence[str] = (ARTICLE["target"], ARTICLE["draft"]), owner: str = HUB) -> Pair | None:
@@ -178,31 +162,28 @@ def article_here(
     def cached(drafter: ModelDrafter | None) -> list[int]:
         return generate(pair.target, [ids], drafter, greedy, gamma, max_new_tokens=tokens, stop=[]).tokens[0].tolist()
 
-    loops = {
-        "plain, no cache (s)": lambda: uncached(pair, ids, 0, tokens),
-        "speculative, no cache (s)": lambda: uncached(pair, ids, gamma, tokens),
-        "plain, cached (s)": lambda: cached(None),
-        "speculative, cached (s)": lambda: cached(ModelDrafter(pair.draft)),
-    }
+    loops = (
+        lambda: uncached(pair, ids, 0, tokens),
+        lambda: uncached(pair, ids, gamma, tokens),
+        lambda: cached(None),
+        lambda: cached(ModelDrafter(pair.draft)),
+    )
 
     def timed(loop: Callable[[], list[int]]) -> dict:
         began = time.perf_counter()
         text = loop()
         return {"seconds": time.perf_counter() - began, "text": text}
 
-    methods = {name: lambda prompt, seed, loop=loop: timed(loop) for name, loop in loops.items()}
-    frame = experiments.interleaved(methods, [prompt], progress=False).set_index("method")
-    seconds, texts = frame["seconds"].to_dict(), frame["text"].to_list()
-    return {
-        **seconds,
-        **compared(*seconds.values()),
-        "one text": float(all(text == texts[0] for text in texts)),
-    }
+    methods = {name: lambda _, seed, loop=loop: timed(loop) for name, loop in zip(LOOPS, loops, strict=True)}
+    frame = experiments.interleaved(methods, [prompt], progress=False)
+    texts = frame["text"].to_list()
+    return compared(*frame["seconds"]) | {"one text": float(all(text == texts[0] for text in texts))}
 
 
-def compared(plain_uncached: float, spec_uncached: float, plain_cached: float, spec_cached: float) -> dict[str, float]:
-    """The speed-up of four loops' seconds, over either baseline."""
-    return {
+def compared(*seconds: float) -> dict[str, float]:
+    """Four LOOPS' seconds, and the speed-up over either baseline."""
+    plain_uncached, spec_uncached, plain_cached, spec_cached = seconds
+    return dict(zip(LOOPS, seconds, strict=True)) | {
         "article's kind of speed-up": plain_uncached / spec_uncached,
         "speculative without a cache over cached plain": plain_cached / spec_uncached,
         "both cached": plain_cached / spec_cached,

@@ -7,7 +7,7 @@ it and a check of several hopeless. So a speed-up is told over the best plain de
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 from ..errors import UnsupportedModel
@@ -33,27 +33,18 @@ class Chosen:
     def __str__(self) -> str:
         tried = sorted(self.speeds, key=self.speeds.get, reverse=True)
         best = "; ".join(f"{kind}: {way}" for kind, way in self.ways.items())
-        return f"chosen by a short trial - {best}\n" + "\n".join(
-            f"  {way!s:50} {self.speeds[way]:7.1f} tokens/s" for way in tried
-        )
+        lines = (f"  {way!s:50} {self.speeds[way]:7.1f} tokens/s" for way in tried)
+        return "\n".join((f"chosen by a short trial - {best}", *lines))
 
 
-class Loader:
+def loader(load: Callable[[str], Any], dress: Callable[[Any], Any] = lambda models: models) -> Load:
     """Loads once per dtype; the backends share the weights.
 
     load: the models on the eager backend, by dtype. dress: what is made of them on each backend, once: a program
     belongs to the drafter that it was made for.
     """
-
-    def __init__(self, load: Callable[[str], Any], dress: Callable[[Any], Any] = lambda models: models):
-        self.load, self.dress, self.loaded, self.dressed = load, dress, {}, {}
-
-    def __call__(self, backend: str, dtype: str):
-        if dtype not in self.loaded:
-            self.loaded[dtype] = self.load(dtype)
-        if (backend, dtype) not in self.dressed:
-            self.dressed[backend, dtype] = self.dress(on(self.loaded[dtype], backend))
-        return self.dressed[backend, dtype]
+    loaded = cache(load)
+    return cache(lambda backend, dtype: dress(on(loaded(dtype), backend)))
 
 
 def on(models: Pair | LanguageModel, backend: str) -> Pair | LanguageModel:
@@ -63,13 +54,6 @@ def on(models: Pair | LanguageModel, backend: str) -> Pair | LanguageModel:
     if backend == models.backend:
         return models
     return LanguageModel(models.model, models.tokenizer, models.name, backend)
-
-
-def loader(
-    target: str | Path | None = None, draft: str | Path | None = None, dress: Callable[[Pair], Any] = lambda pair: pair
-) -> Loader:
-    """Loads a pair as `load_pair` does."""
-    return Loader(lambda dtype: language_model.load_pair(target=target, draft=draft, dtype=dtype), dress)
 
 
 def choose(
@@ -94,11 +78,11 @@ def choose(
     refused = UnsupportedModel("there is no backend to try")
 
     def promising(kind: str, name: str, dtype: str) -> bool:
+        """Whether a program may win: of a method that is the best of its dtype elsewhere, and near the best of all."""
         here = {way: speed for way, speed in speeds[kind].items() if way.dtype == dtype}
         first = max(here, key=here.get, default=None)
-        return not speeds[kind] or (
-            first is not None and first.method == name and here[first] >= near * max(speeds[kind].values())
-        )
+        most = max(speeds[kind].values(), default=0.0)
+        return not speeds[kind] or (first is not None and first.method == name and here[first] >= near * most)
 
     for quick in (True, False):
         found = {way: found[way] for way in best.values()}  # again, in the same minutes
