@@ -169,7 +169,7 @@ def test_speeds_by_category_are_recorded_without_a_word_of_text(folder, capsys, 
         (T, c, n) for T in (0.0, 1.0) for c, n in (("all", 3), ("a", 2), ("b", 1))
     ]
     shown = categories.by_category(record)
-    assert set(shown.columns) == {categories.PLAIN, *categories.drafters(load_model(folder))}
+    assert set(shown.columns) == {categories.PLAIN, *categories.drafters(load_model(folder), 1.0)}
     assert (shown["plain"] == 1).all()
     ways = pd.DataFrame(record["trials"])[["backend", "dtype"]]
     assert (ways == ["fast", "float32"]).all(axis=None), "the method, and where it ran, in columns of their own"
@@ -214,7 +214,7 @@ def test_notebook_13_runs_with_a_model_and_then_without_on_what_was_recorded(fol
             plt.close("all")
         said.append(capsys.readouterr().out)
         assert names["room"].target is None or found
-        assert names["apart"] < 1e-4 and {"answer", "memory", "race", "temperature", "laws", "ties"} <= set(
+        assert names["apart"] < 1e-4 and {"answer", "memory", "race", "tree", "temperature", "laws", "ties"} <= set(
             json.loads((tmp_path / "real_model.json").read_text())
         )
     assert "LanguageModel(small-chat" in said[0] and "recorded outputs are shown, of" in said[1]
@@ -236,7 +236,7 @@ def test_where_an_eagle_ships_it_guesses_what_cannot_be_copied(model, monkeypatc
     monkeypatch.setattr(eagle, "REAL_SHAPE", (config.hidden_size, config.num_hidden_layers, config.vocab_size))
     monkeypatch.setattr(eagle, "load_eagle", lambda name: own)
     drafter, _ = categories.drafters(model)["lookup first, else eagle"]
-    assert "eagle" in categories.drafters(model)
+    assert set(categories.drafters(model, 1.0)) - set(categories.drafters(model)) == {"tree of eagle"}
     prompt, options = model.chat("Why?"), {"max_new_tokens": 24, "stop": []}
     plain, out = (generate(model, [prompt], d, Sampling(0), 10, **options) for d in (None, drafter))
     assert torch.equal(plain.tokens[0], out.tokens[0])

@@ -18,14 +18,15 @@ from .trials import PLAIN
 
 LOOKUP, GUESSES = "lookup", 10  # a copy is free, and often long
 EAGLE = 4  # guesses of eagle, which costs a pass each
-WIDTHS = (1, 2, 3, 5, 8, 11)  # where the width curve is timed
+TREE = (3, 2, 1)  # children at each level: three passes of eagle, fifteen nodes to check
+WIDTHS = (1, 2, 3, 5, 8, 11, 16)  # where the width curve is timed
 TRIED = 32  # tokens of the trial
 CONTEXT = 160  # cached tokens where widths are timed: the middle of an answer
 
 
-def drafters(target: LanguageModel) -> dict[str, tuple[guessers.Drafter, int]]:
+def drafters(target: LanguageModel, temperature: float = 0.0) -> dict[str, tuple[guessers.Drafter, int]]:
     """What guesses for a model, and for how many tokens, by name: without having been taught by it, and eagle if one
-    was."""
+    was, where something is left to chance as a tree, too."""
     counts = guessers.NgramDrafter(3, probabilities="point")
     found = {
         LOOKUP: (guessers.LookupDrafter(), GUESSES),
@@ -38,6 +39,8 @@ def drafters(target: LanguageModel) -> dict[str, tuple[guessers.Drafter, int]]:
         eagle = guessers.EagleDrafter(taught)
         both = guessers.FallbackDrafter(guessers.LookupDrafter(16, 3), eagle, most=EAGLE)
         found |= {"eagle": (eagle, EAGLE), "lookup first, else eagle": (both, GUESSES)}
+        if temperature > 0:
+            found["tree of eagle"] = guessers.TreeDrafter(eagle, TREE), len(TREE)
     return found
 
 
@@ -110,7 +113,7 @@ def measure(
         (model, small), (other, _) = load(*guided[1:]), load(*alone[1:])
         curve = latency.width_curve(model, WIDTHS, CONTEXT)
         one = None if model is other else latency.width_curve(other, (1,), CONTEXT)["ms"][0]
-        board = drafters(model) | ({"draft model": (guessers.ModelDrafter(small), 4)} if small else {})
+        board = drafters(model, temperature) | ({"draft model": (guessers.ModelDrafter(small), 4)} if small else {})
         methods = {alone: method(other, None, sampling, 0, tokens)}
         for who, (drafter, n) in board.items():
             methods[guided._replace(method=who)] = method(model, drafter, sampling, n, tokens)
