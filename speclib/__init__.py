@@ -1,9 +1,13 @@
 """Speculative sampling of language models, small enough to read: see the notebooks for the story."""
 
+import logging
 import sys
 from importlib import import_module
 
 from . import console
+
+# where a CUDA toolkit is and no GPU, it would say so whenever torch's Timer is imported
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 with console.loading():
     from . import drafters

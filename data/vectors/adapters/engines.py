@@ -32,12 +32,15 @@ def until_negative(tokens):
 def transformers():
     from transformers.generation.utils import _speculative_sampling
 
+    asked = inspect.signature(_speculative_sampling).parameters
+    fixed = {"is_done_candidate": False} if "is_done_candidate" in asked else {}  # older versions want to be told
+
     def draws(case, n, seed):
         torch.manual_seed(seed)
         p, q, x = rows(case, 1)
         more = {"assistant_ensemble_weight": case["parameters"]["weight"]} if case["rule"] == "ensemble" else {}
         g, logs = x.shape[1], (q.log(), p.log())  # it takes logits; those of one text at a time
-        return [_speculative_sampling(x.long(), logs[0], g, logs[1], **more)[0][0].tolist() for _ in range(n)]
+        return [_speculative_sampling(x.long(), logs[0], g, logs[1], **fixed, **more)[0][0].tolist() for _ in range(n)]
 
     return draws
 
