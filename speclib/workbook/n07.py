@@ -66,7 +66,7 @@ def by_distance(curves: dict[str, list[float]]) -> plt.Figure:
         ylim=(0, 1.02),
         xticks=range(1, 1 + max(map(len, curves.values()))),
     )
-    axis.legend(fontsize=9)
+    axis.legend(fontsize=9, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))  # the lines go everywhere
     return tight(figure)
 
 

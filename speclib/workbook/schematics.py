@@ -173,17 +173,19 @@ def block() -> plt.Figure:
     axis.add_patch(Rectangle((0.2, 1.15), 8.6, 0.55, facecolor="white", edgecolor=DRAFT, linewidth=2))
     words(axis, 4.1, 1.43, "one layer, one pass")
     for k, x in enumerate(xs[:3]):
-        cell(axis, x, 0.4, ("s", "t", "u")[k], TARGET)
-        arrow(axis, (x, 0.65), (x, 1.12), TARGET)
-    words(axis, 2.0, 0.08, "target's states, newest tokens", color=TARGET, fontsize=9)
+        cell(axis, x, 0.5, ("s", "t", "u")[k], TARGET)
+        arrow(axis, (x, 0.75), (x, 1.12), TARGET)
+    words(axis, 2.0, 0.12, "target's states, newest tokens", color=TARGET, fontsize=9)
+    cell(axis, 3.5, 2.35, "u", TARGET)
+    arrow(axis, (3.78, 2.35), (4.72, 2.35), "grey", linestyle=":")
     for k, x in enumerate(xs[3:]):
-        cell(axis, x, 0.4, "?", DRAFT)
+        cell(axis, x, 0.5, "?", DRAFT)
         cell(axis, x, 2.35, "abc"[k], DRAFT)
-        arrow(axis, (x, 0.65), (x, 1.12), DRAFT)
+        arrow(axis, (x, 0.75), (x, 1.12), DRAFT)
         arrow(axis, (x, 1.73), (x, 2.1), DRAFT)
         if k < 2:
             arrow(axis, (x + 0.28, 2.35), (x + 1.32, 2.35), "grey", linestyle=":")
-    words(axis, 6.6, 0.08, "a mask for each place ahead", fontsize=9)
+    words(axis, 6.6, 0.12, "a mask for each place ahead", fontsize=9)
     words(axis, 6.6, 2.82, "the first-order head: what came before each guess", color="dimgrey", fontsize=9)
     return axis.figure
 
