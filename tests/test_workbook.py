@@ -163,7 +163,7 @@ def test_moves_and_a_second_run_leave_no_widget(kind, run):
 
 @pytest.mark.parametrize("kind", BOXES)
 def test_a_widget_leaves_a_still_picture_of_three_states(kind, run):
-    box = BOXES[kind](*run)
+    figures, box = plt.get_fignums(), BOXES[kind](*run)
     moved = controls(box)
     before = [control.value for control in moved], [control.disabled for control in moved]
     data, metadata = box.still()
@@ -178,7 +178,7 @@ def test_a_widget_leaves_a_still_picture_of_three_states(kind, run):
         picture = base64.b64decode(data["image/png"])
         height, width = plt.imread(io.BytesIO(picture), format="png").shape[:2]
         assert len(picture) < 300_000 and height / width > 0.3 * len(named)
-    assert not plt.get_fignums()
+    assert plt.get_fignums() == figures
 
 
 def test_a_widget_holds_no_model_of_an_earlier_run():
