@@ -124,13 +124,18 @@ def test_the_command_teaches_readers_of_another_target(folder, tmp_path, monkeyp
         (["--target", "{t5}"], "no model of Llama's shape"),
         (["--target", "{target}", "draft"], "no recipe is called draft; choose from eagle, block"),
         (["--target", "{target}", "--install"], "install afterwards"),
-        (["--target", "{target}", "--answers", "0"], "--answers must be at least 1, not 0"),
     ],
 )
 def test_what_cannot_teach_is_said_before_any_work(options, message, tmp_path, capsys):
     places = {name: embedded.fetch(f"models/{folder}") for name, folder in (("target", "target"), ("t5", "t5-target"))}
     assert main(["train", *(option.format(**places) for option in options), "--out", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_no_answers_teach_nothing(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--target", "smollm2", "--answers", "0"])
+    assert "argument --answers: must be at least 1, not 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("loss", loop.LOSSES)
