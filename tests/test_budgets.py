@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "speclib"
 BUDGETS = {  # room: (code lines at most, what it ought to come down to)
     "law": (740, 700),
-    "model": (1715, 850),
+    "model": (1700, 850),
     "drafters": (1310, 1150),
     "loop": (915, 550),
     "measure": (1220, 650),

@@ -356,7 +356,7 @@ def judged_together(
             return judge(rule, sampling, lambda probs: invert(probs, left.pop(0)), *inputs)
 
         target = rows[0].context.language_model
-        packed = target.judge(program, uniform, 2 if n else 1, tuple(inputs), (rule, sampling))
+        packed = target.judge(program, (uniform(2 if n else 1, 1), *inputs), (rule, sampling))
     else:
         packed = judge(rule, sampling, partial(drawn, draws), *inputs, parents=parents)
     return Seen.unpack(packed, counts)

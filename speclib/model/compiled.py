@@ -95,23 +95,15 @@ class Programs:
             cache,
         )
 
-    def judge(
-        self,
-        program: Callable[..., Tensor],
-        uniform: Callable[[int, int], Tensor],
-        count: int,
-        inputs: tuple[Tensor, ...],
-        settings: Hashable,
-    ) -> Tensor:
+    def judge(self, program: Program, inputs: tuple[Tensor, ...], settings: Hashable) -> Tensor | None:
         """See `LanguageModel.judge`. On a CPU nothing is compiled: a program was seen to start as slowly as the few
         small operations in it.
         """
-        numbers, width = uniform(count, 1), inputs[0].shape[1]
-        made = None
-        if self.graphs and width in self.widths:
-            title = f"the verdict on {width - 1} guesses"
-            made = self.run("verdicts", ("verdict", width, settings), title, lambda: program, (numbers, *inputs))
-        return program(numbers, *inputs) if made is None else made
+        width = inputs[1].shape[1]
+        if not self.graphs or width not in self.widths:
+            return None
+        title = f"the verdict on {width - 1} guesses"
+        return self.run("verdicts", ("verdict", width, settings), title, lambda: program, inputs)
 
     def number(self, value: int) -> Tensor:
         """A number as a program takes it: data, and no part of the program."""

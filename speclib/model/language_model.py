@@ -200,20 +200,12 @@ class LanguageModel:
             self.refresh()
             self.programs.announce(widths)
 
-    def judge(
-        self,
-        program: Callable[..., Tensor],
-        uniform: Callable[[int, int], Tensor],
-        count: int,
-        inputs: tuple[Tensor, ...],
-        settings: Hashable,
-    ) -> Tensor:
-        """program(`count` uniform numbers [count, 1], *inputs), on a GPU as a CUDA graph where the backend is compiled;
-        the first of `inputs` are this model's logits [1, k, V], and `program` depends on `settings` beside them.
+    def judge(self, program: Callable[..., Tensor], inputs: tuple[Tensor, ...], settings: Hashable) -> Tensor:
+        """program(*inputs), on a GPU as a CUDA graph where the backend is compiled. inputs: uniform numbers, this
+        model's logits [1, k, V], and more; `program` depends on `settings` beside them.
         """
-        if self.programs:
-            return self.programs.judge(program, uniform, count, inputs, settings)
-        return program(uniform(count, 1), *inputs)
+        made = self.programs.judge(program, inputs, settings) if self.programs else None
+        return program(*inputs) if made is None else made
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
