@@ -181,6 +181,13 @@ def test_a_widget_leaves_a_still_picture_of_three_states(kind, run):
     assert plt.get_fignums() == figures
 
 
+def test_a_box_with_nothing_to_move_shows_what_it_says():
+    box = common.box("nothing", [], lambda: "too short")
+    assert box.still() == ({}, {}) and box.children[0].value == "too short"
+    if hasattr(widgets.VBox, "_repr_mimebundle_"):
+        assert set(box._repr_mimebundle_()[0]) == {"text/plain", "application/vnd.jupyter.widget-view+json"}
+
+
 def test_a_widget_holds_no_model_of_an_earlier_run():
     def live() -> int:
         gc.collect()

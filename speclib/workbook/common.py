@@ -177,7 +177,9 @@ def png(figure: plt.Figure, dpi: float | None = None) -> bytes:
 class Box(widgets.VBox):
     """A widget that leaves a still picture behind, for whoever reads the notebook without a kernel."""
 
-    still: Callable[[], tuple[dict, dict]]  # -> (data, metadata) by MIME type
+    def still(self) -> tuple[dict, dict]:
+        """(data, metadata) by MIME type; `box` puts another in its place where there is something to move."""
+        return {}, {}
 
     def _repr_mimebundle_(self, **options):
         data, metadata = self.still()
@@ -192,11 +194,11 @@ def still(controls: Sequence[widgets.Widget], draw: Callable) -> tuple[dict, dic
     ends = getattr(first, "options", None) or (first.min, first.max)
     places = dict.fromkeys((ends[0], ends[-1], first.value))
     drawn = {place: draw(place, *others) for place in places}  # its own value last: `draw` may set other controls
-    parts = [(value, part) for value in sorted(drawn) for part in _parts(drawn[value])]
     names = {value: f"{first.description} = {round(value, 2)}" for value in sorted(drawn)}
-    figures = [(names[value], part) for value, part in parts if not isinstance(part, str)]
+    parts = [(name, part) for value, name in names.items() for part in _parts(drawn[value])]
+    figures = [(name, part) for name, part in parts if not isinstance(part, str)]
     if not figures:
-        return {"text/html": "".join(f"<p><b>{names[value]}</b></p>{part}" for value, part in parts)}, {}
+        return {"text/html": "".join(f"<p><b>{name}</b></p>{part}" for name, part in parts)}, {}
     images = []
     for name, figure in figures:
         figure.text(0, 1.01, name, fontweight="bold")
@@ -204,7 +206,7 @@ def still(controls: Sequence[widgets.Widget], draw: Callable) -> tuple[dict, dic
     width, stacked = max(image.shape[1] for image in images), io.BytesIO()
     padded = [np.pad(image, ((0, 0), (0, width - image.shape[1]), (0, 0)), constant_values=1) for image in images]
     plt.imsave(stacked, np.vstack(padded), format="png")
-    said = f"What the slider changes: the figure at {', '.join(name for name, _ in figures)}"
+    said = f"What the slider changes: the figure at {', '.join(dict(figures))}"
     return {"image/png": base64.b64encode(stacked.getvalue()).decode()}, {"image/png": {"alt": said}}
 
 
@@ -223,12 +225,11 @@ def box(kind: str, controls: Sequence[widgets.Widget], draw: Callable, together:
         close(_boxes.pop(kind))
 
     def drawn() -> list[bytes | str]:
-        made = draw(*(control.value for control in controls))
-        return [part if isinstance(part, str) else png(part) for part in _parts(made)]
+        made = _parts(draw(*(control.value for control in controls)))
+        return [part if isinstance(part, str) else png(part) for part in made]
 
-    panes = [
-        widgets.HTML(part) if isinstance(part, str) else widgets.Image(value=part, format="png") for part in drawn()
-    ]
+    parts = drawn()
+    panes = [widgets.HTML(part) if isinstance(part, str) else widgets.Image(value=part, format="png") for part in parts]
 
     def show(_change) -> None:
         for pane, part in zip(panes, drawn(), strict=True):
