@@ -71,9 +71,10 @@ class Corpus:
 
     @cached_property
     def digest(self) -> str:
-        """A short hash of all texts and tokens."""
+        """A short hash of all texts, tokens and marks."""
         texts = (document.text for document in (*self.learnt, *self.held_out))
-        return files.digest(*texts, *map(np.ascontiguousarray, (self.tokens, self.held_out_tokens)))
+        arrays = (self.tokens, self.held_out_tokens, self.written, self.held_out_written)
+        return files.digest(*texts, *(np.ascontiguousarray(array) for array in arrays if array is not None))
 
 
 def python_source() -> list[Document]:
