@@ -375,7 +375,7 @@ def test_a_draft_that_knows_fewer_tokens_is_processed_alike():
         places=Places([5, 6], [SequenceBiasLogitsProcessor({(55,): 5.0})], torch.device("cpu"))
     )
     guesser = ModelSession(LanguageModel(llama()).context([5, 6]), 61, sampling, seeded(0))
-    q = guesser._probabilities(torch.zeros(1, 40), lambda: [[]])
+    q = guesser.law(torch.zeros(1, 40), lambda: [[]])
     assert q.shape == (1, 61) and q[0, :40].eq(1 / 40).all() and not q[0, 40:].any()
 
 

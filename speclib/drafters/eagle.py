@@ -268,6 +268,7 @@ class EagleSession(Session):
         self.known = 0  # entries made of the target's states; what lies behind them was guessed
         self.waiting: list[Tensor] = []  # the target's states [k, d] that are to be read next
         self.next = self.end = 0  # where they begin and end in the text
+        self.reached: list[Tensor] = []  # of a tree: own states at the end of the text, and at each node [1, d]
 
     def prepare(self, text: list[int]) -> None:
         if len(text) > 2:  # the last entry is read with the first guess
@@ -277,14 +278,14 @@ class EagleSession(Session):
         if self.context.hidden is None:  # a text of one token: the target has read nothing yet
             return Draft(torch.zeros(0, dtype=torch.long), torch.zeros(0, self.context.language_model.vocabulary))
         settings = id(self.own.eagle), self.sampling
-        how = drawing(self._probabilities, self.draw, settings, self.sampling, goes_on)
+        how = drawing(self.law, self.draw, settings, self.sampling, goes_on)
         return Draft(*(yield from self.own.guesses(self._new(text), n, how)))
 
     def root(self, text: list[int], n: int) -> Logits:
         if self.context.hidden is None:
             return None  # as in `drafting`
         logits = yield Guess(self.own.entering(*self._new(text)))
-        self.reached = [self.own.hidden[0, -1:]]  # own states: at the end of the text, then at each node [1, d]
+        self.reached = [self.own.hidden[0, -1:]]
         return logits[0]
 
     def below(self, text: list[int], tokens: list[int], parents: list[int], last: int) -> Logits:
@@ -295,7 +296,7 @@ class EagleSession(Session):
         self.own.rollback(start)
         return logits[0]
 
-    def _probabilities(self, logits: Tensor, guessed: Guessed | None = None) -> Tensor:
+    def law(self, logits: Tensor, guessed: Guessed | None = None) -> Tensor:
         return self.sampling.probabilities(logits, check=False, guessed=guessed)
 
     def follow(self, text: list[int]) -> None:

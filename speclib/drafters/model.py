@@ -46,7 +46,7 @@ class ModelSession(Session):
     def drafting(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Drafting:
         self._check_room(text, n)
         self._synchronise(text)
-        how = drawing(self._probabilities, self.draw, self._settings(), self.sampling, goes_on)
+        how = drawing(self.law, self.draw, self._settings(), self.sampling, goes_on)
         tokens, probs = yield from self.context.guesses(text, n, how)
         self.read, self.guesses = list(text), tokens
         return Draft(tokens, probs)
@@ -71,7 +71,7 @@ class ModelSession(Session):
         return logits[0]
 
     def _settings(self) -> Hashable:
-        """All that `_probabilities` depends on beside the logits."""
+        """All that `law` depends on beside the logits."""
         return type(self), self.sampling, self.vocabulary
 
     def _check_room(self, text: list[int], n: int) -> None:
@@ -90,7 +90,7 @@ class ModelSession(Session):
             common += 1
         self.context.rollback(common)
 
-    def _probabilities(self, logits: Tensor, guessed: Guessed | None = None) -> Tensor:
+    def law(self, logits: Tensor, guessed: Guessed | None = None) -> Tensor:
         """The draft's probabilities over the target's vocabulary: [k, V_draft] -> [k, V]. NaN where the logits are no
         numbers: the loop looks.
         """

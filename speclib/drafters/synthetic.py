@@ -34,8 +34,8 @@ class SyntheticSession(ModelSession):
         super().__init__(context.beside(target), target.vocabulary, sampling, draw)
         self.similarity = similarity
 
-    def _probabilities(self, logits: torch.Tensor, guessed: Guessed | None = None) -> torch.Tensor:
-        return self.similarity * super()._probabilities(logits, guessed) + (1 - self.similarity) / self.vocabulary
+    def law(self, logits: torch.Tensor, guessed: Guessed | None = None) -> torch.Tensor:
+        return self.similarity * super().law(logits, guessed) + (1 - self.similarity) / self.vocabulary
 
     def _settings(self) -> Hashable:
         return *super()._settings(), self.similarity

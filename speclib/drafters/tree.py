@@ -106,7 +106,7 @@ class TreeSession(Session):
         return self._draft(self._pruned(nodes))
 
     def _law(self, logits: torch.Tensor, guessed: Callable[[], list[list[int]]]) -> torch.Tensor:
-        q = self.inner._probabilities(logits, guessed)
+        q = self.inner.law(logits, guessed)
         check_finite(float(q.sum()))  # a tree is grown on the host, which cannot go on with NaN
         return q
 
