@@ -49,16 +49,13 @@ def test_generate_keeps_the_law(kind, backend, vocabulary, sampling, length, pro
     assert sum(law.values()) == pytest.approx(1, abs=1e-12) and len(law) > 2
 
 
-@pytest.mark.parametrize("within", ["nothing", "fallback", "a fallback's fallback", "a fallback's ensemble"])
-@pytest.mark.parametrize("backend", ["eager", "fast"])
-def test_every_guess_stands_on_what_training_saw(backend, within):
-    """After rounds of all outcomes, and after rounds in which a lookup was asked, the distributions are those of
-    `unrolled` over the whole text, the guesses behind it.
-    """
-    target, eagle, gamma = tiny(backend=backend, vocabulary=5, scale=3), some_eagle(), 3
-    drafter, seen = EagleDrafter(eagle), []
+def watch(drafter):
+    """(the same drafter, a list of each text that it is asked about with what it drafted)."""
+    seen = []
 
     class Watched(Drafter):
+        grows_trees = drafter.grows_trees
+
         def start(self, *arguments):
             guesser = drafter.start(*arguments)
             real = guesser.drafting
@@ -71,7 +68,18 @@ def test_every_guess_stands_on_what_training_saw(backend, within):
             guesser.drafting = drafting
             return guesser
 
-    watched, copies = Watched(), LookupDrafter(3, 2)
+    return Watched(), seen
+
+
+@pytest.mark.parametrize("within", ["nothing", "fallback", "a fallback's fallback", "a fallback's ensemble"])
+@pytest.mark.parametrize("backend", ["eager", "fast"])
+def test_every_guess_stands_on_what_training_saw(backend, within):
+    """After rounds of all outcomes, and after rounds in which a lookup was asked, the distributions are those of
+    `unrolled` over the whole text, the guesses behind it.
+    """
+    target, eagle, gamma = tiny(backend=backend, vocabulary=5, scale=3), some_eagle(), 3
+    watched, seen = watch(EagleDrafter(eagle))
+    copies = LookupDrafter(3, 2)
     if within != "nothing":
         inner = {
             "fallback": watched,
@@ -97,25 +105,9 @@ def test_every_guess_stands_on_what_training_saw(backend, within):
 def test_a_tree_reads_each_branch_as_a_chain(backend):
     """What stands first below a node is drawn from the distribution that a chain of the node's branch would have."""
     target, eagle, depth = tiny(backend=backend, vocabulary=5, scale=3), some_eagle(), 3
-    seen, drafter = [], TreeDrafter(EagleDrafter(eagle), (2, 2, 2))
-
-    class Watched(Drafter):
-        grows_trees = True
-
-        def start(self, *arguments):
-            guesser = drafter.start(*arguments)
-            real = guesser.drafting
-
-            def drafting(text, *more):
-                before = list(text)
-                seen.append((before, (yield from real(text, *more))))
-                return seen[-1][1]
-
-            guesser.drafting = drafting
-            return guesser
-
+    watched, seen = watch(TreeDrafter(EagleDrafter(eagle), (2, 2, 2)))
     prompts = [[0, 1, 2, 3], [4], [2, 2]]
-    out = speclib.generate(target, prompts, Watched(), Sampling(), depth, max_new_tokens=16, stop=[])
+    out = speclib.generate(target, prompts, watched, Sampling(), depth, max_new_tokens=16, stop=[])
     assert len({r.accepted for r in out.trace.rounds}) > 2 and len(seen) > 12
     for text, draft in seen:
         for node, parent in enumerate(draft.parents or []):
