@@ -62,8 +62,8 @@ def told(lines: pd.DataFrame, settings: list[str], columns: list[str] | None = N
 
 
 def pair(args: argparse.Namespace) -> tuple[dict, Said]:
-    """tokens/s of plain, speculative and transformers' decoding with the same two models, interleaved, with
-    intervals over prompts, in hours; interrupted, the same command goes on behind the last table"""
+    """tokens/s of plain, speculative and transformers' decoding with the same two models, interleaved, with intervals
+    over prompts, in hours; interrupted, the same command goes on behind the last table"""
     settings = asked(args, draft_length=args.draft_length, backend=args.backend or BACKENDS)
     where = (args.temperature or TEMPERATURES, args.domain, args.dtype)
     record = pairs.measure(settings, *where, args.partial, args.progress)

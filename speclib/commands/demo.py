@@ -169,8 +169,8 @@ def lossless_check(
 ) -> str:
     """A verdict in words. Greedy: the same text, token by token. Otherwise a G-test on the first token of many texts.
 
-    Each speculative text is one round: drafts from the draft model, verdict from the production rule. Its first
-    token must follow the target's own probabilities, which are known exactly. The significance is fixed: 1e-6.
+    Each speculative text is one round: drafts from the draft model, verdict from the production rule. Its first token
+    must follow the target's own probabilities, which are known exactly. The significance is fixed: 1e-6.
     """
     drafter, ids = ModelDrafter(pair.draft), pair.tokenizer(prompt)["input_ids"]
     if sampling.temperature == 0:

@@ -177,8 +177,8 @@ def methods(
 def tabulate(
     frame: pd.DataFrame, chosen: Mapping[Way, int | str], costs: Mapping[Way, Mapping[str, float]]
 ) -> pd.DataFrame:
-    """One line per way: speed, speed-up over plain decoding on its backend with interval, acceptance, prediction,
-    where the time went, repeats.
+    """One line per way: speed, speed-up over plain decoding on its backend with interval, acceptance, prediction, where
+    the time went, repeats.
 
     costs: as `round_costs` returns them. predicted: what theory allows for alpha and these costs, for whole texts:
     reading the prompt is not made faster. predicted_from_rounds: the same for the tokens per round that came: theory
@@ -210,8 +210,8 @@ def tabulate(
 
 
 def identity(target: LanguageModel, frame: pd.DataFrame, prompts: list[str]) -> pd.DataFrame:
-    """Per way, for greedy texts: the share that is plain decoding's text, and the largest gap in logits where one
-    parts from it.
+    """Per way, for greedy texts: the share that is plain decoding's text, and the largest gap in logits where one parts
+    from it.
     """
     texts = frame[frame["repeat"] == 0].pivot(index="prompt", columns=WAY, values="text")
     plain = texts[next(way for way in texts if way[0] == PLAIN)]

@@ -1,7 +1,7 @@
 """Honest measurements: methods take turns on the same prompts, every figure has its spread, and nothing is lost.
 
-The baseline is plain decoding with a cache, on the same backend, in the same run. Figures are in tokens, over the
-whole time from prompt to last token.
+The baseline is plain decoding with a cache, on the same backend, in the same run. Figures are in tokens, over the whole
+time from prompt to last token.
 """
 
 import json
@@ -187,9 +187,8 @@ def interleaved(
 ) -> pd.DataFrame:
     """Every method on every prompt, taking turns, in an order that rotates: one row per method, prompt and repeat.
 
-    Each method is warmed up once, unrecorded. The fields of a named tuple, such as `Way`, are columns, and
-    a name is the method.
-    between: is called before each prompt's first trial, for what is to be measured in the same minutes.
+    Each method is warmed up once, unrecorded. The fields of a named tuple, such as `Way`, are columns, and a name is
+    the method. between: is called before each prompt's first trial, for what is to be measured in the same minutes.
     """
     if not methods or not prompts or repeats < 1:
         raise InvalidArgument("interleaved needs at least one method, one prompt and one repeat")
@@ -275,8 +274,8 @@ def fastest(methods: Mapping, prompts: Sequence[str]):
 
 
 def from_rounds(tokens_per_round: float, gamma: int, c: float, ratio: float) -> float:
-    """The speed-up by the tokens per round that came, however they came: `theory.speedup`, where each guess that
-    passes counts alike, of gamma + 1 of them."""
+    """The speed-up by the tokens per round that came, however they came: `theory.speedup`, where each guess that passes
+    counts alike, of gamma + 1 of them."""
     return float(tokens_per_round / (gamma + 1) * theory.speedup(1.0, gamma, c, ratio))
 
 
@@ -284,8 +283,8 @@ def predicted(frame: pd.DataFrame, curve: pd.DataFrame, one: float | None = None
     """The speed-up over plain decoding that rounds of these widths allow: their tokens, each at `one` ms, over what
     forwards of such widths cost by the width `curve`, and the guesses; the prompt costs both the same.
 
-    one: a token of plain decoding, if that runs on other forwards than the curve's. Rounds of different lengths have
-    no closed form, so they are counted as they came.
+    one: a token of plain decoding, if that runs on other forwards than the curve's. Rounds of different lengths have no
+    closed form, so they are counted as they came.
     """
     ms = np.interp([width for row in frame["widths"] for width in row], curve["width"], curve["ms"])
     rest = 1e3 * frame["prefill_seconds"].sum()

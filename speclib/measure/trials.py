@@ -67,10 +67,10 @@ def choose(
 ) -> Chosen:
     """Times every method of every kind, taking turns, on these prompts, and names the fastest way of each kind.
 
-    kinds: by name, what makes the methods of that kind, each with a name of its own, for what was loaded. Programs
-    take long to make, so on the compiled backend a kind is tried only in dtypes whose best way on the other backends
-    reaches the share `near` of the best, and by that method alone. A backend that cannot read the models is left out.
-    Raises UnsupportedModel if none can.
+    kinds: by name, what makes the methods of that kind, each with a name of its own, for what was loaded. Programs take
+    long to make, so on the compiled backend a kind is tried only in dtypes whose best way on the other backends reaches
+    the share `near` of the best, and by that method alone. A backend that cannot read the models is left out. Raises
+    UnsupportedModel if none can.
     """
     speeds: dict[str, dict[Way, float]] = {kind: {} for kind in kinds}
     best: dict[str, Way] = {}
