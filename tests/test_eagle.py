@@ -101,13 +101,14 @@ def test_every_guess_stands_on_what_training_saw(backend, within):
                 assert torch.allclose(q, wanted, atol=1e-10), f"guess {i} after {text}"
 
 
+@pytest.mark.parametrize("at_once", [1, 3])
 @pytest.mark.parametrize("backend", ["eager", "fast"])
-def test_a_tree_reads_each_branch_as_a_chain(backend):
+def test_a_tree_reads_each_branch_as_a_chain(backend, at_once):
     """What stands first below a node is drawn from the distribution that a chain of the node's branch would have."""
     target, eagle, depth = tiny(backend=backend, vocabulary=5, scale=3), some_eagle(), 3
     watched, seen = watch(TreeDrafter(EagleDrafter(eagle), (2, 2, 2)))
-    prompts = [[0, 1, 2, 3], [4], [2, 2]]
-    out = speclib.generate(target, prompts, watched, Sampling(), depth, max_new_tokens=16, stop=[])
+    prompts, settings = [[0, 1, 2, 3], [4], [2, 2]], {"max_new_tokens": 16, "stop": [], "batch_size": at_once}
+    out = speclib.generate(target, prompts, watched, Sampling(), depth, **settings)
     assert len({r.accepted for r in out.trace.rounds}) > 2 and len(seen) > 12
     for text, draft in seen:
         for node, parent in enumerate(draft.parents or []):
