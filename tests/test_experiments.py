@@ -181,7 +181,9 @@ def test_everybody_writes_exactly_as_many_tokens_and_configs_are_left_as_found(p
     chosen = {way[pairs.MODEL, "eager"]: 2, way[pairs.MODEL, "fast"]: 3, way[pairs.BLOCK, "fast"]: 3}
     chosen |= {way[name, "fast"]: 3 for name in (pairs.LOOKUP, pairs.BOTH, pairs.FIRST)}
     theirs = {name: found["eager"].way(name, pairs.THEIRS) for name in (pairs.HF_PLAIN, pairs.HF_BEST, pairs.HF_LOOKUP)}
-    chosen |= {way[pairs.FIRST, "eager"]: 3, theirs[pairs.HF_BEST]: 3, theirs[pairs.HF_LOOKUP]: 3}
+    if not experiments.assists():
+        del theirs[pairs.HF_BEST]
+    chosen |= {way[pairs.FIRST, "eager"]: 3} | {theirs[name]: 3 for name in theirs if name != pairs.HF_PLAIN}
     every = pairs.methods(found, Sampling(temperature), chosen, 20)
     frame = experiments.interleaved(every, ["some text", "other words"], progress=False)
     assert set(frame["tokens"]) == {20} and set(frame["text"].map(len)) == {20}
@@ -220,7 +222,7 @@ def test_everybody_writes_exactly_as_many_tokens_and_configs_are_left_as_found(p
         assert table.loc[name, "speedup"] == pytest.approx(
             table.loc[name, "tokens_per_second"] / plain["tokens_per_second"]
         )
-    best = theirs[pairs.HF_BEST]
+    best = theirs[pairs.HF_LOOKUP]
     mirrored = experiments.speedups(frame, best).loc[way[pairs.FIRST, "fast"], "speedup"]
     assert table.loc[best, "ours_over_this"] == pytest.approx(mirrored)
 
@@ -264,11 +266,36 @@ def test_a_measurement_of_a_pair_is_written_down_and_goes_on_where_it_stopped(pa
     frame = pd.DataFrame(record["rows"]["data"], columns=record["rows"]["columns"])
     for table in record["tables"]:
         lines = {Way(*(row[name] for name in WAY)): row for row in table["methods"]}
-        assert {way.backend for way in lines} == {"eager", "fast", pairs.THEIRS} and len(lines) == 2 * 3 + 3 + 3
+        assert {way.backend for way in lines} == {"eager", "fast", pairs.THEIRS} and len(lines) == 2 * 3 + 3 + 2 + experiments.assists()
         own = frame[frame["temperature"] == table["temperature"]]
         assert set(own.groupby(WAY).groups) == set(lines)
         assert set(table["guessers"][pairs.MODEL]) == {"eager", "fast"}
     assert not {"text", "widths", "accepted"} & set(frame), "figures alone"
+
+
+def test_transformers_assisted_generation_is_measured_where_its_draft_forgets_refused_guesses(pair, monkeypatch, capsys):
+    """By what it does: after every round the draft's cache must end where the text does."""
+    from transformers.generation.candidate_generator import AssistedCandidateGenerator as Generator
+
+    kept, update = [], Generator._update_past_and_masks
+
+    def watched(self, ids, *arguments, **options):
+        found = update(self, ids, *arguments, **options)
+        if found:
+            kept.append(self.assistant_kwargs["past_key_values"].get_seq_length() - ids.shape[1])
+        return found
+
+    monkeypatch.setattr(Generator, "_update_past_and_masks", watched)
+    try:
+        experiments.theirs(pair, Sampling(1.0), 24, assistant_tokens=5)("some text", 0)
+    except RuntimeError:
+        kept.append(1)
+    assert len(kept) > 3 and experiments.assists() == (max(kept) < 0)
+    said = {True: "", False: "without assisted generation"}
+    for works in (True, False):
+        monkeypatch.setattr(experiments, "assists", lambda works=works: works)
+        assert list(pairs.assisted(3)) == [pairs.HF_BEST] * works
+        assert said[works] in capsys.readouterr().err
 
 
 def test_the_leaderboard_has_a_row_an_oracle_with_the_length_that_was_fastest(pair, monkeypatch):

@@ -163,7 +163,7 @@ def test_the_short_headline_on_a_tiny_pair():
         assert method["over_best_plain"] == pytest.approx(ratio, rel=1e-4)
     assert names.count("plain") in (1, 2) and sum(name.startswith("transformers") for name in names) == 1
     assert {(m["backend"], m["dtype"]) for m in found["methods"]} <= {("eager", "float32"), ("fast", "float32")}
-    assert len(found["tried"]) == 2 * (1 + 1 + 2) + 6
+    assert len(found["tried"]) == 2 * (1 + 1 + 2) + 3 + 3 * experiments.assists()
     assert "over the best plain decoding of this machine" in found["headline"]
 
 

@@ -127,6 +127,14 @@ def other_backend(found: Mapping[str, Place]) -> str:
     return "fast" if "fast" in found else list(found)[-1]
 
 
+def assisted(*numbers: int | str) -> dict[str, tuple[int | str, ...]]:
+    """transformers' assisted generation with these numbers of tokens to try, or nothing where it cannot be measured."""
+    if experiments.assists():
+        return {HF_BEST: numbers}
+    print("without assisted generation: this transformers keeps refused guesses in the draft's cache", file=sys.stderr)
+    return {}
+
+
 def choose(found: dict[str, Place], sampling: Sampling, tuning: list[str], settings: Settings) -> dict[Way, int | str]:
     """The draft length of every way that is compared, or its number of tokens in transformers: the fastest on the
     tuning prompts."""
@@ -134,7 +142,8 @@ def choose(found: dict[str, Place], sampling: Sampling, tuning: list[str], setti
     first = next(iter(found.values()))
     lookups = [(at, FIRST) for at in found.values()] + [(here, LOOKUP), (here, BOTH)]
     tried = {at.way(name): (at, LOOKUP_LENGTHS) for at, name in lookups}
-    tried[first.way(HF_BEST, THEIRS)] = first, ("default", *ASSISTANT_TOKENS)
+    for name, numbers in assisted("default", *ASSISTANT_TOKENS).items():
+        tried[first.way(name, THEIRS)] = first, numbers
     tried[first.way(HF_LOOKUP, THEIRS)] = first, LOOKUP_LENGTHS
     for way, (at, numbers) in tried.items():
         every = {n: at.method(way.method, sampling, n, settings.tokens) for n in numbers}
@@ -261,7 +270,7 @@ def one_table(
     for way, n in guessing.items():
         about.setdefault(way.method, {})[way.backend] = {"gamma": n, "costs_ms": cost[way]}
     return {
-        "assistant_tokens": theirs[HF_BEST],
+        "assistant_tokens": theirs.get(HF_BEST),
         "lookup_tokens": theirs[HF_LOOKUP],
         "guessers": about,
         "methods": experiments.rows(lines.reset_index()),
@@ -378,7 +387,7 @@ def kinds(
         if at.pair.target.backend != "eager":
             return {}
         alone = {HF_PLAIN: at.method(HF_PLAIN, sampling, 0, tokens)}
-        return alone | every(at, {HF_BEST: ASSISTANT_TOKENS, HF_LOOKUP: (8, 15)})
+        return alone | every(at, assisted(*ASSISTANT_TOKENS) | {HF_LOOKUP: (8, 15)})
 
     found = {PLAIN: lambda at: {PLAIN: at.method(PLAIN, sampling, 0, tokens)}, SPECULATIVE: speculative}
     return found | ({"transformers": transformers} if theirs else {})
