@@ -266,14 +266,15 @@ def test_a_measurement_of_a_pair_is_written_down_and_goes_on_where_it_stopped(pa
     frame = pd.DataFrame(record["rows"]["data"], columns=record["rows"]["columns"])
     for table in record["tables"]:
         lines = {Way(*(row[name] for name in WAY)): row for row in table["methods"]}
-        assert {way.backend for way in lines} == {"eager", "fast", pairs.THEIRS} and len(lines) == 2 * 3 + 3 + 2 + experiments.assists()
+        assert {way.backend for way in lines} == {"eager", "fast", pairs.THEIRS}
+        assert len(lines) == 2 * 3 + 3 + 2 + experiments.assists()
         own = frame[frame["temperature"] == table["temperature"]]
         assert set(own.groupby(WAY).groups) == set(lines)
         assert set(table["guessers"][pairs.MODEL]) == {"eager", "fast"}
     assert not {"text", "widths", "accepted"} & set(frame), "figures alone"
 
 
-def test_transformers_assisted_generation_is_measured_where_its_draft_forgets_refused_guesses(pair, monkeypatch, capsys):
+def test_assisted_generation_is_measured_where_its_draft_forgets_refused_guesses(pair, monkeypatch, capsys):
     """By what it does: after every round the draft's cache must end where the text does."""
     from transformers.generation.candidate_generator import AssistedCandidateGenerator as Generator
 
