@@ -19,7 +19,9 @@ from speclib.commands import pairs
 from speclib.drafters.eagle import read_eagle
 from speclib.drafters.heads import read_heads
 from speclib.drafters.layer_skip import read_exits
+from speclib.measure import journal
 from speclib.measure.experiments import Way
+from speclib.measure.journal import Journal
 from speclib.model.language_model import Pair
 from speclib.training.state import load_state, save_state
 
@@ -165,7 +167,7 @@ def test_a_path_is_refused_before_the_work(arguments, tmp_path, monkeypatch, cap
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder"]
 
 
-# --- the partial record of `bench pair`
+# --- the journal of a measurement
 # --------------------------------------------------------------------------------------
 
 
@@ -190,7 +192,8 @@ def measured(monkeypatch):
         made.clear()
         try:
             settings = pairs.Settings(target, None, 1, tokens, 1, [1], ["eager"])
-            return pairs.measure(settings, [1.0, 0.0], ["code"], dtypes, partial)
+            once = Journal(partial, vars(settings)).once
+            return pairs.measure(settings, [1.0, 0.0], ["code"], dtypes, once)
         except KeyboardInterrupt:
             return None
 
@@ -217,6 +220,65 @@ def test_what_the_trial_chose_is_kept_for_the_tables_behind_an_interruption(meas
     assert run(partial, dtypes=None) is None and len(run(partial, dtypes=None)["tables"]) == 2 and len(asked) == 1
 
 
+def test_trials_behind_an_interruption_are_the_others_alone(tmp_path, monkeypatch):
+    """Method by prompt and repeat, each in its part; every method is warmed up again where it is run again."""
+    ran, stop = [], [5]
+
+    def method(name):
+        def trial(prompt, seed):
+            if len(ran) == stop[0]:
+                raise KeyboardInterrupt
+            ran.append((name, prompt, seed))
+            return {"tokens": 1, "seconds": 1.0, "seed": seed, "ran": len(ran)}
+
+        return trial
+
+    def run(once):
+        frames = [
+            experiments.interleaved({n: method(n) for n in "ab"}, ["x", "y"], 2, 7, False, once=once(part))
+            for part in ("one", "two")
+        ]
+        return pd.concat(frames)
+
+    def resumed(part):
+        return experiments.within(Journal(tmp_path / "j.json").once, part)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(resumed)
+    assert len(ran) == 5  # two to warm up
+    ran.clear()
+    stop[0] = None
+    frame = run(resumed)
+    assert len(ran) == 16 - 3 + 4
+    ran.clear()
+    assert run(resumed).equals(frame) and not ran, "all is kept"
+    (tmp_path / "j.json").unlink()
+    columns = ["method", "prompt", "repeat", "seed"]
+    assert run(lambda _: experiments.now)[columns].equals(frame[columns]) and len(ran) == 16 + 4
+
+
+def test_a_record_tells_of_other_programs_at_any_of_its_starts(tmp_path, monkeypatch, capsys):
+    said = ["busy machine: told"]
+    monkeypatch.setattr(bench.machine, "busy", lambda: said[0])
+    monkeypatch.setattr(bench.growth, "measure", lambda *_, **__: {"rules": []})
+    monkeypatch.setattr(bench, "load_pair", lambda **_: None)
+
+    def stopped(args):
+        args.once("part", lambda: 1)
+        raise KeyboardInterrupt
+
+    command, (growth, options) = ["bench", "growth", "--out", str(tmp_path / "x.json")], bench.MEASUREMENTS["growth"]
+    monkeypatch.setitem(bench.MEASUREMENTS, "growth", (stopped, options))
+    stopped.__doc__ = growth.__doc__
+    assert main(command) == 130 and (tmp_path / "x.partial.json").is_file()
+    said[0] = None
+    monkeypatch.setitem(bench.MEASUREMENTS, "growth", (growth, options))
+    assert main(command) == 0 and [path.name for path in tmp_path.iterdir()] == ["x.json"]
+    assert json.loads((tmp_path / "x.json").read_text())["machine"]["busy"] == "busy machine: told"
+    assert main(command) == 0
+    assert json.loads((tmp_path / "x.json").read_text())["machine"]["busy"] is None
+
+
 @pytest.mark.parametrize("change", ["settings", "threads", "code", "weights", "machine", "an older record"])
 def test_another_measurement_does_not_go_on_with_it(change, measured, tmp_path, monkeypatch, capsys):
     made, run = measured
@@ -229,15 +291,14 @@ def test_another_measurement_does_not_go_on_with_it(change, measured, tmp_path, 
     elif change == "threads":
         monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     elif change == "code":
-        monkeypatch.setattr(pairs, "code_version", lambda: "another")
+        monkeypatch.setattr(journal, "code_version", lambda: "another")
     elif change == "weights":
         (folder / "model.safetensors").write_bytes(b"two")
     elif change == "machine":
         there = experiments.machine()
         monkeypatch.setattr(experiments, "machine", lambda: {**there, "cpu": "another"})
     else:
-        kept = json.loads(partial.read_text())
-        partial.write_text(json.dumps({"settings": {}, "tables": kept["tables"], "rows": [], "memory_gb": 0.0}))
+        partial.write_text(json.dumps({"settings": {}, "tables": [], "rows": [], "memory_gb": 0.0}))
     run(partial, target=str(folder), **more)
     assert made[0] == 1.0 and "is of another measurement (other" in capsys.readouterr().err
 

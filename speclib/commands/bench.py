@@ -16,6 +16,7 @@ from ..errors import InvalidArgument
 from ..files import check_folder, check_output, replacing, write_text
 from ..law.distributions import Sampling
 from ..measure import batches, categories, experiments, growth, latency, leaderboard, machine, published, trials
+from ..measure.journal import Journal
 from ..model.language_model import BACKENDS, TARGET, load_model, load_pair
 from . import pairs
 from .options import command, count
@@ -63,10 +64,10 @@ def told(lines: pd.DataFrame, settings: list[str], columns: list[str] | None = N
 
 def pair(args: argparse.Namespace) -> tuple[dict, Said]:
     """tokens/s of plain, speculative and transformers' decoding with the same two models, interleaved, with intervals
-    over prompts, in hours; interrupted, the same command goes on behind the last table"""
+    over prompts, in hours"""
     settings = asked(args, draft_length=args.draft_length, backend=args.backend or BACKENDS)
     where = (args.temperature or TEMPERATURES, args.domain, args.dtype)
-    record = pairs.measure(settings, *where, args.partial, args.progress)
+    record = pairs.measure(settings, *where, args.once, args.progress)
     groups = ["dtype", "domain", "temperature"]
     lines = lines_of(record["tables"], groups)
     write_text(args.out.with_suffix(".csv"), lines.to_csv(index=False, lineterminator="\n"))
@@ -94,10 +95,13 @@ def headline(args: argparse.Namespace) -> tuple[dict, Said]:
 
 def chat(args: argparse.Namespace) -> tuple[dict, Said]:
     """a chat model's answers to the workbook's own prompts: its speed by category"""
-    file, draft = (vars(args).get(name) for name in ("prompts", "draft"))
+    asked, draft = args.prompts, vars(args).get("draft")
+    file = asked if isinstance(asked, Path) else None
     entries = embedded.chat_prompts(file)
-    entries = entries[:: max(1, len(entries) // 4)] if args.quick else entries
-    where = args.backend or BACKENDS[:2], args.dtype or trials.DTYPES, draft, args.progress
+    most = 4 if args.quick else (not file and asked) or len(entries)
+    if most < len(entries):  # of every category
+        entries = [entries[k * len(entries) // most] for k in range(most)]
+    where = args.backend or BACKENDS[:2], args.dtype or trials.DTYPES, draft, args.once, args.progress
     often = args.temperature or (0.0, 1.0), args.tokens, args.repeats
     record = categories.measure(args.target or "smollm2", entries, *often, *where)
     record["settings"]["file"] = file.name if file else "chat.jsonl"
@@ -107,7 +111,7 @@ def chat(args: argparse.Namespace) -> tuple[dict, Said]:
 
 def ladder(args: argparse.Namespace) -> tuple[dict, Said]:
     """every embedded draft, which notebook 05 shows"""
-    record = experiments.ladder(args.prompts, args.tokens, args.dtype, args.backend, args.progress)
+    record = experiments.ladder(args.prompts, args.tokens, args.dtype, args.backend, args.once, args.progress)
     return record, told(pd.DataFrame(record["summary"]), ["domain", "temperature"], SHOWN)
 
 
@@ -115,7 +119,7 @@ def board(args: argparse.Namespace) -> tuple[dict, Said]:
     """every oracle of the workbook on code, prose and edits, which notebook 09 shows"""
     few = {"tuning": 1, "settings": leaderboard.SETTINGS[:1]} if args.quick else {}
     models = load_pair(args.target, args.draft, dtype=args.dtype, backend=args.backend)
-    record = leaderboard.measure(models, args.prompts, args.tokens, **few, progress=args.progress)
+    record = leaderboard.measure(models, args.prompts, args.tokens, **few, once=args.once, progress=args.progress)
     lines = pd.DataFrame(record["rows"]).sort_values("speedup", ascending=False)
     return record, told(lines, ["domain", "temperature"], BOARD)
 
@@ -163,7 +167,7 @@ def several(args: argparse.Namespace) -> tuple[dict, Said]:
     texts, tokens = (8, 12) if args.quick else (256, 32) if args.identity else (32, 64)
     texts, tokens = args.prompts or texts, args.tokens or tokens
     if args.identity:
-        record = batches.identity(texts, tokens=tokens, progress=args.progress)
+        record = batches.identity(texts, tokens=tokens, once=args.once, progress=args.progress)
         found = pd.DataFrame(record["found"])
         args.failed = bool((found["same"] < found["of"])[found["dtype"] == "float64"].any())
         found["gaps"] = [max(gaps, default=0.0) for gaps in found["gaps"]]
@@ -171,7 +175,7 @@ def several(args: argparse.Namespace) -> tuple[dict, Said]:
     sizes, sets = sorted(args.rows or ((1, 4) if args.quick else batches.SIZES)), 1 if args.quick else args.sets
     if sizes[-1] > texts:
         raise InvalidArgument(f"a batch of {sizes[-1]} rows needs as many texts; take --prompts {sizes[-1]}")
-    record = batches.record(sizes, texts, tokens, sets, progress=args.progress)
+    record = batches.record(sizes, texts, tokens, sets, args.once, args.progress)
     shares = ", ".join(f"{name} {share:.1%}" for name, share in record["round"].items())
     return record, [("by rows", pd.DataFrame(record["table"])[SIZED]), (f"a round at 8 rows: {shares}", None)]
 
@@ -191,6 +195,7 @@ OF_PAIR = {
     "backends": FREE | {"help": "(default: all, of a FILE all but compiled)"},
 }
 OF_CHAT = {
+    "prompts": {"default": None, "help": "so many questions, of all categories (default: all)"},
     "target": {"default": "smollm2", "help": "a chat model"},
     "temperature": {"default": (0.0, 1.0)},
     "backends": {"default": BACKENDS[:2]},
@@ -225,7 +230,8 @@ def add_parser(subparsers) -> None:
         "help": "measure the speed-up on this machine, beside transformers, and more",
         "description": "Measures, prints, and writes a record. Within a table each method's speed-up is over plain "
         "decoding with a cache on the same backend; the headline is over the best plain decoding of the machine.",
-        "epilog": "Begin with `python -m speclib bench headline`, which takes minutes, or `bench pair --quick`.",
+        "epilog": "Begin with `python -m speclib bench headline`, which takes minutes, or `bench pair --quick`. "
+        "Interrupted, the same command goes on where it stopped.",
     }
     parser = command(subparsers, "bench", lambda args: print(parser.format_help()) or 0, {}, **about)
     measurements = parser.add_subparsers(metavar="MEASUREMENT")
@@ -250,7 +256,6 @@ def run(args: argparse.Namespace) -> int:
     own = args.out
     args.out = own or embedded.RESULTS / f"{args.record}.json"
     args.image = own.with_suffix(".png") if own else args.out.with_name("headline.png")
-    args.partial = args.out.with_suffix(".partial.json")
     if own:
         for path, endings in ((own, (".json",)), (own.with_suffix(".csv"), ()), (args.image, ())):
             check_output(path, endings)
@@ -258,12 +263,17 @@ def run(args: argparse.Namespace) -> int:
         check_folder(args.out.parent)
         if not embedded.CHECKOUT:
             print(f"installed package, no checkout: results go to {args.out.parent.resolve()}", file=sys.stderr)
+    settings = {name: value for name, value in vars(args).items() if name not in ("run", "measure", "out", "image")}
+    journal = Journal(args.out.with_suffix(".partial.json"), settings)
+    args.once, args.progress = journal.once, sys.stderr.isatty()
     if busy := machine.busy():
         print(busy, file=sys.stderr)
-    args.progress = sys.stderr.isatty()
+        journal.found["busy"] = busy
     record, said = args.measure(args)
+    if "machine" in record:  # whether others ran at a start, of several if it was interrupted, or do now
+        record["machine"]["busy"] = journal.found.get("busy") or machine.busy()
     write_text(args.out, json.dumps(record) + "\n")  # before anything is printed: a closed pipe may end that
-    args.partial.unlink(missing_ok=True)
+    journal.path.unlink(missing_ok=True)
     for title, table in said:
         print(f"\n{title}")
         if table is not None:

@@ -9,19 +9,18 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
-import pooch
 
 from .. import embedded
 from ..drafters import Drafter, EagleDrafter, EnsembleDrafter, FallbackDrafter, LookupDrafter, ModelDrafter, load_eagle
 from ..errors import InvalidArgument, UnsupportedModel
-from ..files import code_version, differing, reading, write_text
 from ..law import theory
 from ..law.distributions import Sampling
 from ..measure import experiments, latency, trials
-from ..measure.experiments import BY_ROUND, WAY, Method, Way
+from ..measure.experiments import BY_ROUND, WAY, Method, Once, Way
 from ..measure.trials import PLAIN, SPECULATIVE
 from ..model import language_model
 from ..model.language_model import BACKENDS, TARGET, LanguageModel, Pair
@@ -282,61 +281,50 @@ def measure(
     temperatures: Sequence[float],
     domains: Sequence[str],
     dtypes: Sequence[str] | None,
-    partial: Path,
+    once: Once = experiments.now,
     progress: bool = False,
 ) -> dict:
     """The whole measurement: {"machine", "settings", "tables", "rows"}; "rows" has every text's figures, as {"columns",
     "data"}, "tables" has one entry per dtype, domain and temperature: {"dtype", "domain", "temperature",
     "assistant_tokens", "lookup_tokens", "guessers", "methods"}, the last with one row per method.
 
-    dtypes: None: those in which a short trial finds plain and speculative decoding fastest. Each finished table is kept
-    in `partial`, with what it belongs to (settings, threads, machine, versions, code, weights in folders), and an
-    interrupted run of the same goes on behind it. Raises FileError for a `partial` that is damaged.
+    dtypes: None: those in which a short trial finds plain and speculative decoding fastest. once: keeps that choice and
+    each finished table.
     """
-    here = {name: value for name, value in experiments.machine().items() if name != "date"}
-    folders = [Path(name) for name in (settings.target, settings.draft) if name]
-    files = sorted(str(file) for folder in folders for file in folder.glob("*.safetensors"))
-    about = {**vars(settings), **here, "weights": {f: pooch.file_hash(f) for f in files}, "code": code_version()}
-    identity = json.loads(json.dumps(about))
-    record = {"identity": identity, "tables": [], "rows": [], "memory_gb": 0.0, "dtypes": None}
-    if partial.exists():
-        with reading(partial, "delete it to start afresh"):
-            kept = json.loads(partial.read_text("utf-8"))
-            if kept.get("identity") == identity:
-                record = {key: kept[key] for key in record}
-            else:
-                other = differing(kept.get("identity"), identity)
-                print(f"{partial} is of another measurement (other {other}): starting afresh", file=sys.stderr)
-    finished = {(table["dtype"], table["domain"], table["temperature"]) for table in record["tables"]}
     load = loader(settings.target, settings.draft)
-    if dtypes is None and record["dtypes"] is None:
+
+    def tried() -> list[str]:
         # nothing is compiled for the trial, unless no other backend is asked for
         quick = [backend for backend in settings.backend if backend != "compiled"] or settings.backend
-        tried = kinds(Sampling(temperatures[0]), min(settings.tokens, TRIED))
+        every = kinds(Sampling(temperatures[0]), min(settings.tokens, TRIED))
         few = split(settings.prompts, domains[0])[1][:2]
-        chosen = trials.choose(load, tried, few, quick, progress=progress)
+        chosen = trials.choose(load, every, few, quick, progress=progress)
         print(chosen)
-        record["dtypes"] = list(dict.fromkeys(way.dtype for way in chosen.ways.values()))
-    for dtype in dtypes or record["dtypes"]:
+        return list(dict.fromkeys(way.dtype for way in chosen.ways.values()))
+
+    def entry(found: dict[str, Place], where: dict) -> dict:
+        texts = split(settings.prompts, where["domain"])
+        table, frame = one_table(found, Sampling(where["temperature"]), *texts, settings, progress)
+        return {
+            "table": {**where, "date": experiments.machine()["date"], **table},
+            "rows": experiments.rows(frame.drop(columns=BY_ROUND).assign(**where)),
+            "memory_gb": experiments.peak_memory(),
+        }
+
+    entries = []
+    for dtype in dtypes or once("dtypes", tried):
         found = places(load, settings.backend, dtype)
         pair = next(iter(found.values())).pair
         for domain, temperature in [(domain, t) for domain in domains for t in temperatures]:
             where = {"dtype": experiments.dtype_of(pair.target), "domain": domain, "temperature": temperature}
-            if tuple(where.values()) in finished:
-                continue
-            texts = split(settings.prompts, domain)
-            table, frame = one_table(found, Sampling(temperature), *texts, settings, progress)
-            record["tables"].append({**where, "date": experiments.machine()["date"], **table})
-            record["rows"] += experiments.rows(frame.drop(columns=BY_ROUND).assign(**where))
-            # of this process, or of one that was interrupted
-            record["memory_gb"] = max(record["memory_gb"], experiments.peak_memory())
-            write_text(partial, json.dumps(record))
+            entries.append(once(where, partial(entry, found, where)))
     about = {name: f"{model.name}, {model.size}" for name, model in (("target", pair.target), ("draft", pair.draft))}
+    rows = pd.DataFrame([row for e in entries for row in e["rows"]])
     return {
-        "machine": {**experiments.machine(), "memory_gb": record["memory_gb"]},
+        "machine": {**experiments.machine(), "memory_gb": max(e["memory_gb"] for e in entries)},
         "settings": {**vars(settings), **about},
-        "tables": record["tables"],
-        "rows": json.loads(pd.DataFrame(record["rows"]).to_json(orient="split", index=False, double_precision=6)),
+        "tables": [e["table"] for e in entries],
+        "rows": json.loads(rows.to_json(orient="split", index=False, double_precision=6)),
     }
 
 

@@ -24,7 +24,7 @@ from ..law.distributions import Sampling
 from ..loop.decoding import Output, generate
 from ..model.language_model import LanguageModel, Pair, load_pair
 from . import experiments, latency
-from .machine import busy
+from .experiments import Once, now
 
 SIZES = (1, 2, 4, 8, 16, 32)  # rows of a batch
 PLAIN, THEIRS = "plain", "transformers generate"
@@ -139,6 +139,7 @@ def measure(
     sets: int = 5,
     sampling: Sampling | None = None,
     beside: bool = True,
+    once: Once = now,
     progress: bool = False,
 ) -> pd.DataFrame:
     """Tokens/s of plain decoding, of each drafter and (beside) of transformers, at each batch size; all take turns.
@@ -157,7 +158,7 @@ def measure(
         if beside:
             trials[Sized(THEIRS, size)] = experiments.theirs(pair, sampling, tokens, batch_size=size)
     lists = [texts(pair.tokenizer, count, k * count) for k in range(sets)]
-    frame = experiments.interleaved(trials, lists, progress=progress)
+    frame = experiments.interleaved(trials, lists, progress=progress, once=once)
     tables = []
     for size, part in frame.groupby("rows"):
         sums = part.groupby("method")[["tokens", "proposed", "rounds", "full_tokens", "full_seconds"]].sum()
@@ -227,42 +228,57 @@ def outside(pair: Pair, size: int = 8, n: int = 4, tokens: int = 48) -> dict[str
 
 
 def record(
-    sizes: Sequence[int] = SIZES, count: int = 32, tokens: int = 64, sets: int = 5, progress: bool = True
+    sizes: Sequence[int] = SIZES,
+    count: int = 32,
+    tokens: int = 64,
+    sets: int = 5,
+    once: Once = now,
+    progress: bool = True,
 ) -> dict:
     """Measures the embedded pair on the fast backend: {"machine", "settings", "grid", "drafts", "table", "round"}, for
     JSON. About a quarter of an hour on two quiet cores."""
-    before, pair = busy(), load_pair(backend="fast")
-    board, grid = drafters(pair), width_grid(pair.target, sizes)
-    drafts = {name: draft_times(pair.target, drafter, n, sizes) for name, (drafter, n) in board.items()}
-    table = with_predictions(measure(pair, board, sizes, count, tokens, sets, progress=progress), grid, drafts)
+    pair = load_pair(backend="fast")
+    board = drafters(pair)
+
+    def timed(name: str) -> list[dict]:
+        times = draft_times(pair.target, *board[name], sizes)
+        return [{"method": name, "rows": rows, "ms": ms} for rows, ms in times.items()]
+
+    grid = once("grid", lambda: experiments.rows(width_grid(pair.target, sizes)))
+    drafts = [once(["draft", name], partial(timed, name)) for name in board]
+    costs = {times[0]["method"]: {row["rows"]: row["ms"] for row in times} for times in drafts}
+    table = measure(pair, board, sizes, count, tokens, sets, once=once, progress=progress)
     settings = {"count": count, "tokens": tokens, "sets": sets, "temperature": 1.0}
     return {
-        "machine": {**experiments.machine(), "busy": before or busy()},  # others may have come since
+        "machine": experiments.machine(),
         "settings": {**settings, "dtype": experiments.dtype_of(pair.target)},
-        "grid": experiments.rows(grid),
-        "drafts": [{"method": m, "rows": b, "ms": ms} for m, times in drafts.items() for b, ms in times.items()],
-        "table": experiments.rows(table),
-        "round": outside(pair),
+        "grid": grid,
+        "drafts": [row for times in drafts for row in times],
+        "table": experiments.rows(with_predictions(table, pd.DataFrame(grid), costs)),
+        "round": once("round", lambda: outside(pair)),
     }
 
 
-def identity(count: int = 256, size: int = 16, tokens: int = 32, progress: bool = True) -> dict:
+def identity(count: int = 256, size: int = 16, tokens: int = 32, once: Once = now, progress: bool = True) -> dict:
     """Whether every row of a batch is the text that it is alone: {"batch", "tokens", "machine", "found"}, for JSON.
 
     The embedded pair, `count` prompts of mixed length, four guesses a round. A row each for float64 and float32, greedy
     and drawn: same (texts), of, and gaps: where texts part, how far apart in logits the target's two favourites are
     there. In float64 all must be the same; in float32 a greedy text may part at a near tie (below NEAR). Takes minutes.
     """
-    found = []
-    cases = [(dtype, heat) for dtype in ("float64", "float32") for heat in (0.0, 1.0)]
-    for dtype, heat in tqdm(cases, desc="identity", disable=not progress):
+
+    def compared(dtype: str, heat: float) -> dict:
         pair = load_pair(dtype=dtype, backend="fast")
         prompts = texts(pair.tokenizer, count)
         run = partial(generate, pair.target, prompts, ModelDrafter(pair.draft), Sampling(heat), 4)
         alone, batch = (run(max_new_tokens=tokens, stop=[], batch_size=rows).tokens for rows in (1, size))
         parted = [(p, a, b) for p, a, b in zip(prompts, alone, batch, strict=True) if not torch.equal(a, b)]
         gaps = [gap(pair.target, prompt + a[: (a != b).nonzero()[0, 0]].tolist()) for prompt, a, b in parted]
-        found.append({"dtype": dtype, "temperature": heat, "same": count - len(gaps), "of": count, "gaps": gaps})
+        return {"dtype": dtype, "temperature": heat, "same": count - len(gaps), "of": count, "gaps": gaps}
+
+    cases = [(dtype, heat) for dtype in ("float64", "float32") for heat in (0.0, 1.0)]
+    turns = tqdm(cases, desc="identity", disable=not progress)
+    found = [once(case, partial(compared, *case)) for case in turns]
     return {"batch": size, "tokens": tokens, "machine": experiments.machine(), "found": found}
 
 

@@ -3,6 +3,7 @@ that need no training; recorded without the text of a question or an answer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -12,8 +13,8 @@ from ..errors import InvalidArgument
 from ..files import digest
 from ..law.distributions import Sampling
 from ..model.language_model import BACKENDS, LanguageModel, Pair, load_model, load_pair
-from . import experiments, latency, machine, trials
-from .experiments import Way, predicted
+from . import experiments, latency, trials
+from .experiments import Once, Way, now, predicted, within
 from .trials import PLAIN
 
 LOOKUP, GUESSES = "lookup", 10  # a copy is free, and often long
@@ -80,6 +81,12 @@ def choose(
     return trials.choose(load, kinds, prompts, backends, dtypes)
 
 
+def forwards(model: LanguageModel, other: LanguageModel | None) -> dict:
+    """{"curve", "one"}: the width curve, and what a token costs the model that decodes plainly, if it is another."""
+    one = other and float(latency.width_curve(other, (1,), CONTEXT)["ms"][0])
+    return {"curve": experiments.rows(latency.width_curve(model, WIDTHS, CONTEXT)), "one": one}
+
+
 def measure(
     name: str | Path,
     entries: Sequence[Mapping[str, str]],
@@ -89,6 +96,7 @@ def measure(
     backends: Sequence[str] = BACKENDS,
     dtypes: Sequence[str] = trials.DTYPES,
     draft: str | Path | None = None,
+    once: Once = now,
     progress: bool = False,
 ) -> dict:
     """Speeds by category of a chat model's answers to `entries` ("category" and "prompt" each, see
@@ -97,35 +105,37 @@ def measure(
     At each temperature a trial on two of the prompts chooses backend and dtype for plain decoding and for lookup; all
     drafters run where lookup is fastest, a `draft` model among them if one is named, and the baseline is the best plain
     decoding. Returns {"machine", "settings", "tables", "trials"}, ready for JSON: a table has a row a method, for "all"
-    categories and for each; trials hold numbers alone. Raises InvalidArgument if the model has no chat template.
+    categories and for each; trials hold numbers alone. once: keeps what was chosen and each trial. Raises
+    InvalidArgument if the model has no chat template.
     """
     if tokens < 1 or repeats < 1 or not entries:
         raise InvalidArgument("categories need at least one prompt, one token and one repeat")
-    busy, load = machine.busy(), loader(name, draft)
+    load = loader(name, draft)
     first, _ = load("eager", dtypes[0])
     prompts = [[first.chat(entry["prompt"])] for entry in entries]
     categories = pd.Series([entry["category"] for entry in entries])
-    tables, kept = [], []
+    tables, numbers = [], []
     for temperature in temperatures:
-        sampling = Sampling(temperature)
-        chosen = choose(load, sampling, min(tokens, TRIED), [prompts[0], prompts[-1]], backends, dtypes)
-        alone, guided = chosen.ways[PLAIN], chosen.ways[LOOKUP]
+        sampling, kept = Sampling(temperature), within(once, temperature)
+        trial = partial(choose, load, sampling, min(tokens, TRIED), [prompts[0], prompts[-1]], backends, dtypes)
+        ways = kept("chosen", lambda trial=trial: trial().ways)
+        alone, guided = Way(*ways[PLAIN]), Way(*ways[LOOKUP])
         (model, small), (other, _) = load(*guided[1:]), load(*alone[1:])
-        curve = latency.width_curve(model, WIDTHS, CONTEXT)
-        one = None if model is other else latency.width_curve(other, (1,), CONTEXT)["ms"][0]
+        costs = kept("costs", partial(forwards, model, None if model is other else other))
+        curve, one = pd.DataFrame(costs["curve"]), costs["one"]
         board = drafters(model, temperature) | ({"draft model": (guessers.ModelDrafter(small), 4)} if small else {})
         methods = {alone: method(other, None, sampling, 0, tokens)}
         for who, (drafter, n) in board.items():
             methods[guided._replace(method=who)] = method(model, drafter, sampling, n, tokens)
-        frame = experiments.interleaved(methods, prompts, repeats, progress=progress)
+        frame = experiments.interleaved(methods, prompts, repeats, progress=progress, once=kept)
         frame = frame.assign(temperature=temperature, category=frame["prompt"].map(categories))
         for category, part in [("all", frame), *frame.groupby("category", sort=False)]:
             where = {"temperature": temperature, "category": category, "prompts": part["prompt"].nunique()}
             tables.append({**where, "methods": experiments.rows(table(part, curve, one, alone).reset_index())})
-        kept += experiments.rows(frame.drop(columns="text"))
+        numbers += experiments.rows(frame.drop(columns="text"))
     settings = {"model": first.name, "weights": getattr(first.model.config, "gguf_sha256", None), "tokens": tokens}
     settings |= {"repeats": repeats, "prompts": digest(*(entry["prompt"] for entry in entries))}
-    return {"machine": {**experiments.machine(), "busy": busy}, "settings": settings, "tables": tables, "trials": kept}
+    return {"machine": experiments.machine(), "settings": settings, "tables": tables, "trials": numbers}
 
 
 def by_category(record: dict, column: str = "speedup") -> pd.DataFrame:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -184,6 +184,20 @@ def without_end_of_text(*models) -> Iterator[None]:
             model.generation_config = config
 
 
+# a part's name and what does it -> its result, as JSON has it; a journal's keeps it, and does not do it again
+Once = Callable[[object, Callable[[], Any]], Any]
+
+
+def now(name: object, work: Callable[[], Any]) -> Any:
+    """`Once` without a journal."""
+    return work()
+
+
+def within(once: Once, part: object) -> Once:
+    """The same for what is done within a part: its names need be unique there alone."""
+    return lambda name, work: once([part, name], work)
+
+
 def interleaved(
     methods: Mapping[str | tuple, Method],
     prompts: Sequence[str],
@@ -191,11 +205,13 @@ def interleaved(
     seed: int = 0,
     progress: bool = True,
     between: Callable[[], None] = lambda: None,
+    once: Once = now,
 ) -> pd.DataFrame:
     """Every method on every prompt, taking turns, in an order that rotates: one row per method, prompt and repeat.
 
     Each method is warmed up once, unrecorded. The fields of a named tuple, such as `Way`, are columns, and a name is
     the method. between: is called before each prompt's first trial, for what is to be measured in the same minutes.
+    once: keeps each trial (see `Once`).
     """
     if not methods or not prompts or repeats < 1:
         raise InvalidArgument("interleaved needs at least one method, one prompt and one repeat")
@@ -205,14 +221,17 @@ def interleaved(
         for repeat, p in turns:
             first = (p + repeat) % len(names)
             for k, name in enumerate(names[first:] + names[:first]):
-                if name not in warm:
-                    methods[name](prompts[-1], seed)
-                    warm.add(name)
-                if k == 0:
-                    between()
+
+                def trial(k=k, name=name, p=p, repeat=repeat) -> dict:
+                    if name not in warm:
+                        methods[name](prompts[-1], seed)
+                        warm.add(name)
+                    if k == 0:
+                        between()
+                    return methods[name](prompts[p], seed + 1000 * repeat + p)
+
                 about = name._asdict() if isinstance(name, tuple) else {"method": name}
-                done = methods[name](prompts[p], seed + 1000 * repeat + p)
-                found.append({**about, "prompt": p, "repeat": repeat, **done})
+                found.append({**about, "prompt": p, "repeat": repeat, **once([name, p, repeat], trial)})
                 bar.update()
     return pd.DataFrame(found)
 
@@ -271,11 +290,11 @@ def rows(frame: pd.DataFrame) -> list[dict]:
     return json.loads(frame.to_json(orient="records", double_precision=6))
 
 
-def fastest(methods: Mapping, prompts: Sequence[str]):
+def fastest(methods: Mapping, prompts: Sequence[str], once: Once = now):
     """The key of the method with the most tokens/s on prompts set aside for choosing it."""
     keys = list(methods)
     if len(keys) > 1:
-        frame = interleaved({str(k): methods[key] for k, key in enumerate(keys)}, prompts, progress=False)
+        frame = interleaved({str(k): methods[key] for k, key in enumerate(keys)}, prompts, progress=False, once=once)
         return keys[int(speedups(frame, "0")["tokens_per_second"].idxmax())]
     return keys[0]
 
@@ -393,7 +412,12 @@ def round_means(
 
 
 def ladder(
-    prompts: int = 20, tokens: int = 128, dtype: str | None = None, backend: str = "eager", progress: bool = False
+    prompts: int = 20,
+    tokens: int = 128,
+    dtype: str | None = None,
+    backend: str = "eager",
+    once: Once = now,
+    progress: bool = False,
 ) -> dict:
     """Every embedded draft against plain decoding on held-out code at temperature 1; three of them also colder, greedy,
     and on prose.
@@ -405,20 +429,21 @@ def ladder(
     drafts = {name: load_model(name, dtype=dtype, backend=backend) for name in draft_names()}
     code, prose = (embedded.prompts(domain) for domain in ("code", "prose"))
     tuning, code, prose = code[-4:], code[:prompts], prose[:prompts]
-    widths = latency.width_curve(target, range(1, MAX_LENGTH + 2), 160)
-    c = {name: latency.cost_ratio(target, draft, 160) for name, draft in drafts.items()}
+    curve = once("widths", lambda: rows(latency.width_curve(target, range(1, MAX_LENGTH + 2), 160)))
+    widths = pd.DataFrame(curve)
+    c = once("c", lambda: {name: latency.cost_ratio(target, draft, 160) for name, draft in drafts.items()})
     names, summaries, trials = list(drafts), [], []
     few = list(dict.fromkeys([names[0], names[len(names) // 2], DEFAULT_DRAFT]))
     cases = ("code", code, 1.0, names), ("code", code, 0.7, few), ("code", code, 0.0, few), ("prose", prose, 1.0, few)
     for domain, texts, temperature, chosen in cases:
-        sampling = Sampling(temperature)
+        sampling, kept = Sampling(temperature), within(once, [domain, temperature])
         methods, gammas = {"plain": ours(target, None, sampling, 0, tokens)}, {}
-        own = interleaved(methods, tuning, progress=False)["text"]
+        own = interleaved(methods, tuning, progress=False, once=within(kept, "tuning"))["text"]
         for name in chosen:
             similar = [overlaps(target, drafts[name], *pair, sampling) for pair in zip(tuning, own, strict=True)]
             gammas[name] = advised_length(np.concatenate(similar).mean(), c[name], widths)
             methods[name] = ours(target, ModelDrafter(drafts[name]), sampling, gammas[name], tokens)
-        frame = interleaved(methods, texts, progress=progress).drop(columns=BY_ROUND)
+        frame = interleaved(methods, texts, progress=progress, once=kept).drop(columns=BY_ROUND)
         summary, where = (
             speedups(frame, "plain").join(acceptance(frame)),
             {"domain": domain, "temperature": temperature},
@@ -431,7 +456,7 @@ def ladder(
     return {
         "machine": machine(),
         "settings": {"prompts": len(code), "tokens": tokens, "dtype": dtype_of(target), "backend": backend},
-        "widths": rows(widths),
+        "widths": curve,
         "drafts": [{"draft": name, "parameters": model.parameters, "c": c[name]} for name, model in drafts.items()],
         "summary": rows(pd.concat(summaries)),
         "trials": rows(pd.concat(trials)),

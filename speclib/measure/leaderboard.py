@@ -22,7 +22,7 @@ from ..model import language_model
 from ..model.language_model import LanguageModel, Pair
 from ..model.quantized import rounded_copy, weight_bytes
 from . import experiments
-from .experiments import Method
+from .experiments import Method, Once, within
 
 # domain and temperature of each table
 SETTINGS = (("code", 1.0), ("code", 0.0), ("prose", 1.0), ("edit", 1.0), ("edit", 0.0))
@@ -112,26 +112,33 @@ def measure(
     tokens: int = 64,
     tuning: int = 2,
     settings: Sequence[tuple[str, float]] = SETTINGS,
+    once: Once = experiments.now,
     progress: bool = False,
 ) -> dict:
     """{"machine", "settings", "rows"}: one row per domain, temperature and drafter, with the "target" that wrote the
     text, ready for JSON.
 
-    predicted: as `experiments.predicted`, by the width curve. extra_per_token: target tokens computed and thrown away
-    for each emitted one.
+    once: keeps each trial. predicted: as `experiments.predicted`, by the width curve. extra_per_token: target tokens
+    computed and thrown away for each emitted one.
     """
-    c, widths = experiments.costs(pair, range(1, WIDEST + 1))
+
+    def timed() -> tuple[float, list[dict]]:
+        c, widths = experiments.costs(pair, range(1, WIDEST + 1))
+        return c, experiments.rows(widths)
+
+    c, curve = once("costs", timed)
+    widths = pd.DataFrame(curve)
     prices = dict(zip(widths["width"].tolist(), (widths["ms"] / widths["ms"][0]).tolist(), strict=True))
     found, rows = entries(pair, (c, prices)), []
     for domain, temperature in settings:
-        target, sampling = writer(pair.target, domain), Sampling(temperature)
+        target, sampling, kept = writer(pair.target, domain), Sampling(temperature), within(once, [domain, temperature])
         texts = long_enough(domain, pair.tokenizer, tokens, prompts + tuning)
         methods, lengths = {"plain": experiments.ours(target, None, sampling, 0, tokens)}, {}
         for name, entry in found.items():
             tried = {k: entry.method(target, sampling, length, tokens) for k, length in enumerate(entry.lengths)}
-            best = experiments.fastest(tried, texts[-tuning:])
+            best = experiments.fastest(tried, texts[-tuning:], within(kept, name))
             methods[name], lengths[name] = tried[best], entry.lengths[best]
-        frame = experiments.interleaved(methods, texts[:prompts], progress=progress)
+        frame = experiments.interleaved(methods, texts[:prompts], progress=progress, once=kept)
         sums = frame.groupby("method")[["tokens", "target_forwards", "proposed", "draft_seconds"]].sum()
         drafting = sums["draft_seconds"] / (widths["ms"][0] / 1e3)
         table = experiments.table(frame, "plain").assign(
