@@ -1,10 +1,15 @@
 """The recorded acceptance by position, and what it foretells."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
+from models import tiny_with_text
 
-from speclib import experiments
+from speclib import bench, embedded, experiments
+from speclib.__main__ import main
+from speclib.measure import hazard
+from speclib.model.language_model import Pair
 from speclib.workbook import n06
 
 RECORD = experiments.recorded("hazard")
@@ -25,20 +30,38 @@ def test_half_of_the_rounds_are_too_few_for_that():
 
 def test_one_rate_for_all_positions_foretells_less():
     """From rounds of eight guesses, by the formula with alpha: short lengths come out too high."""
-    row = n06.pooled([row for row in n06.together(RECORD) if row["gamma"] == 8])
-    two = n06.pooled([row for row in n06.together(RECORD) if row["gamma"] == 2])
+    row = hazard.pooled([row for row in n06.together(RECORD) if row["gamma"] == 8])
+    two = hazard.pooled([row for row in n06.together(RECORD) if row["gamma"] == 2])
     assert 1 + row["alpha"] + row["alpha"] ** 2 > 1.005 * two["tokens"]
     assert row["hazard"][0] < row["alpha"] < row["hazard"][-1] and row["share"] < row["alpha"]
 
 
 def test_what_is_counted():
     rounds = [
-        SimpleNamespace(row=0, drafted=[0] * n, accepted=a, overlaps=[b] * n, stop_probs=[1 - b, b * (1 - b), b * b])
+        SimpleNamespace(drafted=[0] * n, accepted=a, overlaps=[b] * n, stop_probs=[1 - b, b * (1 - b), b * b])
         for n, a, b in [(2, 2, 0.9), (2, 0, 0.2), (2, 1, 0.8), (2, 2, 0.5), (1, 1, 0.3)]
     ]
-    found = n06.acceptance_of(rounds, 2)  # the short round does not count
+    found = hazard.acceptance_of(rounds, 2)  # the short round does not count
     assert found["reached"] == [4, 3] and found["hazard"] == pytest.approx([0.6, 2.2 / 3])
     assert found["share"] == 5 / 8 and found["alpha"] == pytest.approx(4.6 / 7)
     assert found["tokens"] == pytest.approx(1 + sum(b + b * b for b in (0.9, 0.2, 0.8, 0.5)) / 4)
-    both = n06.pooled([found, found])
+    both = hazard.pooled([found, found])
     assert both["rounds"] == 8 and both["hazard"] == pytest.approx(found["hazard"]) and both["reached"] == [8, 6]
+
+
+def test_the_command_records_what_the_notebook_reads(monkeypatch, tmp_path, capsys):
+    """Every domain and length twice, and the same command the same numbers: nothing of it is a time."""
+    pair = Pair(tiny_with_text(0, 2), tiny_with_text(1, 1))
+    monkeypatch.setattr(bench, "load_pair", lambda **_: pair)
+    monkeypatch.setattr(embedded, "prompts", lambda domain: ["some text", "more"])
+    records = []
+    for name in ("a.json", "b.json"):
+        assert main(["bench", "hazard", "--quick", "--out", str(tmp_path / name)]) == 0
+        records.append(json.loads((tmp_path / name).read_text()))
+    assert records[0] | {"machine": None} == records[1] | {"machine": None}
+    assert set(records[0]) == set(RECORD)
+    assert records[0]["settings"] == RECORD["settings"] | {"prompts": 2, "new_tokens": 24}
+    for half in ("first", "second"):
+        found = [(row["domain"], row["gamma"]) for row in records[0][half]]
+        assert found == [(row["domain"], row["gamma"]) for row in RECORD[half]]
+    assert records[0]["first"] != records[0]["second"] and "first recording" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from .. import console, embedded
 from ..errors import InvalidArgument
 from ..files import check_folder, check_output, replacing, write_text
 from ..law.distributions import Sampling
-from ..measure import batches, categories, experiments, growth, latency, leaderboard, machine, published, trials
+from ..measure import batches, categories, experiments, growth, hazard, latency, leaderboard, machine, published, trials
 from ..measure.journal import Journal
 from ..model.language_model import BACKENDS, TARGET, load_model, load_pair
 from . import pairs
@@ -145,6 +145,13 @@ def growing(args: argparse.Namespace) -> tuple[dict, Said]:
     return {"machine": experiments.machine(), **found}, said
 
 
+def acceptance(args: argparse.Namespace) -> tuple[dict, Said]:
+    """how often guesses are kept by their position in a round, which notebook 06 shows"""
+    few = {"prompts": 2, "tokens": 24} if args.quick else {}
+    record = hazard.measure(load_pair(backend="fast"), **few, once=args.once, progress=args.progress)
+    return record, [(f"{half} recording", pd.DataFrame(record[half])) for half in hazard.HALVES]
+
+
 def layouts(args: argparse.Namespace) -> tuple[dict, Said]:
     """forwards over 1 to 16 tokens with weights as they lie, laid out and as chosen here"""
     record, said = {"machine": experiments.machine(), "context": pairs.CONTEXT, "curves": {}, "over_the_better": {}}, []
@@ -219,6 +226,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[argparse.Namespace], tuple[dict, Said]],
     ),
     "published": (sizes, {"dtype": {"default": "float32", "choices": DTYPES, "help": "of the weights"}}),
     "growth": (growing, {"dtype": {}}),
+    "hazard": (acceptance, {}),
     "layouts": (layouts, {"target": {}, "dtypes": {}}),
     "batches": (several, OF_BATCHES),
 }

@@ -6,6 +6,7 @@ import pandas as pd
 
 from ..law import statistics, theory
 from ..loop.trace import Trace
+from ..measure.hazard import pooled
 from . import common
 from .common import ACCEPTED, PREDICTED, REJECTED, TARGET, box, chance, exercise, integer, plt, tight, width_prices
 
@@ -59,34 +60,6 @@ def streaks(runs: list[int], alpha: float, gamma: int) -> plt.Figure:
     axis.set(xlabel=f"accepted guesses of {gamma}", ylabel="share of rounds")
     axis.legend()
     return tight(figure)
-
-
-def acceptance_of(rounds, gamma: int) -> dict:
-    """Of the rounds of a trace with all gamma guesses: tokens per round, alpha, accepted share, hazard and how often
-    each position was reached. Tokens are the mean of the rule's own law, not of its coins.
-    """
-    full = [r for r in rounds if len(r.drafted) == gamma]
-    tokens = [1 + np.dot(range(gamma + 1), r.stop_probs) for r in full]
-    hazard, reached = theory.hazard_by_position((r.overlaps, r.accepted) for r in full)
-    return {
-        "gamma": gamma,
-        "rounds": len(full),
-        "tokens": float(np.mean(tokens)),
-        "share": sum(r.accepted for r in full) / (gamma * len(full)),
-        "hazard": hazard.tolist(),
-        "reached": reached.tolist(),
-        "alpha": float(np.average(hazard, weights=reached)),
-    }
-
-
-def pooled(rows: list[dict], domain: str = "all") -> dict:
-    """The rows of `acceptance_of` at one length as one: all rounds together."""
-    rounds, reached = [row["rounds"] for row in rows], np.array([row["reached"] for row in rows])
-    means = {name: float(np.average([row[name] for row in rows], weights=rounds)) for name in ("tokens", "share")}
-    hazard = np.average([row["hazard"] for row in rows], axis=0, weights=reached)
-    alpha = float(np.average(hazard, weights=reached.sum(0)))
-    whole = {"domain": domain, "gamma": rows[0]["gamma"], "rounds": sum(rounds), **means}
-    return whole | {"hazard": hazard.tolist(), "reached": reached.sum(0).tolist(), "alpha": alpha}
 
 
 def together(record: dict) -> list[dict]:
