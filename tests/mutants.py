@@ -207,7 +207,7 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("fast: changes through .data are not seen", "model/language_model.py", "now = fast.fingerprint(self.model, numbers=True)", "now = fast.fingerprint(self.model)", PROBE),
     ("fast: hooks are not seen", "model/fast.py", "map(_hooks, (m._forward_hooks, m._forward_pre_hooks))", "()", PROBE),
     ("fast: weights are laid out once and for all", "model/language_model.py", "if now != self._made_of:", "if self.decoder is None:", PROBE),
-    ("layer skip: what was made of the old weights is kept", "drafters/layer_skip.py", "if self._made is None or self._made[0] != met:", "if self._made is None:", PROBE),
+    ("layer skip: what was made of the old weights is kept", "drafters/base.py", "if now != self.made_of:", "if self.made is None:", PROBE),
     ("heads: the caller's module is cast", "drafters/base.py", "return deepcopy(module).to(device, dtype)", "return module.to(device, dtype)", PROBE),
     ("vocabulary counted", "model/language_model.py", "return max(tokenizer.get_vocab().values())", "return len(tokenizer) - 1", PROBE),
     ("a draft narrower than the target's tokens is taken", "model/language_model.py", "if (rows := min(draft.source_rows, draft.input_rows)) < target.vocabulary:", "if (rows := 0) > 0:", PROBE),

@@ -114,6 +114,17 @@ def test_the_command_teaches_readers_of_another_target(folder, tmp_path, monkeyp
         drafted = {token for round in out.trace.rounds for token in round.drafted}
         assert drafted <= set(reader.kept.tolist())
     assert main(["train", *options]) == 0 and "finished already" in capsys.readouterr().out
+    data = tmp_path / "data"
+    (data / "models" / "small-eagle" / "older").mkdir(parents=True)
+    monkeypatch.setattr(embedded, "DATA", data)
+    monkeypatch.setattr(embedded, "REGISTRY", data / "registry.txt")
+    monkeypatch.setattr(embedded, "CHECKOUT", True)
+    assert main(["train", *options, "eagle", "--install"]) == 0, "what is named, and nothing of the embedded pair's"
+    assert [path.name for path in (data / "models").iterdir()] == ["small-eagle"]
+    registered = [line.split()[0] for line in (data / "registry.txt").read_text().splitlines()]
+    assert sorted(registered) == [
+        f"models/small-eagle/{name}" for name in ("card.json", "config.json", "model.safetensors")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +134,7 @@ def test_the_command_teaches_readers_of_another_target(folder, tmp_path, monkeyp
         (["--target", "{target}"], "has no chat template"),
         (["--target", "{t5}"], "no model of Llama's shape"),
         (["--target", "{target}", "draft"], "no recipe is called draft; choose from eagle, block"),
-        (["--target", "{target}", "--install"], "install afterwards"),
+        (["--target", "{target}", "--corpus", "x.txt"], "without --corpus"),
     ],
 )
 def test_what_cannot_teach_is_said_before_any_work(options, message, tmp_path, capsys):

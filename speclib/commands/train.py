@@ -80,8 +80,8 @@ def run(args: argparse.Namespace) -> int:
     known = readers.OTHERS if args.target else MODELS
     if unknown := set(args.models) - known.keys():
         raise TrainingError(f"no recipe is called {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
-    if args.target and (args.corpus or args.install):
-        raise TrainingError("--target learns from the target's own answers, without --corpus; install afterwards")
+    if args.target and args.corpus:
+        raise TrainingError("--target learns from the target's own answers, without --corpus")
     if args.install and not embedded.CHECKOUT:
         raise TrainingError("--install puts models into the data/ of a checkout, and this is an installed package")
     out = args.out
@@ -101,7 +101,11 @@ def run(args: argparse.Namespace) -> int:
         found = ", ".join(f"{key.replace('_', ' ')} {card[key]}" for key in card if key.startswith("held_out"))
         print(f"{recipe.name}: {found} after {card['tokens_seen']:,} tokens, in {path}")
     if args.install:
-        install(out, texts)
+        install([out / recipe.name for _, recipe in asked] if args.target else finished_models(out))
+        if not args.target:
+            shutil.copy(out / "corpus.json", embedded.DATA / "models" / "corpus.json")
+            prompts.write_prompts(texts.held_out, texts.tokenizer, embedded.DATA / "prompts" / "held_out.json")
+        print(f"installed to {embedded.DATA}; {embedded.write_registry()} files registered")
     return 0
 
 
@@ -142,17 +146,19 @@ def _read(file: str | None, out: Path) -> corpus.Corpus:
     return corpus.Corpus(tokenizer, learnt, held_out, tokens, np.array(held))
 
 
-def install(out: Path, texts: corpus.Corpus) -> None:
-    """Copies every finished model to data/models, writes prompts and registry."""
-    for card in sorted(card for card in out.glob("*/card.json") if card.parent.name not in UNSHIPPED):
-        with replacing(embedded.DATA / "models" / card.parent.name) as folder:
-            shutil.copytree(card.parent, folder)
+def finished_models(out: Path) -> list[Path]:
+    """The folders of all that was trained there and ships."""
+    return sorted(card.parent for card in out.glob("*/card.json") if card.parent.name not in UNSHIPPED)
+
+
+def install(models: list[Path]) -> None:
+    """Copies finished models to data/models, each as a whole in place of the old one."""
+    for model in models:
+        with replacing(embedded.DATA / "models" / model.name) as folder:
+            shutil.copytree(model, folder)
             for file in folder.glob("tokenizer.json"):  # written for reading, at twice the size
                 content = json.loads(file.read_text("utf-8"))
                 write_text(file, json.dumps(content, ensure_ascii=False, separators=(",", ":")))
-    shutil.copy(out / "corpus.json", embedded.DATA / "models" / "corpus.json")
-    prompts.write_prompts(texts.held_out, texts.tokenizer, embedded.DATA / "prompts" / "held_out.json")
-    print(f"installed to {embedded.DATA}; {embedded.write_registry()} files registered")
 
 
 def _tokenizer(documents: list[corpus.Document], folder: Path) -> PreTrainedTokenizerFast:

@@ -7,6 +7,7 @@ distribution the tokens were drawn from. A guess that involves no chance is a po
 from collections.abc import Callable, Generator, Hashable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,9 +50,18 @@ def placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mo
     return deepcopy(module).to(device, dtype)
 
 
-def made_of(target, module: nn.Module | None) -> tuple:
-    """What a decoder made of a target's weights and a module's depends on, to be compared later."""
-    return target, target.made_of(), module and fingerprint(module, numbers=True)
+class Kept:
+    """What a drafter makes of a target's weights and its own module's, kept as long as the next text is the same
+    target's and both have the same weights: fusing them takes longer than a round."""
+
+    def __init__(self, make: Callable[..., Any], module: nn.Module | None):
+        self.make, self.module, self.made_of, self.made = make, module, None, None
+
+    def __call__(self, target) -> Any:
+        now = target, target.made_of(), self.module and fingerprint(self.module, numbers=True)
+        if now != self.made_of:
+            self.made_of, self.made = now, self.make(target)
+        return self.made
 
 
 # What a session at work is: it hands out the forwards that it needs, is sent what came of each, and returns its Draft.

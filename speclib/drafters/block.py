@@ -26,7 +26,7 @@ from ..model import fast
 from ..model.batch import Batch
 from ..model.context import Context, Drawing, Guess, Guesses, Read
 from ..model.fast import Decoder
-from .base import Drafter, made_of, placed
+from .base import Drafter, Kept, placed
 from .eagle import Eagle, EagleContext, EagleSession, decoder
 
 
@@ -85,18 +85,18 @@ class BlockDrafter(Drafter):
         if claim not in ("marginal", "point"):
             raise InvalidArgument(f"claim must be 'marginal' or 'point', not {claim!r}")
         self.block, self.claim = block, claim
-        self._made: tuple[tuple, Block, Decoder] | None = None  # the target last met, and what was made for it
+        self._kept = Kept(self._made, block)
 
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> EagleSession:
         target = context.language_model
         context.wants_hidden = True
-        met = made_of(target, self.block)
-        if self._made is None or self._made[0] != met:
-            own = placed(self.block, target.device, target.dtype)
-            self._made = (met, own, decoder_of(own, target))
-        _, own, made = self._made
+        own, made = self._kept(target)
         claimed = replace(sampling, temperature=0) if self.claim == "point" else sampling
         return EagleSession(context, BlockContext(target, made, own, context.batch, claimed), sampling, draw)
+
+    def _made(self, target) -> tuple[Block, Decoder]:
+        own = placed(self.block, target.device, target.dtype)
+        return own, decoder_of(own, target)
 
     def lengths(self, n: int) -> set[int]:
         return {min(n, self.block.count)}

@@ -28,7 +28,7 @@ from ..model.compiled import Cache, CompiledContext, Law, Program, Programs
 from ..model.context import Context, Drawing, Guess, Guesses, Logits, Read
 from ..model.fast import Decoder, FastContext
 from ..model.products import product
-from .base import Draft, Drafter, Drafting, Guessed, Session, always, drawing, made_of, placed
+from .base import Draft, Drafter, Drafting, Guessed, Kept, Session, always, drawing, placed
 
 REAL, REAL_SHAPE = "smollm2-eagle", (576, 30, 49_152)  # of the eagle for SmolLM2; width, layers, vocabulary
 
@@ -88,24 +88,22 @@ class EagleDrafter(Drafter):
 
     def __init__(self, eagle: Eagle):
         self.eagle = eagle
-        self._made: tuple[tuple, Eagle, Decoder, Programs | None] | None = (
-            None  # the target last met, and what was made for it: weights are fused once
-        )
+        self._kept = Kept(self._made, eagle)
 
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> "EagleSession":
         target = context.language_model
         context.wants_hidden = True
-        met = made_of(target, self.eagle)
-        if self._made is None or self._made[0] != met:
-            own = placed(self.eagle, target.device, target.dtype)
-            made = decoder(own, target)
-            self._made = (met, own, made, Programs(made, "eagle", target.vocabulary) if target.programs else None)
-        _, own, made, programs = self._made
+        own, made, programs = self._kept(target)
         if programs is None or context.batch:
             reading = EagleContext(target, made, own, context.batch)
         else:
             reading = CompiledEagleContext(target, made, own, programs)
         return EagleSession(context, reading, sampling, draw)
+
+    def _made(self, target) -> "tuple[Eagle, Decoder, Programs | None]":
+        own = placed(self.eagle, target.device, target.dtype)
+        made = decoder(own, target)
+        return own, made, Programs(made, "eagle", target.vocabulary) if target.programs else None
 
 
 def decoder(eagle: Eagle, target) -> Decoder:

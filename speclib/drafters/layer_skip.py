@@ -21,7 +21,7 @@ from ..law.distributions import Draw, Sampling
 from ..model import fast
 from ..model.context import Context
 from ..model.fast import Decoder, FastContext
-from .base import Drafter, Drafting, always, made_of, placed
+from .base import Drafter, Drafting, Kept, always, placed
 from .model import ModelSession
 
 
@@ -78,16 +78,11 @@ class LayerSkipDrafter(Drafter):
                 f"there is no trained exit after layer {layers}, only after {', '.join(map(str, exits.layers))}"
             )
         self.layers, self.exits = layers, exits
-        self._made: tuple[tuple, Decoder] | None = (
-            None  # the target last met and its decoder cut short: weights are fused once
-        )
+        self._kept = Kept(self.shortened, exits)
 
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> ModelSession:
         target = context.language_model
-        met = made_of(target, self.exits)
-        if self._made is None or self._made[0] != met:
-            self._made = (met, self.shortened(target))
-        decoder = self._made[1]
+        decoder = self._kept(target)
         reading = (SharedContext if isinstance(context, FastContext) else ShortContext)(context, decoder)
         session = SharedSession if isinstance(reading, SharedContext) else ModelSession
         return session(reading, target.vocabulary, sampling, draw)
