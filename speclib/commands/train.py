@@ -16,15 +16,17 @@ from transformers.utils import logging as transformers_logging
 from .. import embedded
 from ..errors import TrainingError
 from ..files import check_folder, reading, replacing, write_text
+from ..measure import experiments
 from ..measure.machine import usual_dtype
 from ..model import gguf
 from ..model.language_model import load_model
-from ..training import corpus, dialogue, editor, prompts, readers, seq2seq, train
+from ..training import corpus, dialogue, editor, loop, prompts, readers, seq2seq, train
 from ..training.recipes import LADDER, SHALLOW, TARGET, UNSHIPPED
 from ..training.state import finished, read_card
 from ..training.tokenizer import train_tokenizer
 from .options import command, count
 
+SEEDS, RECORD = 3, "losses.json"  # of the comparison of losses
 CAUSAL = (SHALLOW, TARGET, *LADDER)
 # What can be asked for: (how it is trained, recipes), in an order in which each finds finished what it needs.
 MODELS = {recipe.name: (train.train, [recipe]) for recipe in CAUSAL}
@@ -62,6 +64,11 @@ def add_parser(subparsers) -> None:
             "default": False,
             "help": "afterwards copy the finished models to data/ and write the registry",
         },
+        "losses": {
+            "default": False,
+            "help": "train eagle (or block) by each loss instead, three seeds each, and write what overlaps they reach "
+            f"to {RECORD}",
+        },
     }
     parser = command(subparsers, "train", run, options, **about)
     parser.add_argument(
@@ -74,10 +81,35 @@ def add_parser(subparsers) -> None:
     )
 
 
+def compare(args: argparse.Namespace) -> int:
+    """Trains the named readers of a target, the embedded one if none is named, by each loss, everything else alike, and
+    records the overlap of each guess with the target on held-out text."""
+    folder, rows = args.out / "losses", []
+    if args.target:
+        texts, asked = _other(args, args.out)
+    else:
+        place = embedded.fetch(f"models/{TARGET.name}")
+        texts = _read(args.corpus, folder, _read_tokenizer(place))
+        names = args.models or ["eagle"]
+        asked = [(partial(readers.train, other=place), readers.READERS[name]) for name in names]
+    for make, reader in asked:
+        for loss, seed in [(loss, args.seed + k) for k in range(SEEDS) for loss in loop.LOSSES]:
+            tokens = args.tokens or reader.tokens
+            name = f"{loss}-{seed}-{reader.name}"
+            one = dataclasses.replace(reader, name=name, loss=loss, tokens=tokens, samples=0.0)  # given text alone
+            if not finished(folder / one.name, recipe=repr(one), seed=seed):
+                make(one, texts, folder, seed, not args.no_compile)
+            overlaps = read_card(folder / one.name)["held_out_overlap"]
+            print(f"{reader.name} by {loss}, seed {seed}:", *(f"{value:.3f}" for value in overlaps))
+            rows.append({"reader": reader.name, "loss": loss, "seed": seed, "tokens": tokens, "overlaps": overlaps})
+    write_text(embedded.RESULTS / RECORD, json.dumps({"machine": experiments.machine(), "rows": rows}) + "\n")
+    return 0
+
+
 def run(args: argparse.Namespace) -> int:
     """Trains what `args` asks for, skipping what is finished. Returns the exit code."""
     transformers_logging.disable_progress_bar()
-    known = readers.OTHERS if args.target else MODELS
+    known = readers.OTHERS if args.target or args.losses else MODELS
     if unknown := set(args.models) - known.keys():
         raise TrainingError(f"no recipe is called {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
     if args.target and args.corpus:
@@ -86,6 +118,8 @@ def run(args: argparse.Namespace) -> int:
         raise TrainingError("--install puts models into the data/ of a checkout, and this is an installed package")
     out = args.out
     check_folder(out)
+    if args.losses:
+        return compare(args)
     if args.target:
         texts, asked = _other(args, out)
     else:
@@ -136,12 +170,13 @@ def _weights(name: str) -> Path:
     return folder
 
 
-def _read(file: str | None, out: Path) -> corpus.Corpus:
-    """The corpus, its tokenizer and tokens, kept in `out` between runs."""
+def _read(file: str | None, out: Path, tokenizer: PreTrainedTokenizerFast | None = None) -> corpus.Corpus:
+    """The corpus and its tokens, kept in `out` between runs, like its tokenizer, unless one is given."""
     learnt, held_out = corpus.split(corpus.text_file(file) if file else corpus.python_source())
     corpus.write_manifest(learnt, held_out, out / "corpus.json")
-    tokenizer = _tokenizer(learnt, out / "tokenizer")
-    _check_tokenizers(tokenizer, out)
+    if tokenizer is None:
+        tokenizer = _tokenizer(learnt, out / "tokenizer")
+        _check_tokenizers(tokenizer, out)
     tokens, held = (corpus.tokenized(documents, tokenizer, out / "cache") for documents in (learnt, held_out))
     return corpus.Corpus(tokenizer, learnt, held_out, tokens, np.array(held))
 
