@@ -17,11 +17,11 @@ BUDGETS = {  # room: (code lines at most, what it ought to come down to)
     "model": (1700, 850),
     "drafters": (1310, 1150),
     "loop": (915, 550),
-    "measure": (1340, 650),
+    "measure": (1345, 650),
     "training": (1220, 800),
     "museum": (440, 400),
     "exactness": (950, 950),
-    "workbook": (3045, 1500),
+    "workbook": (3035, 1500),
     "commands": (1150, 450),
     ".": (295, 250),
 }

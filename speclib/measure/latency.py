@@ -261,6 +261,13 @@ def bytes_and_operations(language_model: LanguageModel, width: int = 1) -> tuple
     return weights * output.element_size(), 2 * weights * width
 
 
+def copy_speed(device: torch.device | str = "cpu", megabytes: int = 64, min_seconds: float = 0.3) -> float:
+    """Bytes a second that a loop copying an array larger than any cache moves: read and written ones count."""
+    source = torch.ones(megabytes * 2**20 // 4, device=device)
+    ms = timed("into.copy_(source)", min_seconds, into=torch.empty_like(source), source=source)
+    return 2 * source.numel() * source.element_size() / (ms / 1e3)
+
+
 def roofline(
     device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, min_seconds: float = 0.3
 ) -> dict[str, float]:

@@ -25,7 +25,7 @@ def race(traces: list, labels: tuple[str, ...] = ("speculative", "plain"), until
     axis.set(xlabel="seconds", ylabel="new tokens", title="The same target, the same prompt, on this machine")
     axis.set_xlim(0, 1.03 * max(t.seconds for t in traces))
     axis.set_ylim(0, 1.05 * max(sum(len(r.emitted) for r in t.rounds) for t in traces))
-    axis.legend(loc="upper left")
+    axis.legend(loc="lower right")
     return tight(figure)
 
 

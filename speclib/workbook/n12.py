@@ -16,7 +16,7 @@ def waits(table) -> plt.Figure:
         left = [a + b for a, b in zip(left, table[part], strict=True)]
     axis.invert_yaxis()
     axis.set(xlabel="ms of a forward over one token")
-    axis.legend(fontsize=9, loc="lower right")
+    axis.legend(fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncol=len(PARTS))
     return tight(figure)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from torch.utils.benchmark import Timer
 
 from .. import embedded
 from ..drafters.eagle import REAL
@@ -21,7 +20,7 @@ from ..measure.machine import busy
 from ..model import gguf
 from ..model.language_model import LanguageModel, load_model
 from ..training.state import read_card
-from .common import ACCEPTED, MARKERS, PREDICTED, TARGET, exercise, plt, real_model, tight
+from .common import ACCEPTED, PREDICTED, TARGET, exercise, plt, real_model, tight
 
 RECORD, RECORDING = "real_model", "SPECLIB_RECORD"  # data/results/real_model.json, and who writes it
 CHOSEN = {"explanation": 0, "code": 9, "sums": 20, "rewriting": 27, "lists": 41}  # of the chat prompts
@@ -69,15 +68,6 @@ def entries() -> list[dict[str, str]]:
 def taught() -> dict:
     """The card of the eagle that learnt from this notebook's model."""
     return read_card(embedded.fetch(f"models/{REAL}"))
-
-
-def copy_speed(megabytes: int = 64) -> float:
-    """Bytes a second that a loop copying an array larger than any cache moves: read and written ones count."""
-    source = torch.ones(megabytes * 2**20 // 4)
-    kinds = {"into": torch.empty_like(source), "source": source}
-    timer = Timer("into.copy_(source)", globals=kinds, num_threads=torch.get_num_threads())
-    seconds = timer.blocked_autorange(min_run_time=0.3).median
-    return 2 * source.numel() * 4 / seconds
 
 
 def waits(rows: list[dict], weights: float, speed: float) -> plt.Figure:
@@ -144,17 +134,17 @@ def positions(trials: list[dict], method: str, edges: tuple[int, ...] = (0, 16, 
 
 
 def side_by_side(table: pd.DataFrame) -> plt.Figure:
-    """Predicted against measured speed-ups, with intervals, a marker a guesser."""
-    figure, axis = plt.subplots(figsize=(5.4, 4.6))
-    for (name, row), marker, colour in zip(
-        table.iterrows(), MARKERS, sns.color_palette("colorblind", len(table)), strict=False
-    ):
-        ends = [[max(0, row["speedup"] - row["low"])], [max(0, row["high"] - row["speedup"])]]
-        axis.errorbar(row["predicted"], row["speedup"], yerr=ends, fmt=marker, color=colour, capsize=3, label=name)
-    low, high = (f([*table["predicted"], *table["speedup"], 1]) for f in (min, max))
-    axis.plot([low, high], [low, high], "--", color="black", linewidth=1)
-    axis.set(xlabel="predicted from the width curve", ylabel="measured", title="Times plain decoding")
-    axis.legend(fontsize=9)
+    """Speed-ups, a row a guesser: measured as a dot with its interval, predicted as a tick."""
+    figure, axis = plt.subplots(figsize=(8, 0.5 * len(table) + 1.3))
+    rows = np.arange(len(table))
+    ends = [(table["speedup"] - table["low"]).clip(lower=0), (table["high"] - table["speedup"]).clip(lower=0)]
+    axis.errorbar(table["speedup"], rows, xerr=ends, fmt="o", color=ACCEPTED, capsize=3, label="measured")
+    axis.plot(table["predicted"], rows, "|", color=TARGET, markersize=18, markeredgewidth=3, label="predicted")
+    axis.axvline(1, color="black", linestyle="--", linewidth=1)
+    axis.set_yticks(rows, table.index)
+    axis.invert_yaxis()
+    axis.set(xlabel="times plain decoding")
+    axis.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     return tight(figure)
 
 
