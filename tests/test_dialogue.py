@@ -3,6 +3,7 @@ gave, and a reader taught by them."""
 
 import dataclasses
 import json
+import re
 from functools import partial
 
 import numpy as np
@@ -12,8 +13,9 @@ from models import small_chat
 from safetensors.torch import load_file
 from torch.nn.functional import log_softmax
 
-from speclib import Sampling, embedded, generate, load_model
+from speclib import Sampling, embedded, experiments, generate, load_model
 from speclib.__main__ import main
+from speclib.commands import train
 from speclib.drafters import BlockDrafter, EagleDrafter
 from speclib.drafters.block import read_block
 from speclib.drafters.eagle import read_eagle
@@ -125,6 +127,28 @@ def test_the_command_teaches_readers_of_another_target(folder, tmp_path, monkeyp
     assert sorted(registered) == [
         f"models/small-eagle/{name}" for name in ("card.json", "config.json", "model.safetensors")
     ]
+
+
+def test_losses_are_compared_with_all_else_alike(folder, tmp_path, monkeypatch, capsys):
+    """Everything but the loss and the seed is one recipe; what is finished is not trained again."""
+    monkeypatch.setattr(dialogue, "python_source", lambda: SOURCE)
+    monkeypatch.setattr(dialogue, "split", lambda documents: (documents[:3], documents[3:]))
+    few = {"rows": 2, "width": 64, "keeps": 300}
+    monkeypatch.setattr(readers, "OTHERS", {"eagle": dataclasses.replace(readers.OTHERS["eagle"], **few)})
+    monkeypatch.setattr(train, "SEEDS", 2)
+    monkeypatch.setattr(embedded, "RESULTS", tmp_path / "results")
+    command = ["train", "--target", str(folder), "--losses", "--answers", "2000", "--tokens", "256", "--no-compile"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    record = experiments.recorded("losses")
+    assert [(row["loss"], row["seed"]) for row in record["rows"]] == [(x, k) for k in range(2) for x in loop.LOSSES]
+    cards = [json.loads(path.read_text("utf-8")) for path in (tmp_path / "losses").glob("*/card.json")]
+    recipes = {re.sub(r"(name|loss)='[^']*'", "", card["identity"]["recipe"]) for card in cards}
+    assert len(cards) == 2 * len(loop.LOSSES) and len(recipes) == 1
+    weights = {path.read_bytes() for path in (tmp_path / "losses").glob("*/model.safetensors")}
+    assert len(weights) == len(cards) and {len(row["overlaps"]) for row in record["rows"]} == {readers.STEPS}
+    capsys.readouterr()
+    assert main([*command, "--out", str(tmp_path)]) == 0 and experiments.recorded("losses")["rows"] == record["rows"]
+    assert capsys.readouterr().out.count("finished already") == len(cards)
 
 
 @pytest.mark.parametrize(

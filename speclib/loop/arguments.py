@@ -81,10 +81,7 @@ def _ids(target: LanguageModel, row: int, prompt) -> list[int]:
         prompt = target.tokenizer(prompt)["input_ids"]
     if isinstance(prompt, Mapping):
         if {"role", "content"} <= prompt.keys():
-            raise InvalidArgument(
-                "prompts are chat messages; turn them into one with tokenizer.apply_chat_template(messages, "
-                "add_generation_prompt=True)"
-            )
+            raise InvalidArgument("prompts are chat messages; target.chat(messages) makes one prompt of them")
         raise InvalidArgument(f"prompt {row} is a {type(prompt).__name__}; prompts must be {FORMS}")
     ids = _plain(prompt)
     if not isinstance(ids, list):
