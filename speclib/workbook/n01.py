@@ -60,16 +60,8 @@ def where_time_goes(profiles: dict) -> plt.Figure:
     for row, (name, table) in enumerate(profiles.items()):
         left = 0.0
         for k, part in enumerate(table.itertuples()):
-            label = part.kind if row == 0 else None
-            axis.barh(
-                name,
-                part.ms,
-                left=left,
-                label=label,
-                color=sns.color_palette("colorblind")[k],
-                hatch=hatches[k % len(hatches)],
-                edgecolor="white",
-            )
+            look = {"color": f"C{k}", "hatch": hatches[k % len(hatches)], "edgecolor": "white"}
+            axis.barh(name, part.ms, left=left, label=part.kind if row == 0 else None, **look)
             left += part.ms
         axis.text(left, row, f" {left:.1f} ms", va="center")
     axis.set(xlabel="ms of one forward over one token")
