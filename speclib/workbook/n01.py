@@ -10,22 +10,13 @@ from .common import ACCEPTED, REJECTED, TARGET, box, choice, exercise, plt, tigh
 def cached_against_uncached(rows: list[dict]) -> plt.Figure:
     """Milliseconds for one more token against the length of the text, with and without a cache."""
     figure, axis = plt.subplots()
-    lengths = [r["length"] for r in rows]
-    axis.plot(
-        lengths,
-        [r["uncached"] for r in rows],
-        marker="s",
-        linestyle="--",
-        color=REJECTED,
-        label="no cache: read everything again",
-    )
-    axis.plot(lengths, [r["cached"] for r in rows], marker="o", color=ACCEPTED, label="cached: read the newest token")
-    axis.set(
-        xlabel="tokens in the text",
-        ylabel="ms for one more token",
-        ylim=(0, None),
-        title="What the key-value cache saves, on this machine",
-    )
+    for key, look, colour, label in (
+        ("uncached", "--s", REJECTED, "no cache: read everything again"),
+        ("cached", "-o", ACCEPTED, "cached: read the newest token"),
+    ):
+        axis.plot([r["length"] for r in rows], [r[key] for r in rows], look, color=colour, label=label)
+    axis.set(xlabel="tokens in the text", ylabel="ms for one more token", ylim=(0, None))
+    axis.set_title("What the key-value cache saves, on this machine")
     axis.legend()
     return tight(figure)
 
@@ -69,16 +60,8 @@ def where_time_goes(profiles: dict) -> plt.Figure:
     for row, (name, table) in enumerate(profiles.items()):
         left = 0.0
         for k, part in enumerate(table.itertuples()):
-            label = part.kind if row == 0 else None
-            axis.barh(
-                name,
-                part.ms,
-                left=left,
-                label=label,
-                color=sns.color_palette("colorblind")[k],
-                hatch=hatches[k % len(hatches)],
-                edgecolor="white",
-            )
+            look = {"color": f"C{k}", "hatch": hatches[k % len(hatches)], "edgecolor": "white"}
+            axis.barh(name, part.ms, left=left, label=part.kind if row == 0 else None, **look)
             left += part.ms
         axis.text(left, row, f" {left:.1f} ms", va="center")
     axis.set(xlabel="ms of one forward over one token")

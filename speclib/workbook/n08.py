@@ -2,6 +2,7 @@
 
 import html
 from collections import Counter
+from collections.abc import Sequence
 
 import ipywidgets as widgets
 import numpy as np
@@ -31,6 +32,23 @@ def match_lengths(rounds: dict[str, list[tuple[int, int]]], longest: int) -> plt
     axes[0, 0].set_ylabel("share of rounds")
     figure.suptitle("Above each bar: mean number of guesses that passed", fontsize=11)
     return tight(figure)
+
+
+def worth(rounds: dict[str, list[tuple[int, int]]], sizes: Sequence[tuple[int, int]], price: float) -> str:
+    """What guesses were worth behind matches of these lengths (least, most), a line for each kind of text; rounds: as
+    above; price: of their check, in plain forwards. It is within noise if the mean's 95% interval holds the price.
+    """
+    lines = []
+    for name, pairs in rounds.items():
+        for least, most in sizes:
+            passed = [accepted for size, accepted in pairs if least <= size <= most]
+            mean, reach = np.mean(passed or [0]), 1.96 * np.std(passed or [0]) / max(1, len(passed)) ** 0.5
+            verdict = "within noise" if abs(mean - price) <= reach else "pays" if mean > price else "loses"
+            lines.append(
+                f"{name:5} matches of {least} to {most}: {len(passed) / len(pairs):4.0%} of rounds, {mean:.2f} guesses "
+                f"pass, their check costs {price:.2f}: {verdict if len(passed) > 1 else 'too few'}"
+            )
+    return "\n".join(lines)
 
 
 def search_race(table, order: tuple[str, ...]) -> plt.Figure:
