@@ -18,15 +18,8 @@ def best_length(measured, curve: list[float], alpha: float) -> plt.Figure:
         range(1, len(curve) + 1), curve, "--o", color=PREDICTED, markersize=4, label=f"predicted at alpha {alpha:.2f}"
     )
     error = [measured["speedup"] - measured["low"], measured["high"] - measured["speedup"]]
-    axis.errorbar(
-        measured["gamma"],
-        measured["speedup"],
-        yerr=error,
-        fmt="s",
-        capsize=3,
-        color=ACCEPTED,
-        label="measured, 95% over prompts",
-    )
+    mark = {"fmt": "s", "capsize": 3, "color": ACCEPTED, "label": "measured, 95% over prompts"}
+    axis.errorbar(measured["gamma"], measured["speedup"], yerr=error, **mark)
     axis.axhline(1, color="black", linestyle=":", linewidth=1)
     axis.set(xlabel="draft length gamma", ylabel="times plain decoding", ylim=(0, None))
     axis.legend()
@@ -39,22 +32,10 @@ def streaks(runs: list[int], alpha: float, gamma: int) -> plt.Figure:
     counts = np.bincount(runs, minlength=gamma + 1)
     low, high = np.array([statistics.wilson(int(k), len(runs)) for k in counts]).T
     share = counts / len(runs)
-    axis.bar(
-        range(gamma + 1),
-        share,
-        color=ACCEPTED,
-        edgecolor="black",
-        linewidth=0.5,
-        label=f"{len(runs)} rounds, with 95% intervals",
-    )
-    axis.errorbar(
-        range(gamma + 1),
-        share,
-        yerr=[np.maximum(share - low, 0), np.maximum(high - share, 0)],
-        fmt="none",
-        color="black",
-        capsize=3,
-    )
+    look = {"color": ACCEPTED, "edgecolor": "black", "linewidth": 0.5}
+    axis.bar(range(gamma + 1), share, label=f"{len(runs)} rounds, with 95% intervals", **look)
+    error = [np.maximum(share - low, 0), np.maximum(high - share, 0)]
+    axis.errorbar(range(gamma + 1), share, yerr=error, fmt="none", color="black", capsize=3)
     coins = [alpha**k * (1 - alpha) for k in range(gamma)] + [alpha**gamma]
     axis.plot(range(gamma + 1), coins, "D--", color=REJECTED, label=f"independent coins, alpha {alpha:.2f}")
     axis.set(xlabel=f"accepted guesses of {gamma}", ylabel="share of rounds")
