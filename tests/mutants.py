@@ -47,6 +47,8 @@ CERTIFY = ["test_certify.py", "-k", "hidden or late or skipping or outside or ca
 GUESSERS = ["test_every_guesser.py", "-k", "sums_to"]
 BATCHES = ["test_batches.py", "-k", "ragged or leaves or joint and 2-False or stop_on or same_prompt or not_made or fit or plans"]
 PREDICTIONS = ["test_batches_measure.py", "-k", "by_hand or gain_ends or same_texts"]
+STATISTICS = ["test_statistics.py", "-k", "jackknife or together or cover"]
+LATENCY = ["test_latency.py", "-k", "cost_ratio or by_hand or waits"]
 LAB = "../notebooks/lab/lab.mjs"
 PAGE = ["test_lab.py", "-k", "own_tests or laws_are or statistics_are"]  # by node
 
@@ -272,6 +274,13 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("answers: another model's are taken", "training/dialogue.py", "digest(weights, *questions,", "digest(*questions,", ["test_dialogue.py", "-k", "answers"]),
     ("losses: what is not kept is free", "training/loop.py", "variation = 1 - torch.minimum", "variation = p.sum(-1) - torch.minimum", ["test_dialogue.py", "-k", "kept"]),
     ("losses: likelihood of the wrong event", "training/loop.py", "-torch.log1p(-variation)", "-torch.log(variation)", ["test_dialogue.py", "-k", "loss"]),
+    ("an interval: the two columns of a ratio sorted apart", "law/statistics.py", "np.stack([numerators, denominators], -1)", "np.stack([np.sort(numerators), np.sort(denominators)], -1)", STATISTICS),
+    ("an interval: the normal law for Student's t", "law/statistics.py", "stats.t.isf((1 - level) / 2, n - 1)", "stats.norm.isf((1 - level) / 2)", STATISTICS),
+    ("an interval: the spread of a sample, not the jackknife's", "law/statistics.py", "np.sqrt((n - 1) / n * (", "np.sqrt(1 / (n - 1) * (", STATISTICS),
+    ("an interval: n degrees of freedom", "law/statistics.py", "stats.t.isf((1 - level) / 2, n - 1)", "stats.t.isf((1 - level) / 2, n)", STATISTICS),
+    ("cost ratio: target over draft", "measure/latency.py", "return theirs / ours", "return ours / theirs", LATENCY),
+    ("waiting: memory takes longer than the products that read it", "measure/latency.py", "memory = min(products_ms, 1e3", "memory = max(products_ms, 1e3", LATENCY),
+    ("bytes of a forward: a looked-up embedding is read whole", "measure/latency.py", "        weights -= embedding.numel()\n", "        pass\n", LATENCY),
 ]  # fmt: skip
 
 

@@ -18,15 +18,8 @@ def best_length(measured, curve: list[float], alpha: float) -> plt.Figure:
         range(1, len(curve) + 1), curve, "--o", color=PREDICTED, markersize=4, label=f"predicted at alpha {alpha:.2f}"
     )
     error = [measured["speedup"] - measured["low"], measured["high"] - measured["speedup"]]
-    axis.errorbar(
-        measured["gamma"],
-        measured["speedup"],
-        yerr=error,
-        fmt="s",
-        capsize=3,
-        color=ACCEPTED,
-        label="measured, 95% over prompts",
-    )
+    mark = {"fmt": "s", "capsize": 3, "color": ACCEPTED, "label": "measured, 95% over prompts"}
+    axis.errorbar(measured["gamma"], measured["speedup"], yerr=error, **mark)
     axis.axhline(1, color="black", linestyle=":", linewidth=1)
     axis.set(xlabel="draft length gamma", ylabel="times plain decoding", ylim=(0, None))
     axis.legend()
@@ -39,22 +32,10 @@ def streaks(runs: list[int], alpha: float, gamma: int) -> plt.Figure:
     counts = np.bincount(runs, minlength=gamma + 1)
     low, high = np.array([statistics.wilson(int(k), len(runs)) for k in counts]).T
     share = counts / len(runs)
-    axis.bar(
-        range(gamma + 1),
-        share,
-        color=ACCEPTED,
-        edgecolor="black",
-        linewidth=0.5,
-        label=f"{len(runs)} rounds, with 95% intervals",
-    )
-    axis.errorbar(
-        range(gamma + 1),
-        share,
-        yerr=[np.maximum(share - low, 0), np.maximum(high - share, 0)],
-        fmt="none",
-        color="black",
-        capsize=3,
-    )
+    look = {"color": ACCEPTED, "edgecolor": "black", "linewidth": 0.5}
+    axis.bar(range(gamma + 1), share, label=f"{len(runs)} rounds, with 95% intervals", **look)
+    error = [np.maximum(share - low, 0), np.maximum(high - share, 0)]
+    axis.errorbar(range(gamma + 1), share, yerr=error, fmt="none", color="black", capsize=3)
     coins = [alpha**k * (1 - alpha) for k in range(gamma)] + [alpha**gamma]
     axis.plot(range(gamma + 1), coins, "D--", color=REJECTED, label=f"independent coins, alpha {alpha:.2f}")
     axis.set(xlabel=f"accepted guesses of {gamma}", ylabel="share of rounds")
@@ -69,19 +50,45 @@ def together(record: dict) -> list[dict]:
     return [pooled([row for row in rows if (row["domain"], row["gamma"]) == at], at[0]) for at in places]
 
 
-def foretold(rows: list[dict], source: int) -> pd.DataFrame:
-    """Tokens per round from the hazard at draft length `source`, over those measured at every other length, minus 1. A
-    row a domain and one for all together, a column a length.
+# what is taken for the chance of each guess, from a row of the record; behind the last one it goes on
+RATES = {
+    "hazard": lambda row: row["hazard"],
+    "one alpha": lambda row: [row["alpha"]],
+    "accepted share": lambda row: [row["share"]],
+}
+
+
+def foretold(rows: list[dict], source: int, rate: str = "hazard") -> pd.DataFrame:
+    """Tokens per round from one of RATES at draft length `source`, over those measured at each length, minus 1: a row a
+    domain and one for all together, a column a length other than `source`.
     """
     lengths = sorted({row["gamma"] for row in rows})
     rows = rows + [pooled([row for row in rows if row["gamma"] == gamma]) for gamma in lengths]
-    known = {row["domain"]: row["hazard"] for row in rows if row["gamma"] == source}
+    known = {row["domain"]: RATES[rate](row) for row in rows if row["gamma"] == source}
     found = {domain: {} for domain in known}
     for row in (row for row in rows if row["gamma"] != source):
         found[row["domain"]][row["gamma"]] = (
             theory.tokens_from_hazard(known[row["domain"]], row["gamma"]) / row["tokens"] - 1
         )
     return pd.DataFrame(found).T.sort_index(axis=1)
+
+
+def misses(rows: list[dict], rate: str = "hazard") -> pd.DataFrame:
+    """The least and the greatest of `foretold` from each length to each other, in percent: a row a domain and one for
+    all together, columns low and high.
+    """
+    every = pd.concat([foretold(rows, source, rate) for source in sorted({row["gamma"] for row in rows})], axis=1)
+    return 100 * pd.DataFrame({"low": every.min(axis=1), "high": every.max(axis=1)})
+
+
+def by_position(row: dict) -> pd.DataFrame:
+    """Of a row of the record, at each guess: how often it is kept if it is reached (the hazard), how often at all, and
+    what one rate for all guesses would make of that.
+    """
+    guess = np.arange(1, row["gamma"] + 1)
+    columns = {"hazard": row["hazard"], "kept at all": np.cumprod(row["hazard"])}
+    columns |= {"alpha^k": row["alpha"] ** guess, "share^k": row["share"] ** guess}
+    return pd.DataFrame(columns, pd.Index(guess, name="guess k"))
 
 
 def acceptance_figures(rows: list[dict], gamma: int) -> plt.Figure:
