@@ -223,7 +223,7 @@ def jackknife_interval(samples: ArrayLike, statistic: Callable[[np.ndarray], flo
     """An interval for a positive statistic of n samples [n, ...], such as a ratio of two sums over prompts: Student's t
     around its logarithm, with the spread that leaving out one sample after the other shows (Tukey's jackknife).
 
-    Samples measured side by side stay together. With 12 to 40 prompts it covers what it says within a percent, where
+    Samples measured side by side stay together. With 3 to 25 prompts it covers what it says within a percent, where
     the percentiles and the BCa ends of a bootstrap cover 84 to 94% (tests/test_statistics.py); it needs no random
     numbers. One sample says nothing of the others: [0, inf].
     """
