@@ -37,7 +37,7 @@ def test_help_lists_every_command_and_each_explains_itself(capsys):
 def test_each_measurement_of_bench_explains_itself(name, capsys):
     code, out, err = call(["bench", name, "--help"], capsys)
     assert code == 0 and err == "" and f"speclib bench {name}" in out and "--quick" in out and "--out" in out
-    assert ("--backend" in out) == (name not in ("growth", "published", "layouts", "batches"))
+    assert ("--backend" in out) == (name not in ("growth", "hazard", "published", "layouts", "batches"))
 
 
 def test_bench_alone_says_what_to_do_and_measures_nothing(capsys):

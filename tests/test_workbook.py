@@ -144,8 +144,9 @@ def controls(box) -> list[widgets.Widget]:
 
 
 def alive() -> dict:
-    """Every widget that is not closed, by its id; where ipywidgets 7 and 8 keep them."""
-    return registry._instances if hasattr(registry, "_instances") else widgets.Widget.widgets
+    """Every widget that is not closed, by its id; where ipywidgets 8.1, 8.0 and 7 keep them."""
+    places = (registry, "_instances"), (widgets.Widget, "_active_widgets"), (widgets.Widget, "widgets")
+    return next(getattr(place, name) for place, name in places if hasattr(place, name))
 
 
 def move(control) -> None:
