@@ -46,6 +46,7 @@ VECTORS = ["test_vectors.py", "-k", "agrees"]
 CERTIFY = ["test_certify.py", "-k", "hidden or late or skipping or outside or cannot_see"]
 GUESSERS = ["test_every_guesser.py", "-k", "sums_to"]
 BATCHES = ["test_batches.py", "-k", "ragged or leaves or joint and 2-False or stop_on or same_prompt or not_made or fit or plans"]
+PIECES = ["test_batches.py", "-k", "pieces"]
 PREDICTIONS = ["test_batches_measure.py", "-k", "by_hand or gain_ends or same_texts"]
 LAB = "../notebooks/lab/lab.mjs"
 PAGE = ["test_lab.py", "-k", "own_tests or laws_are or statistics_are"]  # by node
@@ -239,6 +240,10 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("a neighbour's text is seen", "model/fast.py", "mask[read.context.row, :k, :start] = True", "mask[read.context.row, :k, :max(starts)] = True", BATCHES),
     ("a pad that is seen", "model/batch.py", "at[row] = [*range(start + k, start + most), *range(start, start + k)]", "at[row] = [*range(start, start + most)]", BATCHES),
     ("padded: positions count the padding", "model/batch.py", "*(start + depths)]", "*(start + most - k + depths)]", BATCHES),
+    ("a long prompt is read in one forward", "model/context.py", "PIECE if keep == 1 and parents is None else tokens.shape[1], 1)", "tokens.shape[1], 1)", PIECES),
+    ("of a prompt's states those of its last piece remain", "model/context.py", "            self.hidden = torch.cat(states, 1)", "            pass", PIECES),
+    ("the latest reading is its last piece", "model/context.py", "        self._latest = start\n        if self.wants", "        if self.wants", PIECES),
+    ("eagle reads a long prompt in one forward", "drafters/eagle.py", "(*range(PIECE + 1, len(text) - 1, PIECE), len(text) - 1)", "(len(text) - 1,)", PIECES),
     ("a row that does not leave", "model/batch.py", "if self.members[row]() is None:", "if False:", BATCHES),
     ("the last row moves and its text does not know", "model/batch.py", "                    context.row = row\n", "", BATCHES),
     ("the last row moves without its keys", "model/batch.py", "store[row] = store[len(self.members)]", "pass", BATCHES),

@@ -25,7 +25,7 @@ from ..law.distributions import Draw, Sampling, invert
 from ..model import fast
 from ..model.batch import Batch
 from ..model.compiled import Cache, CompiledContext, Law, Program, Programs
-from ..model.context import Context, Drawing, Guess, Guesses, Logits, Read
+from ..model.context import PIECE, Context, Drawing, Guess, Guesses, Logits, Read
 from ..model.fast import Decoder, FastContext
 from ..model.products import product
 from .base import Draft, Drafter, Drafting, Guessed, Kept, Session, always, drawing, placed
@@ -270,7 +270,8 @@ class EagleSession(Session):
 
     def prepare(self, text: list[int]) -> None:
         if len(text) > 2:  # the last entry is read with the first guess
-            self.own.entering(*self._new(text[:-1])).alone()
+            for end in (*range(PIECE + 1, len(text) - 1, PIECE), len(text) - 1):
+                self.own.entering(*self._new(text[:end])).alone()
 
     def drafting(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Drafting:
         if self.context.hidden is None:  # a text of one token: the target has read nothing yet
