@@ -1,6 +1,7 @@
 """Texts decoded together: each is the text that it would have been alone, and its law is its own."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from speclib.loop import arguments
 from speclib.loop.lengths import ConfidenceLength, HeuristicLength
 from speclib.model.batch import Batch, together
 from speclib.model.context import Context, Read
+from speclib.model.language_model import free_memory
 
 DRAWN = Sampling()
 
@@ -303,8 +305,36 @@ def test_batch_size_is_checked(wrong):
 
 def test_a_batch_that_does_not_fit_is_refused_with_numbers_before_work(monkeypatch):
     whole = sharp(backend="fast")
-    monkeypatch.setattr(arguments, "free_memory", lambda device: 30_000)
-    with pytest.raises(InvalidArgument, match=r"5 texts need .* GB .* batch_size=\d"):
+    each = 2 * (max(map(len, PROMPTS)) + 2) * whole.bytes_per_token
+    monkeypatch.setattr(arguments, "free_memory", lambda device: 7 * each)
+    with pytest.raises(InvalidArgument, match=r"5 texts of up to 10 tokens need .* GB .* take batch_size=3"):
         generate(whole, PROMPTS, max_new_tokens=2, batch_size=5)
     out = generate(whole, PROMPTS, None, DRAWN, max_new_tokens=4, stop=[])  # by itself it takes what fits
     assert max(r.rows for r in out.trace.rounds) < 5
+
+
+@pytest.mark.parametrize("kind", [LlamaForCausalLM, BloomForCausalLM])
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]])
+def test_one_text_fits_or_is_refused_with_numbers_before_work(monkeypatch, kind, prompts):
+    """Whether or not a batch_size is named, and for models that go row by row. One text may have all that is free."""
+    whole = sharp(kind)
+    each = 2 * (max(map(len, prompts)) + 2) * whole.bytes_per_token
+    monkeypatch.setattr(arguments, "free_memory", lambda device: each)
+    out = generate(whole, prompts, None, DRAWN, max_new_tokens=2, stop=[])
+    assert {r.rows for r in out.trace.rounds} == {1}
+    monkeypatch.setattr(arguments, "free_memory", lambda device: each - 1)
+    monkeypatch.setattr(Context, "extend", None)
+    for batch_size in (None, 1):
+        with pytest.raises(InvalidArgument, match=r"1 text of up to \d+ tokens need .* GB .* shorten"):
+            generate(whole, prompts, None, DRAWN, max_new_tokens=2, stop=[], batch_size=batch_size)
+
+
+def test_what_is_free_counts_what_a_container_would_give_back(monkeypatch):
+    files = {"max": "9000", "current": "8500", "stat": "anon 1\nactive_file 300\ninactive_file 4000\n"}
+    real = Path.read_text
+
+    def read_text(path, *more):
+        return files[path.suffix[1:]] if str(path).startswith("/sys/fs/cgroup/memory.") else real(path, *more)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert free_memory(torch.device("cpu")) == 4800
