@@ -151,6 +151,9 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("a student's loss is not what the acceptance is", "training/loop.py", "variation + 0.3 * divergence", "0 * variation + 0.3 * divergence", ["test_dialogue.py", "-k", "loss"]),
     ("a state does not say what it read", "training/state.py", '"corpus": corpus.digest', '"corpus": ""', TRAINING),
     ("a state does not say what it was taught by", "training/state.py", '"weights": weights}', '"weights": {}}', TRAINING),
+    ("a state does not say by which modules", "training/state.py", 'code_version("training", "drafters")', 'code_version("training")', TRAINING),
+    ("an index takes any settings", "drafters/retrieval.py", 'if facts.pop("digest") != digest(json.dumps(facts)):', "if False:", ["test_retrieval.py", "-k", "says"]),
+    ("an index that other code sorted is taken", "drafters/retrieval.py", 'if facts["code"] != digest(inspect.getsource(build_index)):', "if False:", ["test_retrieval.py", "-k", "says"]),
     ("a resumed training takes any state", "training/state.py", "if found != identity:", "if False:", TRAINING),
     # files and consoles
     ("a stop string is looked for in too short an end", "loop/stops.py", "len(decode(tokens[:-1])) - lead >= longest + LEAD", "True", STOPS),
