@@ -28,7 +28,7 @@ from ..model.compiled import Cache, CompiledContext, Law, Program, Programs
 from ..model.context import PIECE, Context, Drawing, Guess, Guesses, Logits, Read
 from ..model.fast import Decoder, FastContext
 from ..model.products import product
-from .base import Draft, Drafter, Drafting, Guessed, Kept, Session, always, drawing, placed
+from .base import Draft, Drafter, Drafting, Guessed, Kept, ModelledSession, always, drawing, placed
 
 REAL, REAL_SHAPE = "smollm2-eagle", (576, 30, 49_152)  # of the eagle for SmolLM2; width, layers, vocabulary
 
@@ -260,7 +260,7 @@ def guesses_of(d: Decoder, eagle: Eagle, law: Law, n: int) -> Program:
     return guesses
 
 
-class EagleSession(Session):
+class EagleSession(ModelledSession):
     def __init__(self, context: Context, own: EagleContext, sampling: Sampling, draw: Draw):
         self.context, self.own, self.sampling, self.draw = context, own, sampling, draw
         self.known = 0  # entries made of the target's states; what lies behind them was guessed

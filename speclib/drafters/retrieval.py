@@ -25,7 +25,7 @@ from ..errors import IncompatibleModels, IndexLoadError, InvalidArgument
 from ..files import digest, reading, replacing
 from ..law.distributions import Draw, Sampling, point_mass
 from ..model.context import Context
-from .base import Draft, Drafter, Guessed, Session, always
+from .base import Draft, Drafter, Guessed, TextSession, always
 
 MOST_PLACES = 256  # occurrences looked at; of more, every so-many-th
 FILES = ("tokens.bin", "places.npy", "index.json")  # of an index; the last one has the hashes of the others
@@ -222,11 +222,10 @@ class RetrievalDrafter(Drafter):
         return RetrievalSession(self, context, sampling, draw)
 
 
-class RetrievalSession(Session):
+class RetrievalSession(TextSession):
     def __init__(self, drafter: RetrievalDrafter, context: Context, sampling: Sampling, draw: Draw):
+        super().__init__(context)
         self.drafter, self.sampling, self.draw = drafter, sampling, draw
-        self.vocabulary, self.device = context.language_model.vocabulary, context.language_model.device
-        self.dtype = torch.float64 if context.language_model.dtype == torch.float64 else torch.float32
 
     def propose(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Draft:
         index, known = self.drafter.index, self.drafter.index.vocabulary

@@ -15,7 +15,7 @@ from ..errors import InvalidArgument
 from ..law.distributions import Draw, Sampling, check_finite, point_mass
 from ..model.context import Context, Guess
 from ..model.language_model import LanguageModel
-from .base import Draft, Drafter, Drafting, Session, always
+from .base import Draft, Drafter, Drafting, ModelledSession, always
 from .eagle import EagleDrafter, EagleSession
 from .model import ModelDrafter, ModelSession
 
@@ -73,7 +73,7 @@ class Node:
     joint: float
 
 
-class TreeSession(Session):
+class TreeSession(ModelledSession):
     """`inner` says what may follow a text and the nodes of a tree; its cache is left with the text alone."""
 
     def __init__(self, settings: TreeDrafter, inner: ModelSession | EagleSession, draw: Draw, device: torch.device):
