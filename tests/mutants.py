@@ -46,6 +46,7 @@ VECTORS = ["test_vectors.py", "-k", "agrees"]
 CERTIFY = ["test_certify.py", "-k", "hidden or late or skipping or outside or cannot_see"]
 GUESSERS = ["test_every_guesser.py", "-k", "sums_to"]
 BATCHES = ["test_batches.py", "-k", "ragged or leaves or joint and 2-False or stop_on or same_prompt or not_made or fit or plans"]
+PIECES = ["test_batches.py", "-k", "pieces"]
 PREDICTIONS = ["test_batches_measure.py", "-k", "by_hand or gain_ends or same_texts"]
 STATISTICS = ["test_statistics.py", "-k", "jackknife or together or cover"]
 LATENCY = ["test_latency.py", "-k", "cost_ratio or by_hand or waits"]
@@ -116,8 +117,8 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("another branch of the tree is emitted", "loop/decoding.py", "branch(parents, seen.stop - 1)", "list(range(seen.stop))", TREES),
     ("draft says another q than it drew from", "model/context.py", "laws.append(q)", "laws.append(q.sqrt() / q.sqrt().sum())", LAW),
     ("draft's cache keeps rejected tokens", "drafters/model.py", "while common < limit and cached[common] == text[common]:", "while common < limit:", LOOP),
-    ("lookup says its guess was drawn evenly", "drafters/lookup.py", "return Draft(tokens, point_mass(tokens, self.vocabulary, dtype))",
-     "return Draft(tokens, torch.full((len(tokens), self.vocabulary), 1 / self.vocabulary, dtype=dtype))", ["test_models.py", "-k", "encoder_decoder_keeps_its_law"]),
+    ("lookup says its guess was drawn evenly", "drafters/lookup.py", "return Draft(tokens, point_mass(tokens, self.vocabulary, self.dtype))",
+     "return Draft(tokens, torch.full((len(tokens), self.vocabulary), 1 / self.vocabulary, dtype=self.dtype))", ["test_models.py", "-k", "encoder_decoder_keeps_its_law"]),
     ("a guess is dropped because it was unlikely", "model/context.py", "            tokens.append(token)\n",
      "            if tokens and q[0, int(token)] < 0.45:\n                break\n            tokens.append(token)\n", GUESSERS),
     ("n-grams: the likeliest token, said to be drawn", "drafters/ngram.py", "int(self.draw(q)) if not self.point else int(q.argmax())", "int(q.argmax())", GUESSERS),
@@ -152,6 +153,9 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("a student's loss is not what the acceptance is", "training/loop.py", "variation + 0.3 * divergence", "0 * variation + 0.3 * divergence", ["test_dialogue.py", "-k", "loss"]),
     ("a state does not say what it read", "training/state.py", '"corpus": corpus.digest', '"corpus": ""', TRAINING),
     ("a state does not say what it was taught by", "training/state.py", '"weights": weights}', '"weights": {}}', TRAINING),
+    ("a state does not say by which modules", "training/state.py", 'code_version("training", "drafters")', 'code_version("training")', TRAINING),
+    ("an index takes any settings", "drafters/retrieval.py", 'if facts.pop("digest") != digest(json.dumps(facts)):', "if False:", ["test_retrieval.py", "-k", "says"]),
+    ("an index that other code sorted is taken", "drafters/retrieval.py", 'if facts["code"] != digest(inspect.getsource(build_index)):', "if False:", ["test_retrieval.py", "-k", "says"]),
     ("a resumed training takes any state", "training/state.py", "if found != identity:", "if False:", TRAINING),
     # files and consoles
     ("a stop string is looked for in too short an end", "loop/stops.py", "len(decode(tokens[:-1])) - lead >= longest + LEAD", "True", STOPS),
@@ -245,6 +249,10 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("a neighbour's text is seen", "model/fast.py", "mask[read.context.row, :k, :start] = True", "mask[read.context.row, :k, :max(starts)] = True", BATCHES),
     ("a pad that is seen", "model/batch.py", "at[row] = [*range(start + k, start + most), *range(start, start + k)]", "at[row] = [*range(start, start + most)]", BATCHES),
     ("padded: positions count the padding", "model/batch.py", "*(start + depths)]", "*(start + most - k + depths)]", BATCHES),
+    ("a long prompt is read in one forward", "model/context.py", "PIECE if keep == 1 and parents is None else tokens.shape[1], 1)", "tokens.shape[1], 1)", PIECES),
+    ("of a prompt's states those of its last piece remain", "model/context.py", "            self.hidden = torch.cat(states, 1)", "            pass", PIECES),
+    ("the latest reading is its last piece", "model/context.py", "        self._latest = start\n        if self.wants", "        if self.wants", PIECES),
+    ("eagle reads a long prompt in one forward", "drafters/eagle.py", "(*range(PIECE + 1, len(text) - 1, PIECE), len(text) - 1)", "(len(text) - 1,)", PIECES),
     ("a row that does not leave", "model/batch.py", "if self.members[row]() is None:", "if False:", BATCHES),
     ("the last row moves and its text does not know", "model/batch.py", "                    context.row = row\n", "", BATCHES),
     ("the last row moves without its keys", "model/batch.py", "store[row] = store[len(self.members)]", "pass", BATCHES),
@@ -252,7 +260,9 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("one generator for all rows", "loop/decoding.py", "seeded(_row_seed(seed, row), target.device)", "seeded(_row_seed(seed, 0), target.device)", BATCHES),
     ("q = 0 accepted", "law/rules.py", "drafted_probs(p[:, : drafted.shape[1]], drafted) / given, 0.0)", "drafted_probs(p[:, : drafted.shape[1]], drafted) / given, 1.0)", BATCHES),
     ("rows without guesses draw a stop", "loop/decoding.py", '("chains", draft is None)', '("chains",)', ["test_batches.py", "-k", "every_guesser and lookup"]),
-    ("a batch as large as one likes", "loop/arguments.py", "if batch_size is not None and asked > fit:", "if False:", BATCHES),
+    ("a batch as large as one likes", "loop/arguments.py", "(batch_size is not None and asked > fit)", "False", BATCHES),
+    ("a text as long as one likes", "loop/arguments.py", "if not fit or (batch_size", "if (batch_size", BATCHES),
+    ("one text may have half of the memory, too", "loop/arguments.py", "free // 2 // each or free // each", "free // 2 // each", BATCHES),
     ("the plain baseline of another batch", "measure/batches.py", "tokens_per_round * time_of(grid, rows, 1)", "tokens_per_round * time_of(grid, 1, 1)", PREDICTIONS),
     ("a prediction without the draft's time", "measure/batches.py", "(time_of(grid, rows, guesses + 1) + draft_ms)", "time_of(grid, rows, guesses + 1)", PREDICTIONS),
     ("the gain ends halfway between sizes", "measure/batches.py", "(size / before[0]) ** share", "(1 + share * (size / before[0] - 1))", PREDICTIONS),

@@ -1,15 +1,25 @@
 """Texts decoded together: each is the text that it would have been alone, and its law is its own."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
-from models import CHAINS, GREEDY, PROMPT, PROMPTS, TREES, sharp, target
+from models import CHAINS, GREEDY, PROMPT, PROMPTS, TREES, config_of, sharp, target, tiny
 from transformers import BloomForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
 
 import speclib
 from speclib import generate
-from speclib.drafters import LookupDrafter, ModelDrafter, TreeDrafter
+from speclib.drafters import (
+    Block,
+    BlockDrafter,
+    Eagle,
+    EagleDrafter,
+    LayerSkipDrafter,
+    LookupDrafter,
+    ModelDrafter,
+    TreeDrafter,
+)
 from speclib.errors import InvalidArgument
 from speclib.law import rules
 from speclib.law.distributions import Sampling
@@ -18,7 +28,8 @@ from speclib.law.statistics import SIGNIFICANCE, g_test
 from speclib.loop import arguments
 from speclib.loop.lengths import ConfidenceLength, HeuristicLength
 from speclib.model.batch import Batch, together
-from speclib.model.context import Read
+from speclib.model.context import Context, Read
+from speclib.model.language_model import free_memory
 
 DRAWN = Sampling()
 
@@ -31,7 +42,9 @@ def same(*arguments, **more):
         assert torch.equal(one, other), (one, other)
     told = [[(r.row, r.position, r.drafted, r.accepted, r.emitted) for r in out.trace.rounds] for out in (alone, batch)]
     assert told[0] == told[1]
-    assert alone.summary()["alpha"] == pytest.approx(batch.summary()["alpha"], abs=1e-9) or not alone.summary()["alpha"]
+    for one, other in zip(alone.trace.rounds, batch.trace.rounds, strict=True):  # of which alpha is made
+        assert other.overlaps == pytest.approx(one.overlaps, abs=1e-9), f"row {one.row} at {one.position}"
+        assert other.stop_probs == pytest.approx(one.stop_probs, abs=1e-9), f"row {one.row} at {one.position}"
     return alone, batch
 
 
@@ -214,6 +227,61 @@ def test_a_long_text_in_a_batch_grows_the_cache_of_all():
         batches.FIRST = speclib.fast.FIRST = first
 
 
+# --- long prompts ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("backend", ["eager", "fast"])
+@pytest.mark.parametrize("name", ["plain", "model", "eagle", "block", "tree", "layers"])
+def test_a_long_prompt_is_read_in_pieces(monkeypatch, name, backend, at_once):
+    """The text is the one after a single forward over the prompt, and no forward is larger than the piece."""
+    whole, small = (tiny("llama", backend, 7, layers, 2048, 3, layers) for layers in (2, 1))
+    torch.manual_seed(4)
+    drafter = {
+        "plain": lambda: None,
+        "model": lambda: ModelDrafter(small),
+        "eagle": lambda: EagleDrafter(Eagle(config_of(8)).double().eval()),
+        "block": lambda: BlockDrafter(Block(config_of(8), 3).double().eval()),
+        "tree": lambda: TreeDrafter(EagleDrafter(Eagle(config_of(8)).double().eval()), (2, 1)),
+        "layers": lambda: LayerSkipDrafter(1),
+    }[name]()
+    prompts = [torch.randint(7, (k,), generator=torch.Generator().manual_seed(k)).tolist() for k in (1500, 700, 3)]
+    settings = {"max_new_tokens": 12, "stop": [], "batch_size": at_once}
+    forwards, entered = [], Context.entered
+    monkeypatch.setattr(Context, "entered", lambda self, logits, k: forwards.append(k) or entered(self, logits, k))
+    texts, drafted = [], []
+    for piece, most in ((512, 512), (2048, 1499)):
+        forwards.clear()
+        monkeypatch.setattr("speclib.model.context.PIECE", piece)
+        monkeypatch.setattr("speclib.drafters.eagle.PIECE", piece)
+        out = generate(whole, prompts, drafter, DRAWN, 3, **settings)
+        masks = 3 * (name == "block")  # stand behind the text
+        assert most <= max(forwards) <= most + masks
+        assert forwards.count(512) >= (0 if piece > 512 else 3)
+        texts.append([row.tolist() for row in out.tokens])
+        drafted.append([r.drafted for r in out.trace.rounds])
+        assert max(r.rows for r in out.trace.rounds) == at_once
+    assert texts[0] == texts[1] and drafted[0] == drafted[1]
+
+
+@pytest.mark.parametrize("backend", ["eager", "fast", "compiled"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_pieces_leave_behind_is_what_one_forward_leaves(monkeypatch, backend, shared):
+    """Logits, hidden states of the whole prompt, and where the latest reading began."""
+    monkeypatch.setattr("speclib.model.context.PIECE", 4)
+    language_model, tokens, found = sharp(backend=backend), torch.arange(11)[None] % 7, []
+    for keep in (1, 2):  # with two logits to keep, one forward
+        text = language_model.context((), Batch(2) if shared else None)
+        text.wants_hidden = True
+        text.extend(tokens[:, :2], keep=2)
+        logits = text.extend(tokens[:, 2:], keep)[:, -1:]
+        text.retain(range(8))
+        found.append((logits, text.hidden, text.extend(tokens[:, :1])))
+        assert text.length == 11
+    for one, other in zip(*found, strict=True):
+        assert one.shape == other.shape and torch.allclose(one, other, atol=1e-11)
+
+
 # --- what goes row by row, and what does not fit ---------------------------------------------------------------------
 
 
@@ -239,8 +307,36 @@ def test_batch_size_is_checked(wrong):
 
 def test_a_batch_that_does_not_fit_is_refused_with_numbers_before_work(monkeypatch):
     whole = sharp(backend="fast")
-    monkeypatch.setattr(arguments, "free_memory", lambda device: 30_000)
-    with pytest.raises(InvalidArgument, match=r"5 texts need .* GB .* batch_size=\d"):
+    each = 2 * (max(map(len, PROMPTS)) + 2) * whole.bytes_per_token
+    monkeypatch.setattr(arguments, "free_memory", lambda device: 7 * each)
+    with pytest.raises(InvalidArgument, match=r"5 texts of up to 10 tokens need .* GB .* take batch_size=3"):
         generate(whole, PROMPTS, max_new_tokens=2, batch_size=5)
     out = generate(whole, PROMPTS, None, DRAWN, max_new_tokens=4, stop=[])  # by itself it takes what fits
     assert max(r.rows for r in out.trace.rounds) < 5
+
+
+@pytest.mark.parametrize("kind", [LlamaForCausalLM, BloomForCausalLM])
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]])
+def test_one_text_fits_or_is_refused_with_numbers_before_work(monkeypatch, kind, prompts):
+    """Whether or not a batch_size is named, and for models that go row by row. One text may have all that is free."""
+    whole = sharp(kind)
+    each = 2 * (max(map(len, prompts)) + 2) * whole.bytes_per_token
+    monkeypatch.setattr(arguments, "free_memory", lambda device: each)
+    out = generate(whole, prompts, None, DRAWN, max_new_tokens=2, stop=[])
+    assert {r.rows for r in out.trace.rounds} == {1}
+    monkeypatch.setattr(arguments, "free_memory", lambda device: each - 1)
+    monkeypatch.setattr(Context, "extend", None)
+    for batch_size in (None, 1):
+        with pytest.raises(InvalidArgument, match=r"1 text of up to \d+ tokens need .* GB .* shorten"):
+            generate(whole, prompts, None, DRAWN, max_new_tokens=2, stop=[], batch_size=batch_size)
+
+
+def test_what_is_free_counts_what_a_container_would_give_back(monkeypatch):
+    files = {"max": "9000", "current": "8500", "stat": "anon 1\nactive_file 300\ninactive_file 4000\n"}
+    real = Path.read_text
+
+    def read_text(path, *more):
+        return files[path.suffix[1:]] if str(path).startswith("/sys/fs/cgroup/memory.") else real(path, *more)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert free_memory(torch.device("cpu")) == 4800

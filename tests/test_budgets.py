@@ -56,3 +56,9 @@ def test_a_room_keeps_its_budget(room):
 def test_every_room_has_a_budget():
     rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} | {"."}
     assert rooms == set(BUDGETS)
+
+
+@pytest.mark.parametrize("room", ["law", "model", "drafters", "loop", "measure"])
+def test_the_library_does_not_know_that_there_is_a_workbook(room):
+    told = [file.name for file in (PACKAGE / room).rglob("*.py") if "notebook" in file.read_text("utf-8").lower()]
+    assert not told, f"{told} speak of notebooks"

@@ -6,6 +6,7 @@ from models import GREEDY, tiny
 
 import speclib
 from speclib.drafters import Draft, Drafter, FallbackDrafter, LookupDrafter, ModelDrafter, Session
+from speclib.drafters.base import ModelledSession, draft_together
 from speclib.errors import InvalidArgument
 
 
@@ -28,6 +29,13 @@ class Scripted(Drafter, Session):
 
     def follow(self, text):
         self.heard.append(len(text))
+
+
+@pytest.mark.parametrize("kind", [Session, ModelledSession])
+def test_a_session_without_guesses_of_its_own_says_so(kind):
+    for ask in (lambda: kind().propose([0], 1), lambda: draft_together([kind().drafting([0], 1)])):
+        with pytest.raises(NotImplementedError):
+            ask()
 
 
 def test_the_other_is_asked_where_the_first_is_silent_and_hears_of_the_rest():

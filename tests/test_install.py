@@ -77,6 +77,20 @@ def test_a_build_that_was_asked_for_is_never_replaced_by_another(monkeypatch):
         install.torch_source("cpu", "2.13.0")
 
 
+def test_something_is_said_before_each_wait(place, monkeypatch, capsys):
+    """Before the environment is made, and before PyTorch's index is asked."""
+    said = []
+    monkeypatch.setattr(install.subprocess, "run", lambda *_, **__: said.append(capsys.readouterr().out))
+    monkeypatch.setattr(install, "version", lambda python: ())
+    install.prepare(sys.executable, (), {})
+    assert len(said) == 1 and said[0].startswith(f"Making .venv with {sys.executable}")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(install, "gpu", lambda: False)
+    monkeypatch.setattr(install, "reachable", lambda channel: said.append(capsys.readouterr().out) or True)
+    install.torch_source("auto", "2.13.0")
+    assert len(said) == 2 and "PyTorch's index for its builds (cpu)" in said[1]
+
+
 @posix
 def test_another_python_is_taken_where_the_first_will_not_do(monkeypatch, tmp_path, capsys):
     (tmp_path / "python3.12").symlink_to(sys.executable)

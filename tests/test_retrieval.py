@@ -1,6 +1,7 @@
 """The search index against brute force, on disk and off, and the law of what is emitted with it."""
 
 import itertools
+import json
 import time
 from collections import Counter
 
@@ -144,6 +145,23 @@ def test_a_damaged_index_is_refused(tmp_path, name, damage):
         content[len(content) // 2] ^= 1
         file.write_bytes(content if damage == "changed" else content[: len(content) // 2])
     with pytest.raises(IndexLoadError, match="python -m speclib index"):
+        load_index(tmp_path)
+
+
+def test_an_index_says_what_it_was_made_of_and_by(tmp_path, monkeypatch):
+    """Settings that were changed by hand are refused, and an index that other code has sorted."""
+    build_index(CORPUS, 3, alphabet="abc").save(tmp_path)
+    file = tmp_path / "index.json"
+    text, facts = file.read_text(), json.loads(file.read_text())
+    assert {"sha256", "alphabet", "vocabulary", "depth", "tokens", "code"} < facts.keys()
+    for name, other in {"depth": 4, "vocabulary": 4, "alphabet": "abd", "tokens": facts["tokens"] - 1}.items():
+        file.write_text(json.dumps(facts | {name: other}))
+        with pytest.raises(IndexLoadError, match="was changed since; make it again with: python -m speclib index"):
+            load_index(tmp_path)
+    file.write_text(text)
+    assert load_index(tmp_path).depth == facts["depth"]
+    monkeypatch.setattr("speclib.drafters.retrieval.build_index", lambda tokens: "sorted otherwise")
+    with pytest.raises(IndexLoadError, match="made by another version of speclib; make it again with: python"):
         load_index(tmp_path)
 
 

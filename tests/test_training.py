@@ -4,6 +4,7 @@ line.
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from models import killed_at
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from speclib import files
 from speclib.errors import TrainingError
 from speclib.training import corpus, loop, train
 from speclib.training.recipes import LADDER, SHALLOW, TARGET, Recipe
@@ -128,6 +130,20 @@ def test_a_state_of_another_training_is_refused(texts, tmp_path):
     assert (tmp_path / "grown.state").read_bytes() == before
     with pytest.raises(TrainingError, match="grown needs base, which is not in .*empty; train it first"):
         run(GROWN, texts, tmp_path / "empty")
+
+
+@pytest.mark.parametrize("part", ["training/loop.py", "drafters/eagle.py"])
+def test_a_state_of_other_code_is_refused(part, texts, tmp_path, monkeypatch):
+    """That of the trainer, and of the modules it trains."""
+    for room in ("training", "drafters"):
+        shutil.copytree(files.PACKAGE / room, tmp_path / room)
+    monkeypatch.setattr(files, "PACKAGE", tmp_path)
+    with killed_at(2):
+        run(BASE, texts, tmp_path)
+    with open(tmp_path / part, "a") as file:
+        file.write("# another\n")
+    with pytest.raises(TrainingError, match="belongs to another training .other code.; delete it"):
+        run(BASE, texts, tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a state at all"], ids=["empty", "garbage"])

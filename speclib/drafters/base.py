@@ -101,13 +101,8 @@ def draft_together(sessions: Sequence[Drafting]) -> list[Draft]:
 
 
 class Session:
-    """A drafter at work on one text. `propose` is its own, or `drafting` where it runs a model; the rest has
+    """A drafter at work on one text. `propose` is its own (or `drafting`, see `ModelledSession`); the rest has
     defaults."""
-
-    def drafting(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Drafting:
-        """`propose` in steps, so that the rows of a batch can take them together."""
-        return self.propose(text, n, goes_on)
-        yield
 
     def prepare(self, text: list[int]) -> None:
         """Reads the prompt ahead of the first round, so that its cost counts as prefill."""
@@ -117,7 +112,12 @@ class Session:
 
         Before each guess but the first, `goes_on` is asked about the distribution [V] it would be drawn from.
         """
-        return draft_together([self.drafting(text, n, goes_on)])[0]
+        raise NotImplementedError
+
+    def drafting(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Drafting:
+        """`propose` in steps, so that the rows of a batch can take them together."""
+        yield from ()  # without a forward there is one step
+        return self.propose(text, n, goes_on)
 
     def follow(self, text: list[int]) -> None:
         """Hears of a round in which another is asked."""
@@ -126,6 +126,27 @@ class Session:
         """Hears which tokens it drafted last, once the loop has fetched them with the rest of the round: to ask the
         device again would be to wait for it.
         """
+
+
+class ModelledSession(Session):
+    """A session that runs a model: `drafting` is its own, and `propose` takes all steps at once."""
+
+    def drafting(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Drafting:
+        raise NotImplementedError
+
+    def propose(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Draft:
+        return draft_together([self.drafting(text, n, goes_on)])[0]
+
+
+class TextSession(Session):
+    """A session that looks at the text alone. dtype: of the laws of its guesses."""
+
+    def __init__(self, context: Context):
+        target = context.language_model
+        self.vocabulary, self.device = target.vocabulary, target.device
+        self.dtype = torch.float64 if target.dtype == torch.float64 else torch.float32
+        # what an encoder has read is text to look at, too; elsewhere the prompt is part of the text
+        self.source = [] if context.begin == context.prompt else context.prompt
 
 
 class Drafter:

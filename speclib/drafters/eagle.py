@@ -25,10 +25,10 @@ from ..law.distributions import Draw, Sampling, invert
 from ..model import fast
 from ..model.batch import Batch
 from ..model.compiled import Cache, CompiledContext, Law, Program, Programs
-from ..model.context import Context, Drawing, Guess, Guesses, Logits, Read
+from ..model.context import PIECE, Context, Drawing, Guess, Guesses, Logits, Read
 from ..model.fast import Decoder, FastContext
 from ..model.products import product
-from .base import Draft, Drafter, Drafting, Guessed, Kept, Session, always, drawing, placed
+from .base import Draft, Drafter, Drafting, Guessed, Kept, ModelledSession, always, drawing, placed
 
 REAL, REAL_SHAPE = "smollm2-eagle", (576, 30, 49_152)  # of the eagle for SmolLM2; width, layers, vocabulary
 
@@ -260,7 +260,7 @@ def guesses_of(d: Decoder, eagle: Eagle, law: Law, n: int) -> Program:
     return guesses
 
 
-class EagleSession(Session):
+class EagleSession(ModelledSession):
     def __init__(self, context: Context, own: EagleContext, sampling: Sampling, draw: Draw):
         self.context, self.own, self.sampling, self.draw = context, own, sampling, draw
         self.known = 0  # entries made of the target's states; what lies behind them was guessed
@@ -270,7 +270,8 @@ class EagleSession(Session):
 
     def prepare(self, text: list[int]) -> None:
         if len(text) > 2:  # the last entry is read with the first guess
-            self.own.entering(*self._new(text[:-1])).alone()
+            for end in (*range(PIECE + 1, len(text) - 1, PIECE), len(text) - 1):
+                self.own.entering(*self._new(text[:end])).alone()
 
     def drafting(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Drafting:
         if self.context.hidden is None:  # a text of one token: the target has read nothing yet

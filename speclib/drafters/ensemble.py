@@ -11,7 +11,7 @@ import torch
 from ..errors import InvalidArgument
 from ..law.distributions import Draw, Sampling
 from ..model.context import Context
-from .base import Draft, Drafter, Drafting, Session, always
+from .base import Draft, Drafter, Drafting, ModelledSession, Session, always
 
 
 class EnsembleDrafter(Drafter):
@@ -31,7 +31,7 @@ class EnsembleDrafter(Drafter):
         return EnsembleSession([drafter.start(context, sampling, draw) for drafter in self.drafters])
 
 
-class EnsembleSession(Session):
+class EnsembleSession(ModelledSession):
     def __init__(self, sessions: list[Session]):
         self.sessions = sessions
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InvalidArgument
 from ..law.distributions import Draw, Sampling
 from ..model.context import Context
-from .base import Drafter, Drafting, Session, always
+from .base import Drafter, Drafting, ModelledSession, Session, always
 
 
 class FallbackDrafter(Drafter):
@@ -39,7 +39,7 @@ class FallbackDrafter(Drafter):
         return first.lengths(n) | other.lengths(min(n, self.most or n))
 
 
-class FallbackSession(Session):
+class FallbackSession(ModelledSession):
     def __init__(self, first: Session, other: Session, most: int | None):
         self.first, self.other, self.most = first, other, most
         self.asked = first  # who guessed last

@@ -10,7 +10,7 @@ import torch
 from ..errors import InvalidArgument
 from ..law.distributions import Draw, Sampling, point_mass
 from ..model.context import Context
-from .base import Draft, Drafter, Session, always
+from .base import Draft, Drafter, TextSession, always
 
 
 class LookupDrafter(Drafter):
@@ -28,12 +28,10 @@ class LookupDrafter(Drafter):
         return LookupSession(self.longest, self.shortest, context)
 
 
-class LookupSession(Session):
+class LookupSession(TextSession):
     def __init__(self, longest: int, shortest: int, context: Context):
+        super().__init__(context)
         self.sizes = range(longest, shortest - 1, -1)
-        self.vocabulary, self.device = context.language_model.vocabulary, context.language_model.device
-        # what an encoder has read may be copied too; elsewhere the prompt is part of the text
-        self.source = [] if context.begin == context.prompt else context.prompt
         self.ends: dict[tuple[int, ...], int] = {}  # n-gram -> where its latest occurrence ended
         self.read = 0
 
@@ -49,8 +47,7 @@ class LookupSession(Session):
         )
         followed = text[end : end + n]  # fewer than n where the text ends
         tokens = torch.tensor((followed * n)[:n], dtype=torch.long, device=self.device)
-        dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-        return Draft(tokens, point_mass(tokens, self.vocabulary, dtype))
+        return Draft(tokens, point_mass(tokens, self.vocabulary, self.dtype))
 
     def _index(self, text: list[int]) -> None:
         """Enters every n-gram that ends before the last token: the suffix itself must not find itself."""

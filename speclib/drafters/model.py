@@ -10,7 +10,7 @@ from ..errors import ContextOverflow
 from ..law.distributions import Draw, Sampling
 from ..model.context import Context, Guess, Logits, Read
 from ..model.language_model import LanguageModel, check_compatible
-from .base import Draft, Drafter, Drafting, Guessed, Session, always, drawing
+from .base import Draft, Drafter, Drafting, Guessed, ModelledSession, always, drawing
 
 
 class ModelDrafter(Drafter):
@@ -28,7 +28,7 @@ class ModelDrafter(Drafter):
         return ModelSession(context.beside(self.language_model), target.vocabulary, sampling, draw)
 
 
-class ModelSession(Session):
+class ModelSession(ModelledSession):
     """Keeps the draft model's cache in step with the text: what was rejected is rolled back, what is new is read."""
 
     def __init__(self, context: Context, vocabulary: int, sampling: Sampling, draw: Draw):

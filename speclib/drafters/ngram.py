@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import IncompatibleModels, InvalidArgument
 from ..law.distributions import Draw, Sampling, point_mass
 from ..model.context import Context
-from .base import Draft, Drafter, Guessed, Session, always
+from .base import Draft, Drafter, Guessed, TextSession, always
 
 
 class NgramDrafter(Drafter):
@@ -85,26 +85,15 @@ class CountTable:
         first <<= self.bits
         mask = (1 << self.bits) - 1
         grams = self.grams[len(context)]
-        low, high = (
-            np.searchsorted(grams, np.uint64(first)),
-            np.searchsorted(grams, np.uint64(first | mask), side="right"),
-        )
+        low, high = np.searchsorted(grams, np.uint64(first)), np.searchsorted(grams, np.uint64(first | mask), "right")
         return (grams[low:high] & np.uint64(mask)).astype(np.int64), self.counts[len(context)][low:high]
 
 
-class NgramSession(Session):
+class NgramSession(TextSession):
     def __init__(self, drafter: NgramDrafter, context: Context, sampling: Sampling, draw: Draw):
-        self.order, self.table, self.point, self.sampling, self.draw = (
-            drafter.order,
-            drafter.table,
-            drafter.point,
-            sampling,
-            draw,
-        )
-        self.vocabulary, self.device = context.language_model.vocabulary, context.language_model.device
-        self.dtype = torch.float64 if context.language_model.dtype == torch.float64 else torch.float32
-        # what an encoder has read is text to learn from too; elsewhere the prompt is part of the text
-        self.source = [] if context.begin == context.prompt else context.prompt
+        super().__init__(context)
+        self.order, self.table, self.point = drafter.order, drafter.table, drafter.point
+        self.sampling, self.draw = sampling, draw
         self.seen: dict[tuple[int, ...], Counter] = {}  # context -> what followed it in this text
         self.read = 0
 

@@ -7,6 +7,7 @@ finds all occurrences of a phrase. Both files stay on disk and are memory-mapped
 """
 
 import hashlib
+import inspect
 import json
 import mmap
 from bisect import bisect_left, bisect_right
@@ -21,10 +22,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import IncompatibleModels, IndexLoadError, InvalidArgument
-from ..files import reading, replacing
+from ..files import digest, reading, replacing
 from ..law.distributions import Draw, Sampling, point_mass
 from ..model.context import Context
-from .base import Draft, Drafter, Guessed, Session, always
+from .base import Draft, Drafter, Guessed, TextSession, always
 
 MOST_PLACES = 256  # occurrences looked at; of more, every so-many-th
 FILES = ("tokens.bin", "places.npy", "index.json")  # of an index; the last one has the hashes of the others
@@ -99,15 +100,18 @@ class SearchIndex:
         return self.tokens[np.minimum(chosen[:, None] + size + np.arange(n), len(self.tokens) - 1)].astype(np.int64)
 
     def save(self, folder: Path) -> None:
-        """Writes FILES, which take the place of an older index only when all of them are written."""
+        """Writes FILES, which take the place of an older index only when all of them are written.
+
+        index.json tells the corpus by the hash of its tokens, tokenizer, settings, and the code that sorted them.
+        """
         tokens, places, facts = (folder / name for name in FILES)
         with replacing(facts) as new_facts, replacing(places) as new_places, replacing(tokens) as new_tokens:
             new_tokens.write_bytes(self.data)
             np.save(new_places, self.places)
             hashes = {FILES[0]: pooch.file_hash(str(new_tokens)), FILES[1]: pooch.file_hash(str(new_places))}
             about = {"depth": self.depth, "vocabulary": self.vocabulary, "alphabet": self.alphabet}
-            about |= {"tokens": len(self.tokens), "sha256": hashes}
-            new_facts.write_text(json.dumps(about, indent=1) + "\n")
+            about |= {"tokens": len(self.tokens), "sha256": hashes, "code": digest(inspect.getsource(build_index))}
+            new_facts.write_text(json.dumps(about | {"digest": digest(json.dumps(about))}, indent=1) + "\n")
 
 
 def build_index(
@@ -148,15 +152,21 @@ def build_index(
 
 
 def load_index(folder: str | Path | None = None) -> SearchIndex:
-    """An index that was saved, memory-mapped. Raises IndexLoadError if it is missing or not what was saved."""
+    """An index that was saved, memory-mapped. Raises IndexLoadError if it is missing, not what was saved, or was sorted
+    by other code than today's.
+    """
     folder = default_folder() if folder is None else Path(folder)
     command = "python -m speclib index" + ("" if folder == default_folder() else f" --out {folder}")
     if not (folder / "index.json").is_file():
         raise IndexLoadError(f"there is no search index in {folder}; make one with: {command}")
     with reading(folder / "index.json", f"make it again with: {command}", IndexLoadError):
         facts = json.loads((folder / "index.json").read_text("utf-8"))
-        for name, digest in facts["sha256"].items():
-            if not (folder / name).is_file() or pooch.file_hash(str(folder / name)) != digest:
+        if facts["code"] != digest(inspect.getsource(build_index)):
+            raise IndexLoadError(f"{folder} was made by another version of speclib; make it again with: {command}")
+        if facts.pop("digest") != digest(json.dumps(facts)):
+            raise IndexLoadError(f"{folder / 'index.json'} was changed since; make it again with: {command}")
+        for name, found in facts["sha256"].items():
+            if not (folder / name).is_file() or pooch.file_hash(str(folder / name)) != found:
                 raise IndexLoadError(
                     f"{folder / name} is not what was saved (SHA-256 differs); make it again with: {command}"
                 )
@@ -212,11 +222,10 @@ class RetrievalDrafter(Drafter):
         return RetrievalSession(self, context, sampling, draw)
 
 
-class RetrievalSession(Session):
+class RetrievalSession(TextSession):
     def __init__(self, drafter: RetrievalDrafter, context: Context, sampling: Sampling, draw: Draw):
+        super().__init__(context)
         self.drafter, self.sampling, self.draw = drafter, sampling, draw
-        self.vocabulary, self.device = context.language_model.vocabulary, context.language_model.device
-        self.dtype = torch.float64 if context.language_model.dtype == torch.float64 else torch.float32
 
     def propose(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Draft:
         index, known = self.drafter.index, self.drafter.index.vocabulary

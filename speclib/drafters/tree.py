@@ -15,7 +15,7 @@ from ..errors import InvalidArgument
 from ..law.distributions import Draw, Sampling, check_finite, point_mass
 from ..model.context import Context, Guess
 from ..model.language_model import LanguageModel
-from .base import Draft, Drafter, Drafting, Session, always
+from .base import Draft, Drafter, Drafting, ModelledSession, always
 from .eagle import EagleDrafter, EagleSession
 from .model import ModelDrafter, ModelSession
 
@@ -27,7 +27,7 @@ class TreeDrafter(Drafter):
     sampled: children are drawn from the draft's distribution without replacement, and q says so; otherwise they are its
     most probable tokens, guesses without chance. budget: at most so many nodes, a shape that adapts to the text. Of a
     tree without chance those of the highest joint probability under the draft stay. Of a sampled tree no node may be
-    thrown away once it is drawn, which would look at the drawn token, as in notebook 06; so it is grown node by node,
+    thrown away once it is drawn, which would look at the drawn token and bias the text; so it is grown node by node,
     where `chance_kept` promises most *before* the draw, with a draft forward for each. At temperature 0 a tree should
     not be sampled: there is one token to draw.
 
@@ -73,7 +73,7 @@ class Node:
     joint: float
 
 
-class TreeSession(Session):
+class TreeSession(ModelledSession):
     """`inner` says what may follow a text and the nodes of a tree; its cache is left with the text alone."""
 
     def __init__(self, settings: TreeDrafter, inner: ModelSession | EagleSession, draw: Draw, device: torch.device):
@@ -194,8 +194,7 @@ def without(row: torch.Tensor, token: int) -> tuple[torch.Tensor, torch.Tensor]:
 def chance_kept(top: float, elder: int) -> float:
     """About how likely a drawn guess is kept, from the draft's highest probability and the number of elder siblings.
 
-    Read off the embedded pair on prompts set aside (notebook 09 shows how it fits). A wrong estimate costs speed and
-    nothing else.
+    Read off the embedded pair on prompts set aside. A wrong estimate costs speed and nothing else.
     """
     first = 0.45 + 0.5 * top
     return first if elder == 0 else (1 - first) * 0.2 * 0.5 ** (elder - 1)

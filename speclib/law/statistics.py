@@ -203,7 +203,9 @@ def _noncentrality(cells: int, significance: float, wanted: float) -> float:
 
 
 def wilson(successes: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's score interval for a proportion: its ends, for numbers or arrays."""
+    """Wilson's score interval for a proportion: its ends, for numbers or arrays, such as all cells of a histogram.
+    (scipy's `binomtest(...).proportion_ci(method="wilson")`, which the tests compare with, takes one whole number.)
+    """
     share, n = np.asarray(successes, dtype=float) / n, np.asarray(n, dtype=float)
     z = stats.norm.isf((1 - level) / 2)
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)

@@ -178,20 +178,26 @@ MOST_ROWS = 32  # texts that are decoded together unless more are asked for
 def rows_at_once(
     target: LanguageModel, drafter: Drafter | None, texts: list[list[int]], max_new_tokens: int, batch_size: int | None
 ) -> int:
-    """How many texts are decoded together. Raises InvalidArgument for a batch_size whose caches do not fit."""
+    """How many texts are decoded together: their caches may take half of the memory that is free, or one text's all.
+    Raises InvalidArgument for a batch_size, or for a text, whose caches do not fit.
+    """
     if batch_size is not None and (
         not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1
     ):
         raise InvalidArgument(f"batch_size must be a whole number >= 1, or None, not {batch_size!r}")
     asked = min(len(texts), batch_size or MOST_ROWS)
-    if asked == 1 or not target.reads_rows():
-        return 1
-    slots = 2 * (max(map(len, texts)) + max_new_tokens)  # of which some are to spare
-    each = slots * sum(model.bytes_per_token for model in (target, *(drafter.models() if drafter else [])))
-    fit = free_memory(target.device) // 2 // each
-    if batch_size is not None and asked > fit:
+    if asked > 1 and not target.reads_rows():
+        asked = 1
+    longest = max(map(len, texts)) + max_new_tokens
+    each = sum(model.bytes_per_token for model in (target, *(drafter.models() if drafter else [])))
+    each *= 2 * longest  # of the slots some are to spare
+    free = free_memory(target.device)
+    fit = free // 2 // each or free // each
+    if not fit or (batch_size is not None and asked > fit):
+        count = 1 if batch_size is None else asked
         raise InvalidArgument(
-            f"{asked} texts need {asked * each / 1e9:.1f} GB of key-value caches, more than half of the "
-            f"{free_memory(target.device) / 1e9:.1f} GB that are free; take batch_size={max(1, fit)} or less"
+            f"{count} text{'s' * (count > 1)} of up to {longest} tokens need {count * each / 1e9:.2g} GB of key-value "
+            f"caches, and of the {free / 1e9:.2g} GB that are free a batch may have half, one text all; "
+            + (f"take batch_size={fit} or less" if fit else "shorten the prompts, or ask for fewer new tokens")
         )
-    return max(1, min(asked, fit))
+    return min(asked, fit)

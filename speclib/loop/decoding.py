@@ -86,7 +86,7 @@ def generate(
     trace = Trace(tokenizer.decode if tokenizer else None)
     settings = Settings(target, drafter, sampling, length, rule, max_new_tokens, stops)
     outputs: list[list[int]] = [[] for _ in texts]
-    start = _now(target.device)
+    start = now(target.device)
     with tqdm(total=len(texts) * max_new_tokens, desc="decoding", unit="tok", disable=not progress) as bar:
 
         def draws(row: int) -> Draw:
@@ -99,7 +99,7 @@ def generate(
             if watch:
                 watch(done)
         bar.update(bar.total - bar.n)  # of texts that have ended early
-    trace.seconds = _now(target.device) - start
+    trace.seconds = now(target.device) - start
     trace.rounds.sort(key=lambda done: done.row)
     decoded = [tokenizer.decode(t, skip_special_tokens=True) if tokenizer else " ".join(map(str, t)) for t in outputs]
     return Output([torch.tensor(t, dtype=torch.long) for t in outputs], decoded, trace)
@@ -148,12 +148,12 @@ def decode(
     batch = Batch(at_once, longest) if at_once > 1 else None
     stamp = _clock(settings.target.device)
     while waiting or rows:
-        began = _now(settings.target.device)
+        began = now(settings.target.device)
         while waiting and len(rows) < at_once:
             number, prompt = waiting.popleft()
             rows.append(begin(settings, number, prompt, draws(number), batch))
-            trace.prefill_seconds += _now(settings.target.device) - began
-            began = _now(settings.target.device)
+            trace.prefill_seconds += now(settings.target.device) - began
+            began = now(settings.target.device)
         rounds, going = play(settings, rows, stamp)
         rows = [row for row, on in zip(rows, going, strict=True) if on]
         yield from rounds
@@ -385,7 +385,7 @@ def _row_seed(seed: int, row: int) -> int:
     return (int(seed) * 1_000_003 + row * 7_919) % 2**63
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
     """Seconds, when all work on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

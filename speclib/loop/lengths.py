@@ -1,7 +1,7 @@
 """How far to guess ahead, in each round of each text.
 
 A `Length` is a setting; `start` gives the `Plan` for one text, which may learn from its rounds. Whatever a plan decides
-must follow from what is known before the next guess is drawn, or the text is biased (notebook 06).
+must follow from what is known before the next guess is drawn, or the text is biased.
 """
 
 from collections.abc import Mapping

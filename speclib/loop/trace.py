@@ -101,7 +101,7 @@ class Trace:
         }
         pieces = []
         for text, fate in self._fates(row):
-            # a dollar sign would start a formula in a notebook
+            # where Markdown is shown, a dollar sign would start a formula
             safe = html.escape(text, quote=True).replace("$", "&#36;")
             pieces.append(f'<span title="{fate}" style="{styles[fate]}">{safe}</span>')
         legend = " ".join(

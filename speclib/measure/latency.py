@@ -4,7 +4,6 @@ Timed with torch.utils.benchmark, which warms up and waits for a GPU to finish. 
 """
 
 import os
-import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 from statistics import median
@@ -17,6 +16,7 @@ from torch.utils.benchmark import Timer
 from ..drafters import Drafter
 from ..errors import ContextOverflow, InvalidArgument
 from ..law.distributions import Sampling, seeded
+from ..loop.decoding import now
 from ..model import products
 from ..model.batch import Batch, together
 from ..model.context import Read
@@ -100,10 +100,10 @@ def cost_ratio(
     texts, times = [Filled(model, context, 1) for model in (target, draft)], ([], [])
     for _ in range(rounds):
         for text, repeats, seen in zip(texts, (1, drafts), times, strict=True):
-            began = _now(target.device)
+            began = now(target.device)
             for _ in range(repeats):
                 text.read(1)
-            seen.append((_now(target.device) - began) / repeats)
+            seen.append((now(target.device) - began) / repeats)
     ours, theirs = (median(seen[2:]) for seen in times)  # the first rounds warm up
     return theirs / ours
 
@@ -132,9 +132,9 @@ def round_costs(
     session.prepare(text)
 
     def timed(phase: str, work: Callable, *arguments) -> Any:
-        began = _now(device)
+        began = now(device)
         done = work(*arguments)
-        times[phase].append(_now(device) - began)
+        times[phase].append(now(device) - began)
         return done
 
     for _ in range(turns + 1):
@@ -178,12 +178,6 @@ def _check_room(language_model: LanguageModel, context: int, new: int) -> None:
         )
 
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 WARM_UP = 2  # forwards before those that count
 # what an operation belongs to, by parts of its name; the first kind that fits
 KINDS = {
@@ -213,9 +207,9 @@ def profile(language_model: LanguageModel, width: int = 1, context: int = 128, f
     own_time = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     wholes, parts = [], []
     for _ in range(WARM_UP + forwards):
-        start = _now(device)
+        start = now(device)
         text.read(width)
-        wholes.append((_now(device) - start) * 1e3)
+        wholes.append((now(device) - start) * 1e3)
         with torch.profiler.profile() as recorded:
             text.read(width)
         times = dict.fromkeys([*KINDS, "other operations"], 0.0)

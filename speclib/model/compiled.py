@@ -55,9 +55,8 @@ class Programs:
         self.name, self.decoder, self.vocabulary = name, decoder, vocabulary
         self.graphs = decoder.device.type == "cuda"  # CUDA graphs, or torch.compile
         self.widths: set[int] = set()
-        self.stores: dict[
-            int, list[Tensor]
-        ] = {}  # caches that no text uses any more, by capacity: a CUDA graph knows its cache by address
+        # caches that no text uses any more, by capacity: a CUDA graph knows its cache by address
+        self.stores: dict[int, list[Tensor]] = {}
         self._made: dict[tuple, Program] = {}
         self.broken: set[str] = set()  # what could not be made here
 
@@ -249,13 +248,8 @@ class CompiledContext(FastContext):
         d, free = self.decoder, self.programs.stores.setdefault(self.capacity, [])
         # zeros, for masked slots are multiplied too and 0 * NaN is NaN; room to spare, so that what is looked at is
         # always a part, of which one program can be made
-        store = (
-            free.pop()
-            if free
-            else torch.zeros(
-                len(d.blocks), 2, d.heads, self.capacity + 2 * STEP, d.size, dtype=d.dtype, device=d.device
-            )
-        )
+        shape = len(d.blocks), 2, d.heads, self.capacity + 2 * STEP, d.size
+        store = free.pop() if free else torch.zeros(shape, dtype=d.dtype, device=d.device)
         weakref.finalize(self, free.append, store)
         self._slots = torch.arange(store.shape[3], device=d.device)
         return [(layer[0], layer[1]) for layer in store]

@@ -15,6 +15,10 @@ from transformers import DynamicCache, EncoderDecoderCache
 from ..errors import InvalidArgument, UnsupportedModel
 from ..law.distributions import Draw
 
+# tokens of a prompt that one forward reads: its masks [PIECE, L] and its states, and the logits [PIECE, V] of models
+# that know no others, are what a long prompt would fill the memory with
+PIECE = 512
+
 
 @dataclass(frozen=True)
 class Read:
@@ -108,11 +112,19 @@ class Context:
 
         One forward for all k tokens: this is what makes checking guesses cheap. With `parents` the tokens form a tree:
         token i follows token parents[i] < i of this same call (-1: it follows the text), and sees only the text and its
-        own ancestors.
+        own ancestors. A chain of which the last logits alone are kept, as a prompt is, is read in pieces of PIECE
+        tokens; what the call leaves behind is the same.
         """
         if parents is not None:
             self.language_model.try_trees(None if self.batch else type(self))
-        return self._extend(tokens, keep, parents)
+        start, states = self.length, []
+        for piece in tokens.split(PIECE if keep == 1 and parents is None else tokens.shape[1], 1):
+            logits = self._extend(piece, keep, parents)
+            states.append(self.hidden)
+        self._latest = start
+        if self.wants_hidden and len(states) > 1:
+            self.hidden = torch.cat(states, 1)
+        return logits
 
     def _extend(self, tokens: Tensor, keep: int | None, parents: Sequence[int] | None) -> Tensor:
         return self.entered(self._forward(tokens, keep or tokens.shape[1], parents), tokens.shape[1])

@@ -243,17 +243,19 @@ def _highest(tokenizer) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device, as far as it tells."""
+    """Bytes that are free on a device, as far as it tells, with those that are merely kept for later."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):  # with what the system would give back
                 free = 1024 * int(line.split()[1])
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        return min(free, limit - used)
-    except (AttributeError, OSError, ValueError):  # another system, or no limit
+        kept = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
+        return min(free, limit - used + int(kept["active_file"]) + int(kept["inactive_file"]))
+    except (AttributeError, OSError, ValueError, KeyError):  # another system, or no limit
         return free if "free" in locals() else 8 * 2**30
 
 

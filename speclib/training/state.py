@@ -13,7 +13,8 @@ from .corpus import Corpus
 
 def identity(recipe, corpus: Corpus, seed: int, *needed: Path, **more) -> dict:
     """All that decides what a training comes to: recipe, seed, corpus, tokenizer, weights of the models that are
-    `needed`, code. Raises TrainingError if one of those is not finished.
+    `needed`, code (that of the modules which are trained lies in drafters). Raises TrainingError if one of those is
+    not finished.
     """
     for folder in needed:
         if not (folder / "card.json").exists():
@@ -21,7 +22,7 @@ def identity(recipe, corpus: Corpus, seed: int, *needed: Path, **more) -> dict:
     weights = {folder.name: pooch.file_hash(str(folder / "model.safetensors")) for folder in needed}
     what = {"recipe": repr(recipe), "seed": seed, "corpus": corpus.digest, "weights": weights}
     words = digest(corpus.tokenizer.backend_tokenizer.to_str())
-    return {**what, "tokenizer": words, "code": code_version("training"), **more}
+    return {**what, "tokenizer": words, "code": code_version("training", "drafters"), **more}
 
 
 def load_state(path: Path, identity: dict, device: torch.device) -> dict | None:
