@@ -188,7 +188,7 @@ def rows_at_once(
     asked = min(len(texts), batch_size or MOST_ROWS)
     if asked > 1 and not target.reads_rows():
         asked = 1
-    longest = max(map(len, texts)) + max_new_tokens
+    longest = max(map(len, texts)) + int(max_new_tokens)  # numpy's int32 could not count bytes
     each = sum(model.bytes_per_token for model in (target, *(drafter.models() if drafter else [])))
     each *= 2 * longest  # of the slots some are to spare
     free = free_memory(target.device)
