@@ -239,7 +239,7 @@ def add_parser(subparsers) -> None:
         "description": "Measures, prints, and writes a record. Within a table each method's speed-up is over plain "
         "decoding with a cache on the same backend; the headline is over the best plain decoding of the machine.",
         "epilog": "Begin with `python -m speclib bench headline`, which takes minutes, or `bench pair --quick`. "
-        "Interrupted, the same command goes on where it stopped.",
+        "Interrupted, the same command goes on where it stopped (pair, chat, ladder, leaderboard, hazard, batches).",
     }
     parser = command(subparsers, "bench", lambda args: print(parser.format_help()) or 0, {}, **about)
     measurements = parser.add_subparsers(metavar="MEASUREMENT")

@@ -22,7 +22,7 @@ from ..model import language_model
 from ..model.language_model import LanguageModel, Pair
 from ..model.quantized import rounded_copy, weight_bytes
 from . import experiments
-from .experiments import Method, Once, within
+from .experiments import Method, Once, now, within
 
 # domain and temperature of each table
 SETTINGS = (("code", 1.0), ("code", 0.0), ("prose", 1.0), ("edit", 1.0), ("edit", 0.0))
@@ -112,7 +112,7 @@ def measure(
     tokens: int = 64,
     tuning: int = 2,
     settings: Sequence[tuple[str, float]] = SETTINGS,
-    once: Once = experiments.now,
+    once: Once = now,
     progress: bool = False,
 ) -> dict:
     """{"machine", "settings", "rows"}: one row per domain, temperature and drafter, with the "target" that wrote the
