@@ -90,7 +90,7 @@ def test_guesses_pay_lose_or_are_within_noise():
     pairs = 50 * [(1, 0)] + 50 * [(3, 2), (3, 3)] + 5 * [(5, 0), (5, 1)] + [(7, 4)] + 9 * [(0, 0)]
     lines = n08.worth({"code": pairs}, ((1, 2), (3, 4), (5, 6), (7, 7), (8, 9)), 0.4).splitlines()
     assert [line.rpartition(": ")[2] for line in lines] == ["loses", "pays", "within noise", "too few", "too few"]
-    assert "3 to 4:  59% of rounds, 2.50 guesses pass, their check costs 0.40" in lines[1]
+    assert "3 to 4:  59% of rounds, 2.50 guesses pass, the check costs 0.40" in lines[1]
 
 
 def test_ten_oracles_of_the_leaderboard():

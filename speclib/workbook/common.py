@@ -16,6 +16,7 @@ from decimal import Decimal
 from functools import partial, wraps
 from itertools import islice
 from numbers import Integral, Real
+from textwrap import wrap
 from time import monotonic, process_time
 from typing import Any
 
@@ -131,6 +132,12 @@ def two_distributions(p, q, names: list[str] | None = None, axis: plt.Axes | Non
     axis.set(xlabel="token", ylabel="probability")
     axis.legend(fontsize=9, markerscale=0.5)
     return axis
+
+
+def folded(text: str, columns: int = 95) -> str:
+    """A text whose longer lines are broken between words; white space stays as it is."""
+    lines = (wrap(line, columns, drop_whitespace=False, replace_whitespace=False) or [""] for line in text.split("\n"))
+    return "\n".join(part for parts in lines for part in parts)
 
 
 def leaders(table) -> str:

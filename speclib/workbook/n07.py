@@ -57,9 +57,11 @@ def by_distance(curves: dict[str, list[float]]) -> plt.Figure:
     figure, axis = plt.subplots(figsize=(8, 3.6))
     for k, (name, overlaps) in enumerate(curves.items()):
         axis.plot(range(1, len(overlaps) + 1), overlaps, "-" + MARKERS[k % len(MARKERS)], color=f"C{k}", label=name)
-        axis.annotate(
-            f"{overlaps[-1]:.2f}", (len(overlaps), overlaps[-1]), textcoords="offset points", xytext=(8, -4), fontsize=9
-        )
+    free = 0.0  # a number stands beside its line's end, and above the last one
+    for end, place in sorted((overlaps[-1], len(overlaps)) for overlaps in curves.values()):
+        axis.annotate(f"{end:.2f}", (place, max(end, free)), textcoords="offset points", xytext=(8, -4), fontsize=9)
+        free = max(end, free) + 0.085
+    axis.margins(x=0.08)
     axis.set(
         xlabel="guess of the round",
         ylabel="overlap with the target, 1 - TV",
@@ -82,7 +84,8 @@ def oracles(table) -> plt.Figure:
     index names them).
     """
     figure, axis = plt.subplots(figsize=(8.5, 5.6))
-    costs, alphas = np.meshgrid(np.linspace(0.005, 1.05, 90), np.linspace(0.02, 0.995, 90))
+    reach = max(0.7, 1.1 * table["c"].max())
+    costs, alphas = np.meshgrid(np.linspace(0.005, reach, 90), np.linspace(0.02, 0.995, 90))
     best = theory.speedup(alphas, theory.optimal_gamma(alphas, costs, 8), costs)
     lines = axis.contour(
         costs, alphas, best, levels=[1.001, 1.25, 1.5, 2, 3, 4], colors="black", linewidths=0.8, linestyles="dotted"
@@ -91,12 +94,8 @@ def oracles(table) -> plt.Figure:
     for k, (kind, rows) in enumerate(table.groupby("kind", sort=False)):
         mark = {"color": f"C{k}", "marker": MARKERS[k % len(MARKERS)], "edgecolor": "black", "zorder": 3}
         axis.scatter(rows["c"], rows["alpha"], 70, label=kind, **mark)
-    axis.set(
-        xlabel="cost c: time of a guess over that of a target forward",
-        ylabel="alpha",
-        xlim=(0, max(1.05, 1.1 * table["c"].max())),
-        ylim=(0, 1.03),
-    )
+    named = {"xlabel": "cost c: time of a guess over that of a target forward", "ylabel": "alpha"}
+    axis.set(**named, xlim=(0, reach), ylim=(0, 1.03))
     axis.set_title("Dotted: predicted speed-up at the best draft length, checks of all widths alike", fontsize=11)
     axis.legend(loc="lower right", fontsize=9)
     figure.tight_layout()
@@ -114,8 +113,9 @@ def write_beside(axis: plt.Axes, points: dict[str, tuple[float, float]]) -> None
         Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in axis.transData.transform(list(points.values()))
     ]
     covered += [text.get_window_extent() for text in axis.texts]
+    over = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5}  # the lines of equal speed-up
     for name, point in points.items():
-        text = axis.annotate(name, point, textcoords="offset points", xytext=(0, 0), fontsize=9)
+        text = axis.annotate(name, point, textcoords="offset points", xytext=(0, 0), fontsize=9, bbox=over)
         for x, y, side in [*places, places[0]]:  # back to the first if none is free
             text.set(position=(x, y), ha=side)
             box = text.get_window_extent()

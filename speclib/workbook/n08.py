@@ -46,7 +46,7 @@ def worth(rounds: dict[str, list[tuple[int, int]]], sizes: Sequence[tuple[int, i
             verdict = "within noise" if abs(mean - price) <= reach else "pays" if mean > price else "loses"
             lines.append(
                 f"{name:5} matches of {least} to {most}: {len(passed) / len(pairs):4.0%} of rounds, {mean:.2f} guesses "
-                f"pass, their check costs {price:.2f}: {verdict if len(passed) > 1 else 'too few'}"
+                f"pass, the check costs {price:.2f}: {verdict if len(passed) > 1 else 'too few'}"
             )
     return "\n".join(lines)
 

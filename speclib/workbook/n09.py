@@ -35,6 +35,7 @@ def tree_mask(sees, names: list[str]) -> plt.Figure:
 
 def tree(words: list[str], parents: list[int], reached: list[float], title: str = "") -> plt.Figure:
     """A tree of guesses: each node's token and the probability that verification comes there, the text at the top."""
+    centred = {"ha": "center", "va": "center"}
     depths, places = [], {}
     for parent in parents:
         depths.append(0 if parent < 0 else depths[parent] + 1)
@@ -51,36 +52,18 @@ def tree(words: list[str], parents: list[int], reached: list[float], title: str 
     top = float(np.mean([places[node] for node, parent in enumerate(parents) if parent < 0]))
     width = max(places.values()) + 1
     figure, axis = plt.subplots(figsize=(min(13, max(6, 1.25 * width)), 1.6 + 1.1 * (max(depths) + 1)))
-    axis.text(
-        top,
-        0.9,
-        "text",
-        ha="center",
-        va="center",
-        bbox={"boxstyle": "round", "facecolor": "#eeeeee", "edgecolor": "black"},
-    )
+    frame = {"boxstyle": "round", "facecolor": "#eeeeee", "edgecolor": "black"}
+    axis.text(top, 0.9, "text", **centred, bbox=frame)
+    size = 12 if width < 10 else 8  # points: up to 27 leaves stand side by side
     for node, parent in enumerate(parents):
         x, y = places[node], -depths[node]
         x_above, y_above = (top, 0.9) if parent < 0 else (places[parent], -depths[parent])
-        axis.plot(
-            [x_above, x],
-            [y_above - 0.18, y + 0.22],
-            color=ACCEPTED,
-            linewidth=0.5 + 5 * reached[node],
-            alpha=0.8,
-            zorder=1,
-        )
+        line = {"color": ACCEPTED, "linewidth": 0.5 + 5 * reached[node], "alpha": 0.8, "zorder": 1}
+        axis.plot([x_above, x], [y_above - 0.18, y + 0.22], **line)
         word = visible(words[node]).replace("$", r"\$")
-        axis.text(
-            x,
-            y,
-            f"{word}\n{reached[node]:.2f}",
-            ha="center",
-            va="center",
-            fontsize=8,
-            family="monospace",
-            bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": ACCEPTED},
-        )
+        said = f"{word}\n{reached[node]:.2f}"
+        frame = {"boxstyle": "round", "facecolor": "white", "edgecolor": ACCEPTED}
+        axis.text(x, y, said, **centred, fontsize=size, family="monospace", bbox=frame)
     axis.set(xlim=(-0.8, width - 0.2), ylim=(-max(depths) - 0.6, 1.4), title=title)
     axis.axis("off")
     return tight(figure)

@@ -103,15 +103,16 @@ def waits(rows: list[dict], weights: float, speed: float) -> plt.Figure:
 
 
 def by_category(table: pd.DataFrame, name: str) -> plt.Figure:
-    """Bars of a figure by category (rows), a colour and hatch a method (columns)."""
-    figure, axis = plt.subplots(figsize=(9, 4))
+    """Bars of a figure by category (rows), a colour and hatch a method (columns; those without any figure left out)."""
+    table = table.dropna(axis="columns", how="all")
+    figure, axis = plt.subplots(figsize=(9, 4.6))
     bars = table.plot.bar(ax=axis, rot=0, width=0.8, color=sns.color_palette("colorblind", table.shape[1]))
-    for container, hatch in zip(bars.containers, ("", "//", "..", "xx", "\\\\", "++"), strict=False):
+    for container, hatch in zip(bars.containers, ("", "//", "..", "xx", "\\\\", "++", "oo", "--"), strict=False):
         for bar in container:
             bar.set(hatch=hatch, edgecolor="black", linewidth=0.5)
     axis.axhline(1, color="black", linestyle="--", linewidth=1)
     axis.set(xlabel="kind of question", ylabel=name)
-    axis.legend(fontsize=9)
+    axis.legend(fontsize=9, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))  # above, where no bar stands
     return tight(figure)
 
 
@@ -149,17 +150,19 @@ def side_by_side(table: pd.DataFrame) -> plt.Figure:
 
 
 def joint(plain: list[list], speculative: list[list], names: list[str]) -> plt.Figure:
-    """Two laws of the same texts side by side, each a list of (text, probability). names: what stands below."""
-    figure, axis = plt.subplots(figsize=(9, 4))
+    """Two laws of the same texts side by side, each a list of (text, probability). names: what stands beside them."""
+    figure, axis = plt.subplots(figsize=(9, 0.5 * len(plain) + 1))
     places, other = np.arange(len(plain)), dict(speculative)
-    axis.bar(
-        places - 0.2, [chance for _, chance in plain], 0.4, color=TARGET, label="plain decoding", edgecolor="black"
-    )
-    chances = [other.get(text, 0) for text, _ in plain]
-    axis.bar(places + 0.2, chances, 0.4, color=ACCEPTED, label="speculative", hatch="//", edgecolor="black")
-    axis.set_xticks(places, names, rotation=60, ha="right", fontsize=8)
-    axis.set(ylabel="probability")
-    axis.legend()
+    chances = [chance for _, chance in plain], [other.get(text, 0) for text, _ in plain]
+    looks = {"color": TARGET, "label": "plain decoding"}, {"color": ACCEPTED, "label": "speculative", "hatch": "//"}
+    for shift, law, look in zip((-0.2, 0.2), chances, looks, strict=True):
+        bars = axis.barh(places + shift, law, 0.4, edgecolor="black", **look)
+        axis.bar_label(bars, fmt="%.3f", padding=3, fontsize=8)  # some bars are too short to be seen
+    axis.set_yticks(places, names, fontsize=10)
+    axis.invert_yaxis()
+    axis.margins(x=0.1)
+    axis.set(xlabel="probability")
+    axis.legend(loc="lower right")
     return tight(figure)
 
 
