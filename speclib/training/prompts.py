@@ -17,7 +17,7 @@ from .corpus import Document
 from .seq2seq import repair_prompts
 
 PROSE_FROM = (
-    "jinja2 pandas scipy seaborn torch transformers joblib ipywidgets matplotlib hypothesis tqdm pooch "
+    "jinja2 pandas scipy seaborn torch transformers ipywidgets matplotlib hypothesis tqdm pooch "
     "networkx click rich numpy"
 ).split()
 
