@@ -195,7 +195,7 @@ def test_a_record_holds_what_the_notebook_reads(pair, monkeypatch):
     real = batches.width_grid
     monkeypatch.setattr(batches, "width_grid", lambda target, sizes: real(target, sizes, (1, 5), 8, 1, 0.001))
     found = json.loads(json.dumps(batches.record((1, 2), 2, 8, 1, progress=False)))
-    assert set(found) == {"machine", "settings", "grid", "drafts", "table", "round"}
+    assert set(found) == {"machine", "settings", "grid", "drafts", "table"}
     assert len(found["grid"]) == 4 and [row["rows"] for row in found["drafts"]] == [1, 2]
     n14.plt.close(n14.gains(pd.DataFrame(found["table"]), "title"))
     grid, each = pd.DataFrame(found["grid"]), {row["rows"]: row["ms"] / 4 for row in found["drafts"]}
@@ -232,7 +232,7 @@ def test_rows_are_the_texts_that_they_are_alone_and_others_are_told(pair, monkey
 def test_the_command(monkeypatch, tmp_path, capsys):
     calls, row = [], dict.fromkeys(bench.SIZED, 1.0)
     found = [{"dtype": "float64", "temperature": 0.0, "same": 3, "of": 4, "gaps": [0.1]}]
-    record = {"table": [row], "round": {"models": 0.9}}
+    record = {"table": [row]}
     monkeypatch.setattr(batches, "record", lambda *a, **_: calls.append(a[:4]) or record)
     monkeypatch.setattr(batches, "identity", lambda *a, **m: calls.append((*a, m["tokens"])) or {"found": found})
     out = tmp_path / "x.json"
@@ -243,7 +243,7 @@ def test_the_command(monkeypatch, tmp_path, capsys):
     assert asked("--rows", "4", "2", "--tokens", "9") == 0 and json.loads(out.read_text()) == record
     assert asked("--quick") == 0 and asked("--identity") == 1 and json.loads(out.read_text()) == {"found": found}
     assert calls == [([2, 4], 32, 9, 5), ([1, 4], 8, 12, 1), (256, 32)]
-    assert "models 90.0%" in capsys.readouterr().out
+    assert bench.SIZED[0] in capsys.readouterr().out
     found[0] |= {"same": 4, "gaps": []}
     assert asked("--identity") == 0
 

@@ -183,8 +183,7 @@ def several(args: argparse.Namespace) -> tuple[dict, Said]:
     if sizes[-1] > texts:
         raise InvalidArgument(f"a batch of {sizes[-1]} rows needs as many texts; take --prompts {sizes[-1]}")
     record = batches.record(sizes, texts, tokens, sets, args.once, args.progress)
-    shares = ", ".join(f"{name} {share:.1%}" for name, share in record["round"].items())
-    return record, [("by rows", pd.DataFrame(record["table"])[SIZED]), (f"a round at 8 rows: {shares}", None)]
+    return record, [("by rows", pd.DataFrame(record["table"])[SIZED])]
 
 
 FILE = (

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from ..drafters import Drafter, EagleDrafter, LookupDrafter, ModelDrafter, load_
 from ..errors import InvalidArgument
 from ..law.distributions import Sampling
 from ..loop.decoding import Output, generate
+from ..model.fast import FastContext
 from ..model.language_model import LanguageModel, Pair, load_pair
 from . import experiments, latency
 from .experiments import Once, now
@@ -190,38 +192,43 @@ def with_predictions(
 
 def outside(pair: Pair, size: int = 8, n: int = 4, tokens: int = 48) -> dict[str, float]:
     """Where the time of a round goes, as shares: in the two "models" (embedding, layers, norm, output), in "packing"
-    (rows into one forward, masks, places, and the guesses' drawing), and in the "rest" (verdict, bookkeeping).
+    (rows into one forward, masks and places, and its results to the rows), in "drawing" the guesses, and in the "rest"
+    (verdict, bookkeeping).
 
     Raises InvalidArgument unless the models are of the fast backend, on a CPU: others are not timed from within.
     """
-    kept, spent, seen = [(model, model.decoder) for model in (pair.target, pair.draft)], [0.0], []
+    kept, seen = [(model, model.decoder) for model in (pair.target, pair.draft)], []
+    spent = {"models": 0.0, "forwards": 0.0}
     if any(decoder is None or model.device.type != "cpu" for model, decoder in kept):
         raise InvalidArgument("only forwards of the fast backend on a CPU are timed from within")
 
-    def timed(work: Callable) -> Callable:
+    def timed(name: str, work: Callable) -> Callable:
         def run(*arguments):
             began = time.perf_counter()
             done = work(*arguments)
-            spent[0] += time.perf_counter() - began
+            spent[name] += time.perf_counter() - began
             return done
 
         return run
 
-    drafter, watch = ModelDrafter(pair.draft), lambda r: seen.append((spent[0], r))
+    drafter, watch = ModelDrafter(pair.draft), lambda r: seen.append((dict(spent), r))
     settings = {"max_new_tokens": tokens, "stop": [], "batch_size": size, "watch": watch}
+    of_rows = staticmethod(timed("forwards", FastContext.forward_rows))  # and the other of a row by itself
+    of_one = timed("forwards", FastContext._forward)
     try:
         for model, d in kept:
-            more = {name: timed(getattr(d, name)) for name in ("embed", "norm", "output")}
-            model.decoder = replace(d, blocks=tuple(map(timed, d.blocks)), **more)
-        generate(pair.target, texts(pair.tokenizer, size), drafter, None, n, **settings)
+            more = {name: timed("models", getattr(d, name)) for name in ("embed", "norm", "output")}
+            model.decoder = replace(d, blocks=tuple(timed("models", block) for block in d.blocks), **more)
+        with patch.multiple(FastContext, forward_rows=of_rows, _forward=of_one):
+            generate(pair.target, texts(pair.tokenizer, size), drafter, None, n, **settings)
     finally:
         for model, d in kept:
             model.decoder = d
     rounds = [r for _, r in seen[size:]]  # the first round's clock holds what reading the prompts took
     whole = sum(r.seconds for r in rounds)
     phases = sum(r.draft_seconds + r.target_seconds for r in rounds) / whole
-    inside = (seen[-1][0] - seen[0][0]) / whole
-    return {"models": inside, "packing": phases - inside, "rest": 1 - phases}
+    models, forwards = ((seen[-1][0][name] - seen[0][0][name]) / whole for name in spent)
+    return {"models": models, "packing": forwards - models, "drawing": phases - forwards, "rest": 1 - phases}
 
 
 # --- records ---------------------------------------------------------------------------------------------------------
@@ -235,8 +242,8 @@ def record(
     once: Once = now,
     progress: bool = True,
 ) -> dict:
-    """Measures the embedded pair on the fast backend: {"machine", "settings", "grid", "drafts", "table", "round"}, for
-    JSON. About a quarter of an hour on two quiet cores."""
+    """Measures the embedded pair on the fast backend: {"machine", "settings", "grid", "drafts", "table"}, for JSON.
+    About a quarter of an hour on two quiet cores."""
     pair = load_pair(backend="fast")
     board = drafters(pair)
 
@@ -255,7 +262,6 @@ def record(
         "grid": grid,
         "drafts": [row for times in drafts for row in times],
         "table": experiments.rows(with_predictions(table, pd.DataFrame(grid), costs)),
-        "round": once("round", lambda: outside(pair)),
     }
 
 
