@@ -164,7 +164,7 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("a decoder that changes what it said is not noticed", "loop/trace.py", 'if "".join(found) != whole:', "if False:", TRACE),
     ("a file is written in its place", "files.py", "partial = path.with_name(f\".{path.stem}.{os.getpid()}.partial{path.suffix}\")", "partial = path", FILES),
     ("outputs are not checked", "files.py", "    if not path.parent.is_dir():", "    if False:", FILES),
-    ("bench goes on with another measurement", "measure/journal.py", 'if kept.get("identity") == self.identity:', "if True:", ["test_files.py", "-k", "another_measurement"]),
+    ("bench goes on with another measurement", "measure/journal.py", "if kept == self.identity:", "if True:", ["test_files.py", "-k", "another_measurement"]),
     ("bench: a trial is kept for another prompt's, too", "measure/experiments.py", "once([name, p, repeat], trial)", "once([name, repeat], trial)", ["test_files.py", "-k", "trials_behind"]),
     ("bench: parts of the same name are one", "measure/experiments.py", "once([part, name], work)", "once(name, work)", ["test_files.py", "-k", "trials_behind"]),
     ("bench: a busy start is forgotten", "commands/bench.py", 'journal.found.get("busy") or machine.busy()', "machine.busy()", ["test_files.py", "-k", "other_programs"]),
