@@ -72,7 +72,7 @@ class LanguageModel:
         if now != self._made_of:
             self._made_of = None
             self.decoder = fast.decoder(self.model)
-            self.programs = Programs(self.decoder, self.name, self.vocabulary) if self.backend == "compiled" else None
+            self.programs = Programs(self.decoder, self.name) if self.backend == "compiled" else None
             if self.probe and not probing.skipped(self):
                 probing.fast(self)
             self._made_of = now
@@ -204,8 +204,7 @@ class LanguageModel:
         """program(*inputs), on a GPU as a CUDA graph where the backend is compiled. inputs: uniform numbers, this
         model's logits [1, k, V], and more; `program` depends on `settings` beside them.
         """
-        made = self.programs.judge(program, inputs, settings) if self.programs else None
-        return program(*inputs) if made is None else made
+        return self.programs.judge(program, inputs, settings) if self.programs else program(*inputs)
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
