@@ -90,7 +90,7 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("fast: after a rollback one slot too few", "model/fast.py", "pass  # what lies behind `length`", "self._cache = [(k.roll(1, 1), v.roll(1, 1)) for k, v in self._cache]  #", CONTEXTS),
     ("fast: each token sees the next", "model/fast.py", ".tril(start)", ".tril(start + 1)", CONTEXTS),
     ("fast: a growing cache forgets", "model/fast.py", "keys[:, : self.length] = old_keys[:, : self.length]", "pass", CONTEXTS),
-    ("fast: another branch is moved", "model/fast.py", "keys[:, start : start + len(places)] = keys[:, index]", "keys[:, start : start + len(places)] = keys[:, index - 1]", CONTEXTS),
+    ("fast: another branch is moved", "model/context.py", "= store[..., index, :]", "= store[..., index - 1, :]", CONTEXTS),
     ("products: the bias is forgotten", "model/products.py", "(x, packed, bias, \"none\"", "(x, packed, None, \"none\"", PRODUCTS),
     ("products: transposed shape promised", "model/products.py", "packed.shape[0]), lib", "packed.shape[1]), lib", PRODUCTS),
     ("fast: GPT-2's activation taken for another", "model/fast.py", 'approximate="tanh"', 'approximate="none"', CONTEXTS),
