@@ -108,10 +108,8 @@ class EagleDrafter(Drafter):
 
 def decoder(eagle: Eagle, target) -> Decoder:
     """Eagle's layer between the target's embedding and output matrices."""
-    table, output = (
-        target.model.get_input_embeddings().weight.detach(),
-        target.model.get_output_embeddings().weight.detach(),
-    )
+    table = target.model.get_input_embeddings().weight.detach()
+    output = target.model.get_output_embeddings().weight.detach()
     config = eagle.config
     if not config.hidden_size == table.shape[1] == output.shape[1]:
         raise IncompatibleModels(

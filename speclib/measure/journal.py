@@ -13,21 +13,19 @@ from . import experiments
 
 
 class Journal:
-    """Finished parts of one measurement by name; without a path they are not kept.
+    """Finished parts of one measurement by name, kept on disk.
 
-    On disk: JSON lines. The first says whose parts they are, each of the others is one part, [name, result], appended
+    JSON lines: the first says whose parts they are, each of the others is one part, [name, result], appended
     when it is finished.
     """
 
-    def __init__(self, path: Path | None = None, settings: Mapping[str, Any] | None = None):
+    def __init__(self, path: Path, settings: Mapping[str, Any] | None = None):
         """settings: what the measurement is called with, among them files and folders by path, whose content counts.
 
         A file at `path` goes on if it belongs to the same settings, machine, versions, code and files, and is replaced
         if not. Raises FileError if it is damaged.
         """
         self.path, self.found, self.identity, self.begun = path, {}, {}, False
-        if path is None:
-            return
         self.identity = json.loads(json.dumps(identity(settings or {})))
         if path.exists():
             with reading(path, "delete it to start afresh"):
@@ -44,8 +42,7 @@ class Journal:
         key = json.dumps(name)
         if key not in self.found:
             self.found[key] = json.loads(json.dumps(work()))
-            if self.path:
-                self._keep(key)
+            self._keep(key)
         return self.found[key]
 
     def _keep(self, key: str) -> None:
