@@ -14,15 +14,15 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "speclib"
 BUDGETS = {  # room: (code lines at most, what it ought to come down to)
     "law": (740, 700),
-    "model": (1700, 850),
-    "drafters": (1310, 1150),
-    "loop": (915, 550),
+    "model": (1673, 850),
+    "drafters": (1317, 1150),
+    "loop": (910, 550),
     "measure": (1340, 650),
-    "training": (1220, 800),
+    "training": (1218, 800),
     "museum": (440, 400),
-    "exactness": (950, 950),
-    "workbook": (3025, 1500),
-    "commands": (1150, 450),
+    "exactness": (948, 950),
+    "workbook": (3014, 1500),
+    "commands": (1148, 450),
     ".": (295, 250),
 }
 SILENT = {getattr(tokenize, name) for name in "COMMENT NL NEWLINE INDENT DEDENT ENDMARKER".split()}

@@ -257,7 +257,7 @@ def test_a_measurement_of_a_pair_is_written_down_and_goes_on_where_it_stopped(pa
     monkeypatch.setattr(pairs, "one_table", interrupted)
     options = ["--tokens", "8", "--temperature", "1", "0", "--backend", "eager", "fast", "--dtype", "float32"]
     command = ["bench", "pair", *options, "--draft-length", "1", "2", "--out", str(tmp_path / "x.json")]
-    assert main(command) == 130 and [path.name for path in tmp_path.iterdir()] == ["x.partial.json"]
+    assert main(command) == 130 and [path.name for path in tmp_path.iterdir()] == ["x.partial.jsonl"]
     monkeypatch.setattr(pairs, "one_table", one_table)
     assert main(command) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.csv", "x.json", "x.png"]

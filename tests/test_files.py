@@ -202,7 +202,7 @@ def measured(monkeypatch):
 
 def test_an_interrupted_bench_goes_on_behind_its_tables(measured, tmp_path):
     made, run = measured
-    partial = tmp_path / "x.partial.json"
+    partial = tmp_path / "x.partial.jsonl"
     assert run(partial) is None and made == [1.0, 0.0]
     record = run(partial)
     assert made == [0.0] and [table["temperature"] for table in record["tables"]] == [1.0, 0.0]
@@ -216,7 +216,7 @@ def test_what_the_trial_chose_is_kept_for_the_tables_behind_an_interruption(meas
         return SimpleNamespace(ways={"plain": Way("plain", "eager", "float32")})
 
     monkeypatch.setattr(pairs.trials, "choose", choose)
-    partial = tmp_path / "x.partial.json"
+    partial = tmp_path / "x.partial.jsonl"
     assert run(partial, dtypes=None) is None and len(run(partial, dtypes=None)["tables"]) == 2 and len(asked) == 1
 
 
@@ -270,7 +270,7 @@ def test_a_record_tells_of_other_programs_at_any_of_its_starts(tmp_path, monkeyp
     command, (growth, options) = ["bench", "growth", "--out", str(tmp_path / "x.json")], bench.MEASUREMENTS["growth"]
     monkeypatch.setitem(bench.MEASUREMENTS, "growth", (stopped, options))
     stopped.__doc__ = growth.__doc__
-    assert main(command) == 130 and (tmp_path / "x.partial.json").is_file()
+    assert main(command) == 130 and (tmp_path / "x.partial.jsonl").is_file()
     said[0] = None
     monkeypatch.setitem(bench.MEASUREMENTS, "growth", (growth, options))
     assert main(command) == 0 and [path.name for path in tmp_path.iterdir()] == ["x.json"]
@@ -282,7 +282,7 @@ def test_a_record_tells_of_other_programs_at_any_of_its_starts(tmp_path, monkeyp
 @pytest.mark.parametrize("change", ["settings", "threads", "code", "weights", "machine", "an older record"])
 def test_another_measurement_does_not_go_on_with_it(change, measured, tmp_path, monkeypatch, capsys):
     made, run = measured
-    partial, folder, more = tmp_path / "x.partial.json", tmp_path / "model", {}
+    partial, folder, more = tmp_path / "x.partial.jsonl", tmp_path / "model", {}
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"one")
     run(partial, target=str(folder))
@@ -303,12 +303,44 @@ def test_another_measurement_does_not_go_on_with_it(change, measured, tmp_path, 
     assert made[0] == 1.0 and "is of another measurement (other" in capsys.readouterr().err
 
 
+def test_a_part_is_appended_and_a_torn_one_is_made_again(tmp_path):
+    file, made = tmp_path / "j.json", []
+
+    def all_parts():
+        once = Journal(file).once
+        return [once(["part", k], lambda k=k: made.append(k) or {"is": k}) for k in range(3)]
+
+    found = all_parts()
+    whole = file.read_bytes()
+    head, first, *others = whole.splitlines(keepends=True)
+    assert json.loads(head).keys() == {"identity"} and json.loads(first) == ['["part", 0]', {"is": 0}]
+    assert made == [0, 1, 2] and len(others) == 2
+    for cut in range(len(whole) - len(others[-1]), len(whole)):  # anywhere in the last line, its end included
+        made.clear()
+        file.write_bytes(whole[:cut])
+        assert all_parts() == found and made == [2] and file.read_bytes() == whole
+    made.clear()
+    assert all_parts() == found and not made
+    file.write_bytes(whole.replace(first, first[:5] + b"\n"))
+    with pytest.raises(errors.FileError, match="j.json is damaged"):
+        all_parts()
+
+
+def test_finished_parts_are_not_written_again(tmp_path, monkeypatch):
+    whole = []
+    monkeypatch.setattr(journal, "write_text", lambda path, text: whole.append(text) or files.write_text(path, text))
+    once = Journal(tmp_path / "j.json").once
+    for k in range(5):
+        once(k, lambda: "x")
+    assert len(whole) == 1 and (tmp_path / "j.json").read_text().count("\n") == 6
+
+
 @pytest.mark.parametrize("content", ["", '{"identity": {"tar', "[1, 2]", "null", b"\xff\xfe\x00"], ids=repr)
 def test_a_torn_record_is_one_clear_line(content, measured, tmp_path):
     made, run = measured
-    partial = tmp_path / "x.partial.json"
+    partial = tmp_path / "x.partial.jsonl"
     partial.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(errors.FileError, match="x.partial.json is damaged.*delete it") as caught:
+    with pytest.raises(errors.FileError, match="x.partial.jsonl is damaged.*delete it") as caught:
         run(partial)
     assert "\n" not in str(caught.value) and made == []
 

@@ -271,7 +271,7 @@ def run(args: argparse.Namespace) -> int:
         if not embedded.CHECKOUT:
             print(f"installed package, no checkout: results go to {args.out.parent.resolve()}", file=sys.stderr)
     settings = {name: value for name, value in vars(args).items() if name not in ("run", "measure", "out", "image")}
-    journal = Journal(args.out.with_suffix(".partial.json"), settings)
+    journal = Journal(args.out.with_suffix(".partial.jsonl"), settings)
     args.once, args.progress = journal.once, sys.stderr.isatty()
     if busy := machine.busy():
         print(busy, file=sys.stderr)

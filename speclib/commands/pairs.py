@@ -33,6 +33,8 @@ MODEL, EAGLE, FIRST = "speculative", "eagle", "lookup first"
 BLOCK, LOOKUP, BOTH = "speculative, block rule", "prompt lookup", "lookup and draft model"
 THEIRS = "transformers"  # the backend of the following three
 HF_PLAIN, HF_BEST, HF_LOOKUP = "transformers generate", "transformers assisted, best", "transformers lookup, best"
+TOKENS_OF = {HF_BEST: "assistant_tokens", HF_LOOKUP: "lookup_tokens"}  # what says to transformers how many to guess
+SHORT = {HF_BEST: "transformers assisted", HF_LOOKUP: "transformers lookup"}  # beside a number, which may not be best
 TRIED = 64  # tokens of a trial
 GUESSES = {EAGLE: (4, 8), MODEL: (4,), FIRST: (8, 15)}  # draft lengths that a trial tries
 FEW = 8  # prompts on which settings are chosen by the clock
@@ -66,9 +68,10 @@ class Place:
 
     def method(self, name: str, sampling: Sampling, gamma: int, tokens: int) -> Method:
         """A method by name, with gamma guesses a round; of transformers' their number of tokens."""
-        if name in (HF_PLAIN, HF_BEST, HF_LOOKUP):
-            own = {HF_BEST: "assistant_tokens", HF_LOOKUP: "lookup_tokens"}
-            return experiments.theirs(self.pair, sampling, tokens, **({own[name]: gamma} if name in own else {}))
+        if name == HF_PLAIN:
+            return experiments.theirs(self.pair, sampling, tokens)
+        if name in TOKENS_OF:
+            return experiments.theirs(self.pair, sampling, tokens, **{TOKENS_OF[name]: gamma})
         rule = "block" if name == BLOCK else "token"
         return experiments.ours(self.pair.target, self.drafters[name], sampling, gamma, tokens, rule)
 
@@ -269,8 +272,7 @@ def one_table(
     for way, n in guessing.items():
         about.setdefault(way.method, {})[way.backend] = {"gamma": n, "costs_ms": cost[way]}
     return {
-        "assistant_tokens": theirs.get(HF_BEST),
-        "lookup_tokens": theirs[HF_LOOKUP],
+        **{tokens: theirs.get(name) for name, tokens in TOKENS_OF.items()},
         "guessers": about,
         "methods": experiments.rows(lines.reset_index()),
     }, frame
@@ -356,7 +358,7 @@ def setting(temperature: float) -> str:
 
 def titled(name: str, n: int) -> str:
     """A guesser with its number of guesses."""
-    return f"{name.removesuffix(', best')}, {n} guesses"
+    return f"{SHORT.get(name, name)}, {n} guesses"
 
 
 def kinds(

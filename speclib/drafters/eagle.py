@@ -103,15 +103,13 @@ class EagleDrafter(Drafter):
     def _made(self, target) -> "tuple[Eagle, Decoder, Programs | None]":
         own = placed(self.eagle, target.device, target.dtype)
         made = decoder(own, target)
-        return own, made, Programs(made, "eagle", target.vocabulary) if target.programs else None
+        return own, made, Programs(made, "eagle") if target.programs else None
 
 
 def decoder(eagle: Eagle, target) -> Decoder:
     """Eagle's layer between the target's embedding and output matrices."""
-    table, output = (
-        target.model.get_input_embeddings().weight.detach(),
-        target.model.get_output_embeddings().weight.detach(),
-    )
+    table = target.model.get_input_embeddings().weight.detach()
+    output = target.model.get_output_embeddings().weight.detach()
     config = eagle.config
     if not config.hidden_size == table.shape[1] == output.shape[1]:
         raise IncompatibleModels(
@@ -215,7 +213,7 @@ class CompiledEagleContext(EagleContext, CompiledContext):
             padded = pad(states, (0, 0, 0, rows - k)), pad(tokens, (0, rows - k))
             numbers = (self.programs.number(value) for value in (k, self.length, position))
             slots = self._looked_at(self.length + k + rows)
-            made = self.programs.run(
+            drawn = self.programs.run(
                 "guesses",
                 (n, how.settings),
                 f"{n} guess{'es' * (n > 1)}",
@@ -224,9 +222,8 @@ class CompiledEagleContext(EagleContext, CompiledContext):
                 slots,
                 self.cache,
             )
-            if made is not None:
-                self.length += k + n - 1
-                return made
+            self.length += k + n - 1
+            return drawn
         return (yield from super().guesses(new, n, how))
 
 

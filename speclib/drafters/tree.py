@@ -8,6 +8,7 @@ attention). Siblings are tried one after the other, so a second guess may be kep
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from typing import NamedTuple
 
 import torch
 
@@ -73,6 +74,21 @@ class Node:
     joint: float
 
 
+class Place(NamedTuple):
+    """Where a node may be drawn next. Places compare as tuples do, and the first three fields tell any two apart: the
+    heap's least is the one to draw at.
+    """
+
+    loss: float  # minus the probability that verification comes there and keeps what is drawn
+    offered: int  # nodes that the tree had when this was found: of equals the earlier
+    elder: int  # siblings drawn before
+    parent: int  # the place of the node above in the list of nodes, or -1
+    depth: int
+    row: torch.Tensor  # what is left to draw from [V]
+    top: float  # the draft's highest probability there, before any sibling was drawn
+    reached: float  # the probability that verification comes to the parent
+
+
 class TreeSession(ModelledSession):
     """`inner` says what may follow a text and the nodes of a tree; its cache is left with the text alone."""
 
@@ -88,8 +104,8 @@ class TreeSession(ModelledSession):
         if self.settings.sampled and self.settings.budget is not None:
             return self._draft((yield from self._grown(text, rows[0], n)))
         nodes: list[Node] = []
-        frontier = [-1]
-        for depth, width in enumerate(self.settings.branching[:n]):
+        frontier, widths = [-1], self.settings.branching[:n]
+        for depth, width in enumerate(widths):
             grown = []
             for place, row in zip(frontier, rows, strict=True):
                 before = nodes[place].joint if place >= 0 else 0.0
@@ -101,7 +117,7 @@ class TreeSession(ModelledSession):
                 grown = sorted(grown, key=lambda node: -node.joint)[: self.settings.budget]
             frontier = list(range(len(nodes), len(nodes) + len(grown)))
             nodes += grown
-            if depth + 1 < min(n, len(self.settings.branching)) and frontier:
+            if depth + 1 < len(widths) and frontier:
                 rows = yield from self._read(text, nodes, len(frontier))
         return self._draft(self._pruned(nodes))
 
@@ -122,27 +138,25 @@ class TreeSession(ModelledSession):
         before the draw.
         """
         nodes: list[Node] = []
-        # what may be drawn next: (minus what it promises, then what breaks ties, parent, depth, what is left to draw
-        # from, the draft's highest probability there, the parent's promise)
-        places: list[tuple] = []
+        places: list[Place] = []
+        widths = self.settings.branching[:n]
 
-        def offer(parent: int, depth: int, elder: int, row: torch.Tensor, top: float, promise: float) -> None:
-            if depth < min(n, len(self.settings.branching)) and elder < self.settings.branching[depth]:
-                heappush(
-                    places, (-promise * chance_kept(top, elder), len(nodes), elder, parent, depth, row, top, promise)
-                )
+        def offer(parent: int, depth: int, elder: int, row: torch.Tensor, top: float, reached: float) -> None:
+            if elder < widths[depth]:
+                loss = -reached * chance_kept(top, elder)
+                heappush(places, Place(loss, len(nodes), elder, parent, depth, row, top, reached))
 
         offer(-1, 0, 0, row, float(row.max()), 1.0)
         while places and len(nodes) < self.settings.budget:
-            worth, _, elder, parent, depth, row, top, promise = heappop(places)
-            token = int(self.draw(row))
-            nodes.append(Node(token, row, parent, 0.0))
-            rest, mass = without(row, token)
+            at = heappop(places)
+            token = int(self.draw(at.row))
+            nodes.append(Node(token, at.row, at.parent, 0.0))
+            rest, mass = without(at.row, token)
             if mass > 0:
-                offer(parent, depth, elder + 1, rest, top, promise)
-            if depth + 1 < min(n, len(self.settings.branching)) and len(nodes) < self.settings.budget:
+                offer(at.parent, at.depth, at.elder + 1, rest, at.top, at.reached)
+            if at.depth + 1 < len(widths) and len(nodes) < self.settings.budget:
                 below = (yield from self._read(text, nodes, 1))[0]
-                offer(len(nodes) - 1, depth + 1, 0, below, float(below.max()), -worth)
+                offer(len(nodes) - 1, at.depth + 1, 0, below, float(below.max()), -at.loss)
         return nodes
 
     def _children(self, row: torch.Tensor, width: int) -> list[tuple[int, torch.Tensor]]:

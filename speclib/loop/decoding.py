@@ -166,8 +166,6 @@ def begin(settings: Settings, number: int, prompt: list[int], draw: Draw, batch:
     context = target.context(prompt, batch)
     sampling, places = at_work(settings.sampling, context, settings.max_new_tokens, number)
     asked = replace(sampling, side="target") if places else sampling
-    if places:
-        draw = partial(draw)  # without uniform numbers of its own: processors are Python, and no program can hold them
     session = settings.drafter.start(context, sampling, draw) if settings.drafter else None
     text = list(context.begin)
     if len(text) > 1:
@@ -337,8 +335,8 @@ def judged(
 def judged_together(
     rule: rules.Rule, rows: Sequence[Row], logits: Sequence[Tensor], drafts: Sequence[Draft | None]
 ) -> list[Seen]:
-    """The verdict on rows of one kind; as one compiled program where the backend has one and chance is a sequence of
-    uniform numbers."""
+    """The verdict on rows of one kind; as one compiled program where the backend has one, chance is a sequence of
+    uniform numbers and no processor, which is Python, changes the logits."""
     counts = [len(draft.tokens) if draft else 0 for draft in drafts]
     n = max(counts)
     behind = [n - k for k in counts]  # places without a guess: the last logits again, where nothing can come
@@ -349,7 +347,7 @@ def judged_together(
         inputs.append(torch.stack([pad(d.tokens, (0, k)) for d, k in zip(drafts, behind, strict=True)]))
     draws, sampling = [row.draw for row in rows], rows[0].sampling
     uniform = getattr(draws[0], "uniform", None)
-    if len(rows) == 1 and uniform and parents is None:
+    if len(rows) == 1 and uniform and parents is None and not rows[0].places:
 
         def program(numbers: Tensor, *inputs: Tensor) -> Tensor:
             left = list(numbers.split(1))

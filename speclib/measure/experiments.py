@@ -444,10 +444,8 @@ def ladder(
             gammas[name] = advised_length(np.concatenate(similar).mean(), c[name], widths)
             methods[name] = ours(target, ModelDrafter(drafts[name]), sampling, gammas[name], tokens)
         frame = interleaved(methods, texts, progress=progress, once=kept).drop(columns=BY_ROUND)
-        summary, where = (
-            speedups(frame, "plain").join(acceptance(frame)),
-            {"domain": domain, "temperature": temperature},
-        )
+        summary = speedups(frame, "plain").join(acceptance(frame))
+        where = {"domain": domain, "temperature": temperature}
         for name, gamma in gammas.items():
             steps = predict(*summary.loc[name, ["alpha", "tokens_per_round"]], gamma, c[name], widths)
             summary.loc[name, ["gamma", "c", *steps]] = [gamma, c[name], *steps.values()]

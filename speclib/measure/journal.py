@@ -13,25 +13,28 @@ from . import experiments
 
 
 class Journal:
-    """Finished parts of one measurement by name, written after each of them; without a path they are not kept."""
+    """Finished parts of one measurement by name, kept on disk.
 
-    def __init__(self, path: Path | None = None, settings: Mapping[str, Any] | None = None):
+    JSON lines: the first says whose parts they are, each of the others is one part, [name, result], appended
+    when it is finished.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any] | None = None):
         """settings: what the measurement is called with, among them files and folders by path, whose content counts.
 
         A file at `path` goes on if it belongs to the same settings, machine, versions, code and files, and is replaced
         if not. Raises FileError if it is damaged.
         """
-        self.path, self.found, self.identity = path, {}, {}
-        if path is None:
-            return
+        self.path, self.found, self.identity, self.begun = path, {}, {}, False
         self.identity = json.loads(json.dumps(identity(settings or {})))
         if path.exists():
             with reading(path, "delete it to start afresh"):
-                kept = json.loads(path.read_text("utf-8"))
-                if kept.get("identity") == self.identity:
-                    self.found = dict(kept["found"])
+                head, *parts = path.read_text("utf-8").split("\n")
+                kept = json.loads(head).get("identity")
+                if kept == self.identity:
+                    self.found = dict(map(json.loads, parts[:-1]))  # behind the last line's end is a torn part, if any
                 else:
-                    other = differing(kept.get("identity"), self.identity)
+                    other = differing(kept, self.identity)
                     print(f"{path} is of another measurement (other {other}): starting afresh", file=sys.stderr)
 
     def once(self, name: object, work: Callable[[], Any]) -> Any:
@@ -39,9 +42,19 @@ class Journal:
         key = json.dumps(name)
         if key not in self.found:
             self.found[key] = json.loads(json.dumps(work()))
-            if self.path:
-                write_text(self.path, json.dumps({"identity": self.identity, "found": self.found}))
+            self._keep(key)
         return self.found[key]
+
+    def _keep(self, key: str) -> None:
+        """Appends a part. The first of this process goes into the file anew, behind all that came before it, so that
+        nothing is appended to a torn line."""
+        if self.begun:
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(json.dumps([key, self.found[key]]) + "\n")
+        else:
+            lines = [{"identity": self.identity}, *self.found.items()]
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+            self.begun = True
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:

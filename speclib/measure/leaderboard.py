@@ -26,6 +26,7 @@ from .experiments import Method, Once, now, within
 
 # domain and temperature of each table
 SETTINGS = (("code", 1.0), ("code", 0.0), ("prose", 1.0), ("edit", 1.0), ("edit", 0.0))
+PLANS = {ConfidenceLength: "confidence", CostAwareLength: "costaware"}  # in the table, where a length is no number
 WIDEST = 21  # nodes of a tree and one more, as far as the width curve is measured: an ensemble's two chains of 10
 
 
@@ -177,4 +178,4 @@ def described(length: int | Length) -> str:
     """A length in a word or two."""
     if isinstance(length, int | FixedLength):
         return str(getattr(length, "gamma", length))
-    return f"{type(length).__name__.removesuffix('Length').lower()} {getattr(length, 'threshold', '')}".strip()
+    return f"{PLANS[type(length)]} {getattr(length, 'threshold', '')}".strip()

@@ -193,9 +193,8 @@ def compared(*seconds: float) -> dict[str, float]:
 def uncached(pair: Pair, ids: Sequence[int], gamma: int, tokens: int) -> list[int]:
     """The article's loop: greedy, every forward over the whole text again. gamma 0 is its plain decoding."""
 
-    def choices(
-        model: LanguageModel, text: list[int], count: int
-    ) -> list[int]:  # the favourite after each of the last `count` tokens
+    # the favourite after each of the last `count` tokens
+    def choices(model: LanguageModel, text: list[int], count: int) -> list[int]:
         return model.context().extend(torch.tensor([text], device=model.device), keep=count)[0].argmax(-1).tolist()
 
     text = list(ids)

@@ -222,8 +222,5 @@ class RowContext(Context):
     def _remove(self, count: int) -> None:
         pass  # what lies behind `length` is overwritten before it is seen
 
-    def _move(self, places: list[int], start: int) -> None:
-        index = torch.tensor(places, device=self.language_model.device)
-        for keys, values in self.slots.row(self.row):  # [G, S, D]
-            keys[:, start : start + len(places)] = keys[:, index]
-            values[:, start : start + len(places)] = values[:, index]
+    def _stores(self) -> list[tuple[Tensor, Tensor]]:
+        return self.slots.row(self.row)

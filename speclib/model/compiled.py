@@ -51,8 +51,8 @@ class Programs:
 
     made = 0  # programs of this process, of all models: who measures looks whether one was made meanwhile
 
-    def __init__(self, decoder: Decoder, name: str, vocabulary: int):
-        self.name, self.decoder, self.vocabulary = name, decoder, vocabulary
+    def __init__(self, decoder: Decoder, name: str):
+        self.name, self.decoder = name, decoder
         self.graphs = decoder.device.type == "cuda"  # CUDA graphs, or torch.compile
         self.widths: set[int] = set()
         # caches that no text uses any more, by capacity: a CUDA graph knows its cache by address
@@ -64,43 +64,17 @@ class Programs:
         """Says which numbers of tokens will be read often."""
         self.widths.update(width for width in widths if 1 <= width <= MOST)
 
-    def forward(self, tokens: Tensor, length: int, slots: Tensor, cache: Cache) -> tuple[Tensor, Tensor] | None:
-        """The states [k, d] and logits [k, V] after tokens [k] behind `length` cached ones, or None if there is no
-        program for so many.
-        """
-        k = tokens.shape[0]
-        if k not in self.widths:
-            return None
-        title = f"{k} token{'s' * (k > 1)}"
-        return self.run(
-            "forward", (k,), title, lambda: forward_of(self.decoder), (tokens, self.number(length)), slots, cache
-        )
+    def reads(self, width: int) -> bool:
+        """Whether forwards over so many tokens are programs."""
+        return width in self.widths and "forward" not in self.broken
 
-    def guesses(
-        self, tokens: Tensor, length: int, slots: Tensor, cache: Cache, uniform: Tensor, law: Law, settings: Hashable
-    ) -> tuple[Tensor, Tensor] | None:
-        """Reads tokens [k] and then draws as many as there are `uniform` numbers [n, 1]: (tokens [n], what each was
-        drawn from [n, V]), or None.
-        """
-        k, n = tokens.shape[0], uniform.shape[0]
-        title = f"{n} guess{'es' * (n > 1)}"
-        return self.run(
-            "guesses",
-            (k, n, settings),
-            title,
-            lambda: guesses_of(self.decoder, self.vocabulary, law, k, n),
-            (tokens, self.number(length), uniform),
-            slots,
-            cache,
-        )
-
-    def judge(self, program: Program, inputs: tuple[Tensor, ...], settings: Hashable) -> Tensor | None:
+    def judge(self, program: Program, inputs: tuple[Tensor, ...], settings: Hashable) -> Tensor:
         """See `LanguageModel.judge`. On a CPU nothing is compiled: a program was seen to start as slowly as the few
         small operations in it.
         """
         width = inputs[1].shape[1]
         if not self.graphs or width not in self.widths:
-            return None
+            return program(*inputs)
         title = f"the verdict on {width - 1} guesses"
         return self.run("verdicts", ("verdict", width, settings), title, lambda: program, inputs)
 
@@ -116,14 +90,14 @@ class Programs:
         make: Callable[[], Program],
         inputs: tuple[Tensor, ...],
         *place: Tensor | Cache,
-    ) -> tuple[Tensor, ...] | Tensor | None:
-        """What the program of this kind and shape, made by `make` at its first use, gives for `inputs`; None where none
-        can be made.
+    ) -> tuple[Tensor, ...] | Tensor:
+        """What the function that `make` makes gives for `inputs`: compiled at the first use of this kind and shape,
+        and as it stands where it cannot be.
 
         place: slots and cache, of a program that works on a text.
         """
         if kind in self.broken:
-            return None
+            return make()(*inputs, *place)
         key = shape
         if place:
             slots, cache = place
@@ -150,7 +124,7 @@ class Programs:
                     f"backend='fast'",
                     stacklevel=2,
                 )
-                return None
+                return make()(*inputs, *place)
         return self._made[key](*inputs, *place)
 
 
@@ -267,15 +241,17 @@ class CompiledContext(FastContext):
         return slots
 
     def _forward(self, tokens: Tensor, keep: int, parents: Sequence[int] | None) -> Tensor:
-        if parents is None and not self.batch and tokens.shape[1] in self.programs.widths:
-            slots = self._looked_at(self.length + tokens.shape[1])
-            made = self.programs.forward(tokens[0], self.length, slots, self.cache)
-            if made is not None:
-                states, logits = made
-                if self.wants_hidden:
-                    self.hidden = states[None]
-                return logits[-keep:][None]
-        return super()._forward(tokens, keep, parents)
+        k, programs = tokens.shape[1], self.programs
+        if parents is not None or self.batch or not programs.reads(k):
+            return super()._forward(tokens, keep, parents)
+        title, slots = f"{k} token{'s' * (k > 1)}", self._looked_at(self.length + k)
+        inputs = tokens[0], programs.number(self.length)
+        states, logits = programs.run(
+            "forward", (k,), title, lambda: forward_of(self.decoder), inputs, slots, self.cache
+        )
+        if self.wants_hidden:
+            self.hidden = states[None]
+        return logits[-keep:][None]
 
     def _shared(self, rows: int, capacity: int) -> Slots:
         # whole blocks, so that texts of about one length share programs, and room to spare as above
@@ -287,7 +263,7 @@ class CompiledContext(FastContext):
         what changes from round to round, lengths and what is seen, is data."""
         context, slots = reads[0].context, reads[0].context.slots
         d, programs, most = context.decoder, context.programs, max(read.count for read in reads)
-        if most not in programs.widths or any(read.parents is not None for read in reads):
+        if not programs.reads(most) or any(read.parents is not None for read in reads):
             return FastContext.forward_rows(reads)
         slots.prune()
         lengths = [member().length for member in slots.members] + [0] * (slots.rows - len(slots.members))
@@ -301,10 +277,9 @@ class CompiledContext(FastContext):
         limit = context.language_model.context_length or slots.capacity
         title = f"{most} token{'s' * (most > 1)} of {slots.rows} texts"
         inputs = tokens, torch.tensor(lengths, device=d.device)
-        made = programs.run("forward", (slots.rows, most), title, lambda: rows_of(d, limit), inputs, seen, slots.layers)
-        if made is None:
-            return FastContext.forward_rows(reads)
-        states, logits = made
+        states, logits = programs.run(
+            "forward", (slots.rows, most), title, lambda: rows_of(d, limit), inputs, seen, slots.layers
+        )
         return [
             (logits[None, row, read.count - read.kept : read.count], states[None, row, : read.count])
             for read in reads
@@ -313,7 +288,8 @@ class CompiledContext(FastContext):
 
     def uniform(self, n: int, how: Drawing) -> Callable[[int, int], Tensor] | None:
         """Where the numbers of n guesses by one program come from; None if they are to be made one by one: where chance
-        is no sequence of uniform numbers, and near the end, where there are fewer than usual."""
+        is no sequence of uniform numbers, where nothing compiles, and near the end, where there are fewer than usual.
+        """
         self.usual = self.usual or n
         at_once = how.goes_on is None and n == self.usual and "guesses" not in self.programs.broken
         return getattr(how.draw, "uniform", None) if at_once else None
@@ -327,11 +303,18 @@ class CompiledContext(FastContext):
         if fits and uniform:
             with torch.inference_mode():
                 tokens = torch.tensor(text[start:], device=self.decoder.device)
-                slots = self._looked_at(end)
-                made = programs.guesses(tokens, start, slots, self.cache, uniform(n, 1), how.law, how.settings)
-            if made is not None:
-                self._latest, self.length = start, end
-                return made
+                k, vocabulary = len(tokens), self.language_model.vocabulary
+                drawn = programs.run(
+                    "guesses",
+                    (k, n, how.settings),
+                    f"{n} guess{'es' * (n > 1)}",
+                    lambda: guesses_of(self.decoder, vocabulary, how.law, k, n),
+                    (tokens, programs.number(start), uniform(n, 1)),
+                    self._looked_at(end),
+                    self.cache,
+                )
+            self._latest, self.length = start, end
+            return drawn
         if n == self.usual:
             self.language_model.announce((1, 2))  # after a full acceptance, two tokens are new to it
         return (yield from super().guesses(text, n, how))

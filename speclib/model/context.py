@@ -220,11 +220,15 @@ class Context:
     def _remove(self, count: int) -> None:
         self._cache.crop(-count)  # transformers counts what to remove, as a negative number
 
+    def _stores(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values [..., S, D] of each layer, of this text."""
+        return [(layer.keys, layer.values) for layer in self._cache.layers]
+
     def _move(self, places: list[int], start: int) -> None:
         index = torch.tensor(places, device=self.language_model.device)
-        for layer in self._cache.layers:
-            for store in (layer.keys, layer.values):  # [1, H, S, D]
-                store[:, :, start : start + len(places)] = store[:, :, index]
+        for stores in self._stores():
+            for store in stores:
+                store[..., start : start + len(places), :] = store[..., index, :]
 
 
 class EncoderDecoderContext(Context):

@@ -190,11 +190,8 @@ class FastContext(Context):
     def _remove(self, count: int) -> None:
         pass  # what lies behind `length` is overwritten before it is read
 
-    def _move(self, places: list[int], start: int) -> None:
-        index = torch.tensor(places, device=self.decoder.device)
-        for keys, values in self.cache:  # [G, S, D]
-            keys[:, start : start + len(places)] = keys[:, index]
-            values[:, start : start + len(places)] = values[:, index]
+    def _stores(self) -> list[tuple[Tensor, Tensor]]:
+        return self.cache
 
 
 def run(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ class LanguageModel:
         if now != self._made_of:
             self._made_of = None
             self.decoder = fast.decoder(self.model)
-            self.programs = Programs(self.decoder, self.name, self.vocabulary) if self.backend == "compiled" else None
+            self.programs = Programs(self.decoder, self.name) if self.backend == "compiled" else None
             if self.probe and not probing.skipped(self):
                 probing.fast(self)
             self._made_of = now
@@ -204,8 +205,7 @@ class LanguageModel:
         """program(*inputs), on a GPU as a CUDA graph where the backend is compiled. inputs: uniform numbers, this
         model's logits [1, k, V], and more; `program` depends on `settings` beside them.
         """
-        made = self.programs.judge(program, inputs, settings) if self.programs else None
-        return program(*inputs) if made is None else made
+        return self.programs.judge(program, inputs, settings) if self.programs else program(*inputs)
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
@@ -341,26 +341,17 @@ def load_model(
     )
 
 
-def load_pair(
-    target: str | Path | None = None,
-    draft: str | Path | None = None,
-    *,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | str | None = None,
-    revision: str | None = None,
-    backend: str = "eager",
-    probe: bool = True,
-) -> Pair:
+def load_pair(target: str | Path | None = None, draft: str | Path | None = None, **options: Any) -> Pair:
     """The embedded target with an embedded draft, or any two transformers models from folders or the hub.
 
-    `revision` pins the target's revision on the hub (and the draft's, if both are in one repository). Raises
-    ModelLoadError, UnsupportedModel, or IncompatibleModels when the two do not share a tokenizer.
+    options: device, dtype, revision, backend and probe, as `load_model` takes them, for both. `revision` pins the
+    target's revision on the hub (and the draft's, if both are in one repository). Raises ModelLoadError,
+    UnsupportedModel, or IncompatibleModels when the two do not share a tokenizer.
     """
     if target is not None and draft is None:
         raise InvalidArgument(
             f"target {str(target)!r} needs a draft model with the same tokenizer: load_pair(target, draft)"
         )
-    options = {"device": device, "dtype": dtype, "revision": revision, "backend": backend, "probe": probe}
     big, small = load_model(target or TARGET, **options), load_model(draft or DEFAULT_DRAFT, **options)
     check_compatible(big, small)
     return Pair(big, small)
