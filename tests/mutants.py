@@ -48,7 +48,7 @@ GUESSERS = ["test_every_guesser.py", "-k", "sums_to"]
 BATCHES = ["test_batches.py", "-k", "ragged or leaves or joint and 2-False or stop_on or same_prompt or not_made or fit or plans"]
 PIECES = ["test_batches.py", "-k", "pieces"]
 PREDICTIONS = ["test_batches_measure.py", "-k", "by_hand or gain_ends or same_texts"]
-STATISTICS = ["test_statistics.py", "-k", "jackknife or together or cover"]
+STATISTICS = ["test_statistics.py", "-k", "by_hand or together"]
 LATENCY = ["test_latency.py", "-k", "cost_ratio or by_hand or waits"]
 LAB = "../notebooks/lab/lab.mjs"
 PAGE = ["test_lab.py", "-k", "own_tests or laws_are or statistics_are"]  # by node
@@ -292,6 +292,11 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("an interval: the normal law for Student's t", "law/statistics.py", "stats.t.isf((1 - level) / 2, n - 1)", "stats.norm.isf((1 - level) / 2)", STATISTICS),
     ("an interval: the spread of a sample, not the jackknife's", "law/statistics.py", "np.sqrt((n - 1) / n * (", "np.sqrt(1 / (n - 1) * (", STATISTICS),
     ("an interval: n degrees of freedom", "law/statistics.py", "stats.t.isf((1 - level) / 2, n - 1)", "stats.t.isf((1 - level) / 2, n)", STATISTICS),
+    ("an interval: both ends at the chance of one", "law/statistics.py", "stats.t.isf((1 - level) / 2, n - 1)", "stats.t.isf(1 - level, n - 1)", STATISTICS),
+    ("a ratio of means: the mean of ratios", "law/statistics.py", "pairs[:, 0].mean() / pairs[:, 1].mean()", "(pairs[:, 0] / pairs[:, 1]).mean()", STATISTICS),
+    ("a mean's interval: the spread of the values", "law/statistics.py", "float(stats.sem(values))", "float(np.std(values, ddof=1))", STATISTICS),
+    ("speed-ups: a prompt beside its neighbour's plain decoding", "measure/experiments.py", "np.hstack([own.loc[base.index], base])", "np.hstack([np.roll(own.loc[base.index], 1, 0), base])", ["test_experiments.py", "-k", "with_intervals"]),
+    ("times: the quartiles the wrong way round", "measure/latency.py", "quantile([0.5, 0.25, 0.75])", "quantile([0.5, 0.75, 0.25])", ["test_latency.py", "-k", "quartiles"]),
     ("cost ratio: target over draft", "measure/latency.py", "return theirs / ours", "return ours / theirs", LATENCY),
     ("waiting: memory takes longer than the products that read it", "measure/latency.py", "memory = min(products_ms, 1e3", "memory = max(products_ms, 1e3", LATENCY),
     ("bytes of a forward: a looked-up embedding is read whole", "measure/latency.py", "        weights -= embedding.numel()\n", "        pass\n", LATENCY),

@@ -35,6 +35,16 @@ def test_columns_of_the_width_curve(backend):
     assert (frame["low"] > 0).all() and (frame["low"] <= frame["ms"]).all() and (frame["ms"] <= frame["high"]).all()
 
 
+def test_median_and_quartiles_of_works_in_turn(monkeypatch):
+    order, clock = [], iter([5.0, 10, 1, 20, 2, 30, 4, 40, 3, 50])  # ms: a, b, a, b, ...
+    monkeypatch.setattr(latency, "timed", lambda statement, seconds, work: work() or next(clock))
+    works = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    frame = latency.spread(works, 5, 0.0, ["kind"])
+    assert order == 5 * ["a", "b"]
+    assert frame.to_dict("split")["data"] == [["a", 3, 2, 4], ["b", 30, 20, 40]]
+    assert frame.columns.tolist() == ["kind", "ms", "low", "high"]
+
+
 def test_a_width_that_does_not_fit_or_is_none_is_refused():
     model = tiny(1)
     for widths in ([], [0], [3, -1]):

@@ -87,10 +87,21 @@ def test_a_lead_inside_the_intervals_is_called_a_tie():
 
 
 def test_guesses_pay_lose_or_are_within_noise():
-    pairs = 50 * [(1, 0)] + 50 * [(3, 2), (3, 3)] + 5 * [(5, 0), (5, 1)] + [(7, 4)] + 9 * [(0, 0)]
-    lines = n08.worth({"code": pairs}, ((1, 2), (3, 4), (5, 6), (7, 7), (8, 9)), 0.4).splitlines()
+    prompts = [
+        [(1, 0), (1, 0), (3, 2), (3, 3), (5, 0), (7, 4), (0, 0)],
+        [(1, 0), (1, 0), (3, 3), (3, 2), (5, 1), (0, 0)],
+        [(1, 0), (1, 0), (3, 2), (3, 3), (5, 0), (0, 0), (0, 0)],
+    ]
+    lines = n08.worth({"code": prompts}, ((1, 2), (3, 4), (5, 6), (7, 7), (8, 9)), 0.4).splitlines()
     assert [line.rpartition(": ")[2] for line in lines] == ["loses", "pays", "within noise", "too few", "too few"]
-    assert "3 to 4:  59% of rounds, 2.50 guesses pass, the check costs 0.40" in lines[1]
+    assert "3 to 4 tokens:  30% of rounds, 2.50 guesses pass, the check costs 0.40 more" in lines[1]
+
+
+def test_rounds_of_one_prompt_are_no_independent_samples():
+    """One prompt that gains in a hundred rounds, and one in which as many gain nothing, show no gain together."""
+    rounds = [100 * [(1, 1)], 100 * [(1, 0)]]
+    line = n08.worth({"code": rounds}, [(1, 2)], 0.1)
+    assert line.endswith("0.50 guesses pass, the check costs 0.10 more: within noise")
 
 
 def test_ten_oracles_of_the_leaderboard():

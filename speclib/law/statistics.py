@@ -73,17 +73,15 @@ def _law(probabilities: np.ndarray) -> np.ndarray:
 
 
 def _pool(expected: np.ndarray) -> np.ndarray:
-    """Group numbers of the cells: those expected below MIN_EXPECTED share the last group, joined by more until it holds
-    as much.
+    """Group numbers of the cells: those expected below MIN_EXPECTED share the last group, and if even together they are
+    expected less often, the smallest of the others joins them.
     """
-    order = np.argsort(-expected, kind="stable")
-    tail = expected[order][::-1].cumsum()[::-1]  # what this cell and all smaller ones expect together
-    alone = expected[order] >= MIN_EXPECTED
-    if not alone.all():  # the pool itself must be large enough: take in the smallest of the others until it is
-        alone &= np.append(tail[1:], 0) >= MIN_EXPECTED
-    groups = np.empty(len(order), dtype=int)
-    groups[order] = np.where(alone, np.arange(len(order)), alone.sum())
-    return groups
+    small = expected < MIN_EXPECTED
+    alone = len(expected) - int(small.sum())  # the largest cells, each a group
+    if alone and 0 < expected[small].sum() < MIN_EXPECTED:
+        alone -= 1
+    ranks = np.argsort(np.argsort(-expected, kind="stable"))
+    return np.minimum(ranks, alone)
 
 
 def g_test(counts: Mapping | ArrayLike, probabilities: Mapping | ArrayLike) -> TestResult:
@@ -221,6 +219,26 @@ def cell_intervals(counts: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, 
     return wilson(counts, counts.sum(), 1 - (1 - level) / len(counts))
 
 
+def _student(level: float, n: int) -> float:
+    """How many standard errors around an estimate from n samples an interval reaches, by Student's t."""
+    return float(stats.t.isf((1 - level) / 2, n - 1))
+
+
+def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
+    """An interval for the mean of n values [n], such as one a prompt, which may be 0 or negative: Student's t.
+
+    The values must be independent of each other. Of normal ones it covers what it says, from 2 on; of mildly skewed
+    ones (lognormal, sigma 0.2) at least 94% at 3 to 25 values; of exponential ones only 88 to 92%
+    (tests/test_statistics.py). One value says nothing of the others: [-inf, inf]. Raises InvalidArgument for none.
+    """
+    values = np.asarray(values, dtype=float)
+    if not len(values):
+        raise InvalidArgument("an interval needs at least one value")
+    mean = float(values.mean())
+    reach = _student(level, len(values)) * float(stats.sem(values)) if len(values) > 1 else np.inf
+    return Interval(mean, mean - reach, mean + reach)
+
+
 def jackknife_interval(samples: ArrayLike, statistic: Callable[[np.ndarray], float], level: float = 0.95) -> Interval:
     """An interval for a positive statistic of n samples [n, ...], such as a ratio of two sums over prompts: Student's t
     around its logarithm, with the spread that leaving out one sample after the other shows (Tukey's jackknife).
@@ -238,7 +256,7 @@ def jackknife_interval(samples: ArrayLike, statistic: Callable[[np.ndarray], flo
         return Interval(estimate, 0.0, np.inf)
     without = np.log([statistic(np.delete(samples, i, 0)) for i in range(n)])
     spread = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
-    reach = float(np.exp(stats.t.isf((1 - level) / 2, n - 1) * spread))
+    reach = float(np.exp(_student(level, n) * spread))
     return Interval(estimate, estimate / reach, estimate * reach)
 
 

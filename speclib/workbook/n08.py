@@ -8,17 +8,18 @@ import ipywidgets as widgets
 import numpy as np
 import seaborn as sns
 
+from ..law.statistics import mean_interval
 from ..loop.trace import harmless, pieces
 from .common import DRAFT, box, exercise, integer, law, plt, tight, visible
 
 
-def match_lengths(rounds: dict[str, list[tuple[int, int]]], longest: int) -> plt.Figure:
+def match_lengths(rounds: dict[str, list[list[tuple[int, int]]]], longest: int) -> plt.Figure:
     """How long the match was in how many rounds, and how many guesses passed then, one panel a kind of text; rounds:
-    (match length, accepted).
+    of each prompt, (match length, accepted).
     """
     figure, axes = plt.subplots(1, len(rounds), figsize=(3.6 * len(rounds) + 0.8, 3.6), sharey=True, squeeze=False)
-    for axis, (name, pairs) in zip(axes[0], rounds.items(), strict=True):
-        sizes = range(longest + 1)
+    for axis, (name, prompts) in zip(axes[0], rounds.items(), strict=True):
+        pairs, sizes = sum(prompts, []), range(longest + 1)
         shares = [sum(s == size for s, _ in pairs) / len(pairs) for size in sizes]
         axis.bar(sizes, shares, color=DRAFT, edgecolor="black", linewidth=0.5, hatch="//")
         for size, share in zip(sizes, shares, strict=True):
@@ -34,19 +35,22 @@ def match_lengths(rounds: dict[str, list[tuple[int, int]]], longest: int) -> plt
     return tight(figure)
 
 
-def worth(rounds: dict[str, list[tuple[int, int]]], sizes: Sequence[tuple[int, int]], price: float) -> str:
+def worth(rounds: dict[str, list[list[tuple[int, int]]]], sizes: Sequence[tuple[int, int]], price: float) -> str:
     """What guesses were worth behind matches of these lengths (least, most), a line for each kind of text; rounds: as
-    above; price: of their check, in plain forwards. It is within noise if the mean's 95% interval holds the price.
+    above; price: what their check costs more than a plain forward, in plain forwards. They pay or lose where the 95%
+    interval of a prompt's gain, the guesses that passed less the price of their checks, lies on one side of 0.
     """
     lines = []
-    for name, pairs in rounds.items():
+    for name, prompts in rounds.items():
         for least, most in sizes:
-            passed = [accepted for size, accepted in pairs if least <= size <= most]
-            mean, reach = np.mean(passed or [0]), 1.96 * np.std(passed or [0]) / max(1, len(passed)) ** 0.5
-            verdict = "within noise" if abs(mean - price) <= reach else "pays" if mean > price else "loses"
+            chosen = [[accepted for size, accepted in pairs if least <= size <= most] for pairs in prompts]
+            gain = mean_interval([sum(passed) - price * len(passed) for passed in chosen])
+            verdict = "pays" if gain.low > 0 else "loses" if gain.high < 0 else "within noise"
+            passed = sum(chosen, [])
             lines.append(
-                f"{name:5} matches of {least} to {most}: {len(passed) / len(pairs):4.0%} of rounds, {mean:.2f} guesses "
-                f"pass, the check costs {price:.2f}: {verdict if len(passed) > 1 else 'too few'}"
+                f"{name:5} {least} to {most} tokens: {len(passed) / sum(map(len, prompts)):4.0%} of rounds, "
+                f"{np.mean(passed or [0]):.2f} guesses pass, the check costs {price:.2f} more: "
+                f"{verdict if sum(map(bool, chosen)) > 1 else 'too few'}"
             )
     return "\n".join(lines)
 

@@ -40,7 +40,7 @@ class Room:
         if self.target:
             return str(self.target)
         where = experiments.recorded(RECORD)["machine"]
-        times = f"a busy {where['cpu']}, so its times are no figures to quote" if where.get("busy") else where["cpu"]
+        times = f"a busy {where['cpu']}, so its times are no figures to quote" if where["busy"] else where["cpu"]
         return f"{self.why}: recorded outputs are shown, of {times}. It comes with: {gguf.COMMAND}"
 
     def either(self, name: str, make: Callable[[LanguageModel], Any]) -> Any:

@@ -17,7 +17,7 @@ from .common import ACCEPTED, DRAFT, MARKERS, PREDICTED, REJECTED, TARGET, box, 
 def recorded_on(record: dict) -> str:
     """Where a record was made, and whether its times are worth quoting."""
     facts = record["machine"]
-    busy = ";\nother programs were running, so its times are no figures to quote" if facts.get("busy") else ""
+    busy = ";\nother programs were running, so its times are no figures to quote" if facts["busy"] else ""
     return f"recorded on {common.place(facts)}, {facts['date']}{busy}"
 
 
