@@ -87,6 +87,15 @@ def test_a_parameter_is_set_in_one_cell_and_used_below(number):
         assert not names & set_at_top(cell)  # or what papermill has set would be set again
 
 
+@pytest.mark.parametrize("entry", build.present(), ids=lambda entry: entry.number)
+def test_no_length_is_compared_with_as_a_number(entry):
+    nodes = [node for cell in cells(entry.number) for node in ast.walk(ast.parse(cell.source))]
+    given = [node.value for node in nodes if isinstance(node, ast.keyword) and node.arg == "max_new_tokens"]
+    lengths = {value.value for value in given if isinstance(value, ast.Constant)}
+    compared = [side for node in nodes if isinstance(node, ast.Compare) for side in [node.left, *node.comparators]]
+    assert not lengths & {side.value for side in compared if isinstance(side, ast.Constant)}
+
+
 @pytest.mark.parametrize("prompt, length", [("def", 8), (CODE, 1), (CODE, 12)])
 def test_notebook_02_writes_the_plain_text(pair, prompt, length):
     names = {"pair": pair, "greedy": Sampling(temperature=0)}

@@ -55,6 +55,7 @@ def search_race(table, order: tuple[str, ...]) -> plt.Figure:
     """Speed-up over plain decoding of each method, with intervals, by kind of text; one panel a temperature. An
     interval that goes on above the axis is cut, and its end stands there.
     """
+    over = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # the intervals of neighbours
     temperatures, top = sorted(table["temperature"].unique()), 1.6 * table["speedup"].max()
     figure, axes = plt.subplots(1, len(temperatures), figsize=(5.6 * len(temperatures), 4), sharey=True, squeeze=False)
     for axis, temperature in zip(axes[0], temperatures, strict=True):
@@ -67,7 +68,8 @@ def search_race(table, order: tuple[str, ...]) -> plt.Figure:
             axis.errorbar(places, rows["speedup"], yerr=ends, fmt=marker, color=colour, capsize=3, label=name)
             for place, high in zip(places, rows["high"], strict=True):
                 if high > top:
-                    axis.text(place, top, f"↑{high:.1f}", color=colour, va="top", ha="left", fontsize=10)
+                    end = {"xytext": (2, -2 - 13 * k), "textcoords": "offset points", "va": "top", "fontsize": 9}
+                    axis.annotate(f"↑{high:.1f}", (place, top), color=colour, bbox=over, **end)
         axis.axhline(1, color="black", linestyle="--", linewidth=1)
         axis.set(
             title=f"T = {temperature:g}" if temperature else "greedy",

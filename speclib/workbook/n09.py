@@ -107,9 +107,11 @@ def lossy(table) -> plt.Figure:
         xlabel="total variation of three-token texts from the target's law (0: lossless)",
         ylabel="tokens per round, two guesses",
     )
+    axis.margins(y=0.12)
     axis.set_xlim(-0.01, 1.35 * max(0.01, table["variation"].max()))
     figure.tight_layout()
-    write_beside(axis, {name: (row["variation"], row["tokens"]) for name, row in table.iterrows()})
+    falling = table.sort_values("tokens", ascending=False)  # the upper of two neighbours has its name above
+    write_beside(axis, {name: (row["variation"], row["tokens"]) for name, row in falling.iterrows()})
     return figure
 
 
