@@ -5,6 +5,7 @@ wrong ones neither. Nothing raises, hangs, or escapes.
 import ast
 import math
 import random
+import re
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from copy import deepcopy
 from functools import cache, partial
 from importlib import import_module
 from itertools import combinations
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -1298,6 +1300,22 @@ def test_names_in_solutions_are_the_exercises():
     for name, (_, exercise) in EXERCISES.items():
         defined = [node.name for node in ast.parse(exercise.solution).body if isinstance(node, ast.FunctionDef)]
         assert defined[-1] == name
+
+
+def test_a_stub_stands_in_the_cell_above_its_check():
+    for entry, exercise in EXERCISES.values():  # the verdict says "the cell above", "that cell" and "this one"
+        above, here = build.read(build.FOLDER / entry.file).cells[exercise.cell :][:2]
+        assert above.source == exercise.stub and here.source == exercise.check, exercise.check
+
+
+def test_a_notebook_that_a_verdict_names_exists():
+    there = {entry.number for entry in build.present()}
+    named = {
+        (number, file.name)
+        for file in Path(common.__file__).parent.glob("*.py")
+        for number in re.findall(r"[Nn]otebook (\d\d[a-z]?)\b", file.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 10 and {number for number, _ in named} <= there
 
 
 def test_a_simulated_machine_repeats_itself_and_knows_two_methods():

@@ -1,21 +1,26 @@
-"""A reader turns the knobs: cells of notebooks 00, 02 and 03 with other seeds, lengths, prompts, temperatures and on
-another backend. What they print as True must hold there too.
+"""A reader turns the knobs: cells of notebooks 00, 02, 03 and 14 with other seeds, lengths, prompts, temperatures, and
+on another backend. What they print as True must hold there too.
 """
 
 import ast
 import contextlib
 import io
 import re
+from functools import partial
 
 import pandas as pd
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from transformers import DynamicCache
 
 import speclib
 from notebooks import build
 from speclib import embedded, theory
+from speclib.drafters import ModelDrafter
 from speclib.law.distributions import Sampling, seeded
+from speclib.measure import batches
+from speclib.workbook import common, n14
 
 CODE = embedded.prompts("code")[16]
 LIBRARY = {
@@ -26,6 +31,12 @@ LIBRARY = {
     "theory": theory,
     "DynamicCache": DynamicCache,
     "seeded": seeded,
+    "partial": partial,
+    "plt": plt,
+    "ModelDrafter": ModelDrafter,
+    "batches": batches,
+    "common": common,
+    "n14": n14,
 }
 
 
@@ -66,7 +77,7 @@ def used(cell) -> set[str]:
     return {node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)}
 
 
-@pytest.mark.parametrize("number", ["00", "02", "03", "05", "06", "13"])
+@pytest.mark.parametrize("number", ["00", "02", "03", "05", "06", "08", "09", "13", "14"])
 def test_a_parameter_is_set_in_one_cell_and_used_below(number):
     code = cells(number)
     (place,) = (k for k, cell in enumerate(code) if "parameters" in build.tags(cell))
@@ -74,6 +85,15 @@ def test_a_parameter_is_set_in_one_cell_and_used_below(number):
     assert names and names <= set().union(*map(used, code[place + 1 :]))  # each does something
     for cell in code[:place] + code[place + 1 :]:
         assert not names & set_at_top(cell)  # or what papermill has set would be set again
+
+
+@pytest.mark.parametrize("entry", build.present(), ids=lambda entry: entry.number)
+def test_no_length_is_compared_with_as_a_number(entry):
+    nodes = [node for cell in cells(entry.number) for node in ast.walk(ast.parse(cell.source))]
+    given = [node.value for node in nodes if isinstance(node, ast.keyword) and node.arg == "max_new_tokens"]
+    lengths = {value.value for value in given if isinstance(value, ast.Constant)}
+    compared = [side for node in nodes if isinstance(node, ast.Compare) for side in [node.left, *node.comparators]]
+    assert not lengths & {side.value for side in compared if isinstance(side, ast.Constant)}
 
 
 @pytest.mark.parametrize("prompt, length", [("def", 8), (CODE, 1), (CODE, 12)])
@@ -106,3 +126,14 @@ def test_notebook_00_counts_what_was_run(pair, prompt, length, temperature):
     tokens, passes = map(int, re.search(r"tokens: (\d+)  target passes: (\d+)", said).groups())
     assert tokens == passes == length and f"fewer target passes: {length > 1}" in said
     assert said.endswith("same greedy text, token for token: True\n")
+
+
+@pytest.mark.parametrize("length, guesses, seed", [(1, 1, 0), (9, 7, 12345)])
+def test_notebook_14_gives_each_row_its_own_text(length, guesses, seed, monkeypatch):
+    monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
+    names = {"exact": speclib.load_pair(dtype="float64", backend="fast")}
+    given = batches.texts(names["exact"].tokenizer, 16)[8:]
+    chosen = ["listed = ", "others = "]
+    said = played("14", chosen, names, sources=given, new_tokens=length, guesses=guesses, seed=seed)
+    assert "8 texts, three at a time" in said
+    assert re.findall(r": (True|False)$", said, re.M) == 6 * ["True"]

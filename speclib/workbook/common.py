@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
+from matplotlib.transforms import Bbox
 
 from ..errors import ModelLoadError
 from ..measure.experiments import machine
@@ -134,6 +135,27 @@ def two_distributions(p, q, names: list[str] | None = None, axis: plt.Axes | Non
     return axis
 
 
+def write_beside(axis: plt.Axes, points: dict[str, tuple[float, float]]) -> None:
+    """Names beside their points, each at the first of ten places where it stays inside and covers no mark, no name and
+    no other text.
+    """
+    heights = (4, -12, 16, -24, 28)  # points above the mark's middle
+    places = [(x, y, side) for y in heights for x, side in ((7, "left"), (-7, "right"))]
+    covered = [
+        Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in axis.transData.transform(list(points.values()))
+    ]
+    covered += [text.get_window_extent() for text in axis.texts]
+    over = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5}  # the lines of equal speed-up
+    for name, point in points.items():
+        text = axis.annotate(name, point, textcoords="offset points", xytext=(0, 0), fontsize=9, bbox=over)
+        for x, y, side in [*places, places[0]]:  # back to the first if none is free
+            text.set(position=(x, y), ha=side)
+            box = text.get_window_extent()
+            if axis.bbox.containsx(box.x0) and axis.bbox.containsx(box.x1) and not box.count_overlaps(covered):
+                break
+        covered.append(box)
+
+
 def folded(text: str, columns: int = 95) -> str:
     """A text whose longer lines are broken between words; white space stays as it is."""
     lines = (wrap(line, columns, drop_whitespace=False, replace_whitespace=False) or [""] for line in text.split("\n"))
@@ -148,7 +170,7 @@ def leaders(table) -> str:
     near = table.index[table["high"] >= best].drop(table["speedup"].idxmax())
     return (
         f"{table['speedup'].idxmax()} leads, {best:.2f} times plain; as high within their intervals: "
-        f"{', '.join(near) or 'none'}"
+        f"{'; '.join(near) or 'none'}"
     )
 
 

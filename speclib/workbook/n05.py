@@ -175,7 +175,10 @@ def speed_map(
         mark = {"color": colour, "marker": marker, "edgecolor": "black", "zorder": 3}
         axis.scatter(rows["alpha"], rows["speedup"], label=kind, **mark)
     axis.axhline(1, color="black", linewidth=1)
-    axis.set(xlabel="alpha", ylabel="speed-up", title=title, ylim=(0, 5 if gamma is None else 10.5), xlim=(0, 1))
+    axis.set(xlabel="alpha", ylabel="speed-up", title=title, ylim=(0, 5), xlim=(0, 1))
+    if gamma is not None:  # from 1/13 to 9.7: the point is on the page wherever the sliders stand
+        axis.set_yscale("log", base=2)
+        axis.set(ylim=(1 / 16, 14), yticks=(0.125, 0.25, 0.5, 1, 2, 4, 8), yticklabels="0.125 0.25 0.5 1 2 4 8".split())
     axis.legend(loc="upper left", fontsize=9)
     return tight(figure)
 

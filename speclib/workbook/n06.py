@@ -102,7 +102,7 @@ def acceptance_figures(rows: list[dict], gamma: int) -> plt.Figure:
         axis.set(xlabel="position in the round", title=row["domain"], ylim=(0, 1))
         axis.set_xticks(range(1, gamma + 1))
     axes[0].set_ylabel("share of guesses kept")
-    axes[-1].legend(fontsize=8, loc="lower right")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, 1), ncol=3)
     return tight(figure)
 
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 import ipywidgets as widgets
 import numpy as np
 import torch
-from matplotlib.transforms import Bbox
 from torch.utils.benchmark import Timer
 
 from ..law import theory
-from .common import ACCEPTED, DRAFT, MARKERS, TARGET, box, chance, choice, exercise, plt, tight
+from .common import ACCEPTED, DRAFT, MARKERS, TARGET, box, chance, choice, exercise, plt, tight, write_beside
 
 
 def exits(table, chosen: int | None = None) -> plt.Figure:
@@ -101,27 +100,6 @@ def oracles(table) -> plt.Figure:
     figure.tight_layout()
     write_beside(axis, {row.Index: (row.c, row.alpha) for row in table.itertuples()})
     return figure
-
-
-def write_beside(axis: plt.Axes, points: dict[str, tuple[float, float]]) -> None:
-    """Names beside their points, each at the first of ten places where it stays inside and covers no mark, no name and
-    no other text.
-    """
-    heights = (4, -12, 16, -24, 28)  # points above the mark's middle
-    places = [(x, y, side) for y in heights for x, side in ((7, "left"), (-7, "right"))]
-    covered = [
-        Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in axis.transData.transform(list(points.values()))
-    ]
-    covered += [text.get_window_extent() for text in axis.texts]
-    over = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5}  # the lines of equal speed-up
-    for name, point in points.items():
-        text = axis.annotate(name, point, textcoords="offset points", xytext=(0, 0), fontsize=9, bbox=over)
-        for x, y, side in [*places, places[0]]:  # back to the first if none is free
-            text.set(position=(x, y), ha=side)
-            box = text.get_window_extent()
-            if axis.bbox.containsx(box.x0) and axis.bbox.containsx(box.x1) and not box.count_overlaps(covered):
-                break
-        covered.append(box)
 
 
 def layer_dial(table) -> widgets.VBox:

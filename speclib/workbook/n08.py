@@ -57,9 +57,10 @@ def worth(rounds: dict[str, list[list[tuple[int, int]]]], sizes: Sequence[tuple[
 
 def search_race(table, order: tuple[str, ...]) -> plt.Figure:
     """Speed-up over plain decoding of each method, with intervals, by kind of text; one panel a temperature. An
-    interval that goes on above the axis is cut.
+    interval that goes on above the axis is cut, and its end stands there.
     """
-    temperatures = sorted(table["temperature"].unique())
+    over = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # the intervals of neighbours
+    temperatures, top = sorted(table["temperature"].unique()), 1.6 * table["speedup"].max()
     figure, axes = plt.subplots(1, len(temperatures), figsize=(5.6 * len(temperatures), 4), sharey=True, squeeze=False)
     for axis, temperature in zip(axes[0], temperatures, strict=True):
         for k, (name, colour, marker) in enumerate(
@@ -69,6 +70,10 @@ def search_race(table, order: tuple[str, ...]) -> plt.Figure:
             places = np.arange(len(rows)) + 0.15 * (k - (len(order) - 1) / 2)
             ends = [(rows["speedup"] - rows["low"]).clip(lower=0), (rows["high"] - rows["speedup"]).clip(lower=0)]
             axis.errorbar(places, rows["speedup"], yerr=ends, fmt=marker, color=colour, capsize=3, label=name)
+            for place, high in zip(places, rows["high"], strict=True):
+                if high > top:
+                    end = {"xytext": (2, -2 - 13 * k), "textcoords": "offset points", "va": "top", "fontsize": 9}
+                    axis.annotate(f"↑{high:.1f}", (place, top), color=colour, bbox=over, **end)
         axis.axhline(1, color="black", linestyle="--", linewidth=1)
         axis.set(
             title=f"T = {temperature:g}" if temperature else "greedy",
@@ -77,7 +82,7 @@ def search_race(table, order: tuple[str, ...]) -> plt.Figure:
             xlabel="kind of text",
         )
     axes[0, 0].set_ylabel("speed-up over plain decoding")
-    axes[0, 0].set_ylim(0, 1.6 * table["speedup"].max())  # an interval over few prompts may go on for ever
+    axes[0, 0].set_ylim(0, top)  # an interval over few prompts may go on for ever
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, 1), ncol=5)
     return tight(figure)
 

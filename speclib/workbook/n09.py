@@ -9,7 +9,21 @@ import seaborn as sns
 
 from ..drafters import TreeDrafter
 from ..loop.decoding import generate
-from .common import ACCEPTED, DRAFT, MARKERS, REJECTED, TARGET, box, exercise, integer, law, plt, tight, visible
+from .common import (
+    ACCEPTED,
+    DRAFT,
+    MARKERS,
+    REJECTED,
+    TARGET,
+    box,
+    exercise,
+    integer,
+    law,
+    plt,
+    tight,
+    visible,
+    write_beside,
+)
 
 
 def tree_mask(sees, names: list[str]) -> plt.Figure:
@@ -89,15 +103,16 @@ def lossy(table) -> plt.Figure:
     for (name, row), marker in zip(table.iterrows(), "oosss^^^", strict=False):
         colour = ACCEPTED if "lossless" in name else REJECTED if "typical" in name else DRAFT
         axis.plot(row["variation"], row["tokens"], marker, color=colour, markersize=9)
-        axis.annotate(
-            " " + name, (row["variation"], row["tokens"]), xytext=(5, 3), textcoords="offset points", fontsize=9
-        )
     axis.set(
         xlabel="total variation of three-token texts from the target's law (0: lossless)",
         ylabel="tokens per round, two guesses",
     )
+    axis.margins(y=0.12)
     axis.set_xlim(-0.01, 1.35 * max(0.01, table["variation"].max()))
-    return tight(figure)
+    figure.tight_layout()
+    falling = table.sort_values("tokens", ascending=False)  # the upper of two neighbours has its name above
+    write_beside(axis, {name: (row["variation"], row["tokens"]) for name, row in falling.iterrows()})
+    return figure
 
 
 TEN = (

@@ -56,10 +56,10 @@ def claims(by_temperature, by_overlap) -> plt.Figure:
             axis.plot(table.index, table[name], line, color=colour, label=name)
         for where in crossings(table):
             axis.axvline(where, color=PREDICTED, linestyle="-.", linewidth=1)
-            axis.text(where, 0.02, f" {where:.2f}", color="black", fontsize=9)
+            axis.text(where, 0.94, f" {where:.2f}", color="black", fontsize=11)
         axis.set(xlabel=what, ylim=(0, 1.02))
     axes[0].set_ylabel("alpha")
-    axes[1].legend(fontsize=9, loc="upper left")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, 1), ncol=3)
     return tight(figure)
 
 
