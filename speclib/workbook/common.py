@@ -135,7 +135,7 @@ def two_distributions(p, q, names: list[str] | None = None, axis: plt.Axes | Non
     return axis
 
 
-def write_beside(axis: plt.Axes, points: dict[str, tuple[float, float]]) -> None:
+def beside(axis: plt.Axes, points: dict[str, tuple[float, float]]) -> None:
     """Names beside their points, each at the first of ten places where it stays inside and covers no mark, no name and
     no other text.
     """

@@ -9,7 +9,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from ..law import theory
-from .common import ACCEPTED, DRAFT, MARKERS, TARGET, box, chance, choice, exercise, plt, tight, write_beside
+from .common import ACCEPTED, DRAFT, MARKERS, TARGET, beside, box, chance, choice, exercise, plt, tight
 
 
 def exits(table, chosen: int | None = None) -> plt.Figure:
@@ -98,7 +98,7 @@ def oracles(table) -> plt.Figure:
     axis.set_title("Dotted: predicted speed-up at the best draft length, checks of all widths alike", fontsize=11)
     axis.legend(loc="lower right", fontsize=9)
     figure.tight_layout()
-    write_beside(axis, {row.Index: (row.c, row.alpha) for row in table.itertuples()})
+    beside(axis, {row.Index: (row.c, row.alpha) for row in table.itertuples()})
     return figure
 
 

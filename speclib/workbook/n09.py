@@ -9,21 +9,7 @@ import seaborn as sns
 
 from ..drafters import TreeDrafter
 from ..loop.decoding import generate
-from .common import (
-    ACCEPTED,
-    DRAFT,
-    MARKERS,
-    REJECTED,
-    TARGET,
-    box,
-    exercise,
-    integer,
-    law,
-    plt,
-    tight,
-    visible,
-    write_beside,
-)
+from .common import ACCEPTED, DRAFT, MARKERS, REJECTED, TARGET, beside, box, exercise, integer, law, plt, tight, visible
 
 
 def tree_mask(sees, names: list[str]) -> plt.Figure:
@@ -111,7 +97,7 @@ def lossy(table) -> plt.Figure:
     axis.set_xlim(-0.01, 1.35 * max(0.01, table["variation"].max()))
     figure.tight_layout()
     falling = table.sort_values("tokens", ascending=False)  # the upper of two neighbours has its name above
-    write_beside(axis, {name: (row["variation"], row["tokens"]) for name, row in falling.iterrows()})
+    beside(axis, {name: (row["variation"], row["tokens"]) for name, row in falling.iterrows()})
     return figure
 
 
