@@ -112,10 +112,24 @@ def examples(documents: list[Document], tokenizer: PreTrainedTokenizerFast, coun
     return [e for e, both in zip(found, sizes, strict=True) if min(both) >= 12 and max(both) <= LONGEST]
 
 
-def repair_prompts(held_out: list[Document], tokenizer: PreTrainedTokenizerFast, count: int = 60) -> list[dict]:
-    """Held-out tasks for `held_out.json`, no two from the same place."""
-    found = {e["answer"]: e for e in examples(held_out, tokenizer, 40 * count, seed=1)}
-    return [e for answer, e in found.items() if len(tokenizer(answer)["input_ids"]) >= 28][:count]
+def repair_prompts(
+    held_out: list[Document], tokenizer: PreTrainedTokenizerFast, count: int = 60, least: int = 18, most: int = 29
+) -> list[dict]:
+    """`count` held-out tasks for `held_out.json`, as in `examples`, no snippet twice: `least` to `most` tokens, where
+    one line lost the colon at its end.
+
+    A light task, so that a pair in order repairs most of them (data/README.md has the counts) and a bug is seen.
+    """
+    rng, (_, place, *_) = random.Random(1), next(slip for slip in SLIPS if slip[0] == "colons")
+    found: dict[str, dict] = {}
+    for name, text in snippets(held_out, rng, 200 * count):
+        colons = [match.start() for match in place.finditer(text)]
+        if colons and least <= len(tokenizer(text)["input_ids"]) <= most:
+            at = rng.choice(colons)
+            found[text] = {"source": name, "text": text[:at] + text[at + 1 :], "answer": text}
+            if len(found) == count:
+                break
+    return list(found.values())
 
 
 def tensors(tasks: list[dict], tokenizer: PreTrainedTokenizerFast) -> tuple[np.ndarray, np.ndarray]:
