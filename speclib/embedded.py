@@ -80,8 +80,8 @@ def fetch(name: str) -> Path:
 def held_out(domain: str = "code") -> list[dict[str, str]]:
     """What was cut from text that no model has seen, each with its "source" and "text", the prompt: "code" or, to see a
     draft away from home, "prose", about 100 tokens each; "edit", of two "kind"s in turn: a function, and the signature
-    of a copy "renamed" or "reworded" (120 to 250 tokens); "repair": short tasks for the encoder-decoder pair. The last
-    two have an "answer" too. Raises InvalidArgument for another domain.
+    of a copy "renamed" or "reworded" (120 to 250 tokens); "repair": a few lines that lost a colon, for
+    the encoder-decoder pair. The last two have an "answer" too. Raises InvalidArgument for another domain.
     """
     content = json.loads(fetch("prompts/held_out.json").read_text("utf-8"))
     if domain not in content:

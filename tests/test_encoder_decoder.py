@@ -333,6 +333,16 @@ def test_tasks_fit_and_differ(small):
     assert ((source != seq2seq.IGNORED).sum(1) >= 12).all()
 
 
+def test_repair_prompts_lost_one_colon(small):
+    """Each is its answer less one colon at the end of a line, of the size asked for, and none comes twice."""
+    documents, tokenizer = small
+    found = seq2seq.repair_prompts(documents, tokenizer, 12, 12, 60)
+    assert len(found) == len({task["answer"] for task in found}) == 12
+    for text, answer in ((task["text"], task["answer"]) for task in found + speclib.embedded.held_out("repair")):
+        assert text in [answer[:k] + answer[k + 1 :] for k in range(len(answer)) if (answer + "\n")[k : k + 2] == ":\n"]
+    assert all(12 <= len(tokenizer(task["answer"])["input_ids"]) <= 60 for task in found)
+
+
 def test_training_learns_resumes_and_distils(small, tmp_path, monkeypatch):
     documents, tokenizer = small
     shape = {"encoder_layers": 1, "decoder_layers": 1, "width": 32, "heads": 2, "feed_forward": 32, "batch_rows": 16}
