@@ -18,7 +18,7 @@ BUDGETS = {  # room: (code lines at most, what it ought to come down to)
     "drafters": (1317, 1150),
     "loop": (910, 550),
     "measure": (1345, 650),
-    "training": (1218, 800),
+    "training": (1220, 800),
     "museum": (440, 400),
     "exactness": (948, 950),
     "workbook": (3040, 1500),
