@@ -1,10 +1,14 @@
-"""A draft that reads the target's mind: one layer over what the target thought of each token, and over the token that
-then came.
+"""Eagle: a draft of one layer that starts from the target's hidden states.
 
-A draft model has to understand the text by itself. Here every token of the text comes with the target's last hidden
-state at the token before, so that one layer goes on from where all of the target's left off. For its second guess the
-target's state is not known yet; its own takes the place. Embedding and output matrix are the target's. Sources: EAGLE
-(2401.15077); training on its own states is from EAGLE-3 (2503.01840).
+A draft model has to understand the text by itself. Eagle need not: at each token it is given the target's last hidden
+state at the token before, in which all of the target's layers have had their say, beside the token's embedding. From
+both its one layer makes a state of its own, and the target's output matrix turns that into logits.
+
+The target's state is known up to the end of the text. Behind the first guess it is not, so there eagle's own state
+takes its place, and each further guess stands on less sure ground. After the check the guessed entries of its cache
+are dropped and read anew from the target's states.
+
+Sources: EAGLE (2401.15077); training on its own states is from EAGLE-3 (2503.01840).
 """
 
 from collections.abc import Callable
@@ -155,7 +159,9 @@ def output_over(matrix: Tensor, kept: Tensor | None) -> Callable[[Tensor], Tenso
 
 
 class EagleContext(FastContext):
-    """What eagle has read: entry i is the target's state at token i, or its own, with token i + 1."""
+    """Eagle's key-value cache. Entry i comes from the state at token i, the target's or in its place eagle's own, and
+    from the embedding of token i + 1.
+    """
 
     def __init__(self, language_model, decoder: Decoder, eagle: Eagle, batch: Batch | None = None):
         self.decoder, self.eagle = decoder, eagle
@@ -166,8 +172,8 @@ class EagleContext(FastContext):
         return self.eagle.joined(states, self.decoder.embed(tokens, positions))
 
     def read(self, read: Read) -> Tensor:
-        """Enters the states [k, d] of a read with the tokens behind them, a chain or a tree, the first at `position`.
-        Logits [1, keep, V].
+        """Appends k entries, a chain or a tree, made of the states [k, d] of a read and the tokens [k] that follow
+        them; the first is entry `position` of the text. -> logits [1, kept, V] of the last `kept`.
         """
         d, start, end = self.decoder, self.length, self.length + read.count
         self.make_room(end)
@@ -184,11 +190,13 @@ class EagleContext(FastContext):
         return self.entered(d.output(states[-read.kept :])[None], read.count)
 
     def entering(self, states: Tensor, tokens: Tensor, position: int) -> Read:
-        """`read` as a session asks for it."""
+        """The request to append these entries, as a session hands it to the loop, which may batch it."""
         return Read(self, tokens[None], keep=1, states=states, position=position)
 
     def guesses(self, new: tuple[Tensor, Tensor, int], n: int, how: Drawing) -> Guesses:
-        """Enters what is new (see `read`) and then guesses. See `Context.guesses`."""
+        """Appends `new` entries (states [k, d], tokens [k], position of the first), then guesses n tokens from there.
+        See `Context.guesses`.
+        """
         return (yield from self._one_by_one(self.entering(*new), n, how))
 
     def _behind(self, read: Read, token: Tensor) -> Read:
@@ -228,7 +236,12 @@ class CompiledEagleContext(EagleContext, CompiledContext):
 
 
 def guesses_of(d: Decoder, eagle: Eagle, law: Law, n: int) -> Program:
-    """n guesses in a row, over up to n + 1 new entries of which the first `k` count."""
+    """Eagle's n guesses as one function, over n + 1 new entries of which the first k count: after a round of n guesses
+    at most n + 1 tokens are new, so one program serves, and the rest is padding that nothing sees.
+
+    (states [n+1, d], tokens [n+1], k, entries in the cache, place of the first in the text, uniform numbers [n], slots,
+    cache) -> tokens [n], the laws they were drawn from [n, V].
+    """
 
     def guesses(
         states: Tensor,
@@ -242,7 +255,7 @@ def guesses_of(d: Decoder, eagle: Eagle, law: Law, n: int) -> Program:
     ) -> tuple[Tensor, Tensor]:
         drawn, laws = [], []
         for i in range(n):
-            # what stands behind the k-th is seen by nobody and overwritten
+            # padding lies behind the k-th: no query before it sees that far, and the next guess overwrites it
             own = start + torch.arange(len(tokens), device=d.device)
             x = eagle.joined(states, d.embed(tokens, own))
             attend = fast.attention(own, slots.shape[0], slots <= own[:, None])
@@ -296,8 +309,10 @@ class EagleSession(ModelledSession):
         return self.sampling.probabilities(logits, check=False, guessed=guessed)
 
     def follow(self, text: list[int]) -> None:
-        """Keeps what the target has thought since. A round without guesses leaves a gap: its states are gone. Eagle
-        then sees less, and the law stays what it is.
+        """Keeps the target's states at the tokens that the text has gained, for eagle to read before its next guess.
+
+        The context holds those of its last forward only. If eagle was not asked for several rounds, those in between
+        are lost: its cache then has a gap, its guesses get worse, and the text's law stays what it is.
         """
         first = self.context.length - self.context.hidden.shape[1]
         if first > self.end:
@@ -306,8 +321,8 @@ class EagleSession(ModelledSession):
         self.end = len(text) - 1
 
     def _new(self, text: list[int]) -> tuple[Tensor, Tensor, int]:
-        """What the target has thought since eagle was last asked, to be read in place of what was guessed: (states [k,
-        d], the tokens behind them [k], the place of the first).
+        """What eagle has to read before it guesses again: (the target's states [k, d] since it last guessed, the tokens
+        that follow them [k], the place of the first in the text). Its guessed entries are dropped.
         """
         self.own.rollback(self.known)
         self.follow(text)

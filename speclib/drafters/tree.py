@@ -22,17 +22,20 @@ from .model import ModelDrafter, ModelSession
 
 
 class TreeDrafter(Drafter):
-    """Grows a tree level by level: every node at depth i gets branching[i] children. What it asks is a draft model, or
-    an `EagleDrafter`, whose state at a node stands on its state at the parent.
+    """Guesses a tree, level by level: a node at depth i gets branching[i] children, depth i = 0 being the end of the
+    text. The draft length of `generate` caps the depth.
 
-    sampled: children are drawn from the draft's distribution without replacement, and q says so; otherwise they are its
-    most probable tokens, guesses without chance. budget: at most so many nodes, a shape that adapts to the text. Of a
-    tree without chance those of the highest joint probability under the draft stay. Of a sampled tree no node may be
-    thrown away once it is drawn, which would look at the drawn token and bias the text; so it is grown node by node,
-    where `chance_kept` promises most *before* the draw, with a draft forward for each. At temperature 0 a tree should
-    not be sampled: there is one token to draw.
+    guesser: a draft model or an `EagleDrafter`.
+    sampled: True draws a node's children from the draft's distribution without replacement, and q of each is the law it
+        was drawn from. False takes the most probable tokens; q of each is a point mass. At temperature 0 use False:
+        there is one token to draw.
+    budget: at most so many nodes, wherever they are worth most, instead of all that `branching` allows. Without
+        sampling the tree is grown in full and the nodes of highest joint probability under the draft stay. With
+        sampling no drawn node may be dropped: which one is dropped would depend on the token drawn, and the text's law
+        would no longer be the target's. So the tree is grown node by node, at the place that `chance_kept` rates
+        highest *before* the draw, at the price of a draft forward for each node.
 
-    The draft length of `generate` caps the depth. Raises InvalidArgument for a shape that cannot be.
+    Raises InvalidArgument for a shape that cannot be.
     """
 
     grows_trees = True
@@ -75,8 +78,8 @@ class Node:
 
 
 class Place(NamedTuple):
-    """Where a node may be drawn next. Places compare as tuples do, and the first three fields tell any two apart: the
-    heap's least is the one to draw at.
+    """Where the next node may be drawn, in a heap whose least element is the best place. (Places compare as tuples; the
+    first three fields already tell any two apart, so tensors are never compared.)
     """
 
     loss: float  # minus the probability that verification comes there and keeps what is drawn
@@ -90,7 +93,9 @@ class Place(NamedTuple):
 
 
 class TreeSession(ModelledSession):
-    """`inner` says what may follow a text and the nodes of a tree; its cache is left with the text alone."""
+    """Grows trees from what `inner`, a session of the draft, says may follow the text (`root`) and each node (`below`).
+    Nodes are not kept in the draft's cache: after `below` it holds the text alone.
+    """
 
     def __init__(self, settings: TreeDrafter, inner: ModelSession | EagleSession, draw: Draw, device: torch.device):
         self.settings, self.inner, self.draw, self.device = settings, inner, draw, device
@@ -134,8 +139,8 @@ class TreeSession(ModelledSession):
         )
 
     def _grown(self, text: list[int], row: torch.Tensor, n: int) -> Generator[Guess, torch.Tensor, list[Node]]:
-        """`budget` nodes at most, each drawn where verification is likeliest to come and to keep it, as far as is known
-        before the draw.
+        """A sampled tree of at most `budget` nodes. Each is drawn at the place where verification is likeliest to
+        arrive and to keep it, as estimated before the draw.
         """
         nodes: list[Node] = []
         places: list[Place] = []

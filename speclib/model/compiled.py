@@ -1,10 +1,16 @@
-"""The compiled backend: the fast decoder's forward over few tokens, made into one program for each number of tokens.
+"""The compiled backend: the fast decoder's forward as a compiled program, one for each small number of tokens.
 
-A program has its shapes fixed in advance: so many new tokens, the cache in blocks of 64 slots. Where the text ends is
-data, so nothing is made again as it grows. The guesses of a round are one program too, with the drawing inside. On a
-CPU torch.compile fuses the small operations between the matrix products; on a GPU each program, and there the verdict
-of a round too, is a CUDA graph, which the host launches as a whole. Everything else - prompts, trees, numbers of tokens
-that nobody announced - takes the fast forward, with the same logits up to rounding.
+A forward over one token is hundreds of small operations, and starting each of them takes longer than much of their
+work. A compiled program starts fewer: on a CPU torch.compile fuses what lies between two matrix products into one
+operation; on a GPU a CUDA graph records all operations once, and the host launches the whole with one call.
+
+Both need fixed shapes, so there is a program for each number of new tokens (1 for plain decoding, draft length + 1
+for a check, ...), and it reads the key-value cache in whole blocks of 64 slots. The end of the text within the cache
+is an argument. So a growing text needs another program only when its cache grows, and on a GPU every 64 tokens. The n
+guesses of a draft model are one program as well, with the drawing inside; on a GPU the verdict is another.
+
+Everything else (prompts, trees, numbers of tokens that nobody announced) runs the fast backend's forward. Its logits
+are the same up to rounding.
 """
 
 import os
@@ -45,8 +51,8 @@ Law = Callable[[Tensor], Tensor]  # logits [1, V] -> probabilities
 
 
 class Programs:
-    """What is made into programs for one model: forwards over the numbers of tokens in `widths`, and runs of guesses,
-    each at its first use.
+    """The compiled programs of one model. Each is made when it is first needed, which takes seconds: forwards over the
+    numbers of tokens in `widths`, and runs of several guesses.
     """
 
     made = 0  # programs of this process, of all models: who measures looks whether one was made meanwhile
@@ -91,10 +97,11 @@ class Programs:
         inputs: tuple[Tensor, ...],
         *place: Tensor | Cache,
     ) -> tuple[Tensor, ...] | Tensor:
-        """What the function that `make` makes gives for `inputs`: compiled at the first use of this kind and shape,
-        and as it stands where it cannot be.
+        """Calls the function that `make()` returns on `inputs`, and on `place` behind them, by a compiled program.
 
-        place: slots and cache, of a program that works on a text.
+        The program for this `kind` and `shape` is made at the first call and kept. Where that fails, it warns once, and
+        from then on the function itself is called. place: the slots and the cache of a text, for what reads one; title:
+        what the progress bar calls the program.
         """
         if kind in self.broken:
             return make()(*inputs, *place)
@@ -102,7 +109,7 @@ class Programs:
         if place:
             slots, cache = place
             key += (len(slots), cache[0][0].data_ptr()) if self.graphs else (cache[0][0].shape[-2],)
-        # a program looks at how they lie and were made
+        # torch.compile makes another program for other strides, and for a tensor made in inference mode
         inputs = tuple(value.contiguous() if value.is_inference() else value.clone() for value in inputs)
         if key not in self._made:
             try:
@@ -129,7 +136,9 @@ class Programs:
 
 
 def forward_of(d: Decoder) -> Program:
-    """The decoder's forward with nothing in it that changes from token to token but its arguments."""
+    """The decoder's forward as a function of tensors alone, so that one program serves every place in the text:
+    (tokens [k], start: tokens in the cache, slots 0..S-1 [S], cache) -> states [k, d], logits [k, V].
+    """
 
     def forward(tokens: Tensor, start: Tensor, slots: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
         own = start + torch.arange(tokens.shape[0], device=d.device)
@@ -162,7 +171,9 @@ def rows_of(d: Decoder, limit: int) -> Program:
 
 
 def guesses_of(d: Decoder, vocabulary: int, law: Law, k: int, n: int) -> Program:
-    """n forwards in a row, each over the token that was drawn from the last one, with the drawing between them."""
+    """A draft's n guesses as one function: a forward over the k tokens that are new, then n - 1 over the token just
+    drawn. (tokens [k], start, uniform numbers [n], slots, cache) -> tokens [n], the laws they were drawn from [n, V].
+    """
     forward = forward_of(d)
 
     def guesses(tokens: Tensor, start: Tensor, uniform: Tensor, slots: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
@@ -177,8 +188,8 @@ def guesses_of(d: Decoder, vocabulary: int, law: Law, k: int, n: int) -> Program
     return guesses
 
 
-# A program is kept by everything that it depends on, so nothing need be asked again at each call: a tenth of the time
-# of a one-token forward.
+# Before each call torch.compile checks its guards: whether shapes, strides and globals are those it compiled for. Here
+# `Programs.run` finds a program by all of these, so the guards are left out: a tenth of a one-token forward's time.
 UNASKED = {
     "size_asserts": False,
     "alignment_asserts": False,
@@ -208,7 +219,9 @@ def graphed(program: Program, inputs: tuple[Tensor, ...], *place: Tensor | Cache
 
 
 class CompiledContext(FastContext):
-    """A `FastContext` whose forwards over announced numbers of tokens are programs, and whose guesses are one."""
+    """A `FastContext` that runs compiled programs: for a forward over an announced number of tokens, and for the n
+    guesses of a round together.
+    """
 
     usual: int | None = None  # guesses asked for in the first round; there are fewer only near the end
 

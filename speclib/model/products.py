@@ -1,11 +1,17 @@
-"""A few rows times a matrix of weights: what a forward of a language model mostly is.
+"""Matrix products with few rows, x W^T: most of a forward's time, and how to have them quickly on this processor.
 
-The same product can be had in several ways. Weights can be read as they lie, row by row; with the roles of the factors
-exchanged; from a transposed copy; or laid out in blocks as oneDNN's kernels read them, as torch.compile does when it
-freezes a model. Which is the quickest depends on the processor, the dtype, the shape and the number of rows, and no
-rule foretells it: where one processor checks five tokens in the time of one with weights that are laid out, another
-writes one token in two thirds of the time with weights as they lie. So it is timed, once per machine, and kept on disk.
-The numbers are the same up to rounding.
+Decoding multiplies 1 to some 30 rows (a row a token) by large matrices of weights. torch has several kernels for that,
+by the layout of the weights in memory:
+
+- "as-they-lie": W [out, in] as the model stores it;
+- "exchanged": the same bytes, but computed as (W x^T)^T;
+- "transposed": a copy W^T;
+- "laid-out": a copy in the blocks that oneDNN's kernels read, which torch.compile makes too when it freezes a model.
+
+Which is the quickest depends on the processor, the dtype, the shape and the number of rows. On one machine laid-out
+weights checked five tokens in the time of one; on another, weights as they lie wrote one token in two thirds of the
+time of laid-out ones. So `layouts` times all four, once per machine and shape, and keeps the choice on disk. The
+results are the same up to rounding.
 
 SPECLIB_LAYOUT in the environment, one of the names in `LAYOUTS`, forces a layout wherever it can be had, and nothing is
 timed; `forced` does so for a while.
@@ -137,8 +143,9 @@ def layouts(weight: Tensor) -> tuple[str, ...]:
 
 @torch.inference_mode()
 def timed(out: int, width: int, dtype: torch.dtype) -> list[str]:
-    """The layout for each of ROWS, as far as LONGEST reached: one that beats the usual one clearly, and again when they
-    are timed a second time.
+    """The quickest layout for each number of rows in ROWS; fewer entries if LONGEST seconds did not suffice.
+
+    Another layout than the usual one has to win clearly (`quickest`), twice.
     """
     copies = max(2, COLD // (out * width * dtype.itemsize))
     made = {
@@ -166,7 +173,9 @@ def quickest(seconds: Mapping[str, float]) -> str:
 
 
 def race(made: Mapping[str, Iterator[Product]], x: Tensor) -> dict[str, float]:
-    """Seconds of a product with x by layout. They take turns, each time over weights that no cache holds any more."""
+    """Seconds of a product with x [rows, in] by layout, the best of TURNS. Each call takes the next of several copies
+    of the weights: in decoding too they come from memory, and not from the processor's caches.
+    """
     best = dict.fromkeys(made, float("inf"))
     for _ in range(TURNS):
         for name, products in made.items():

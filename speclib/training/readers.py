@@ -1,8 +1,8 @@
-"""Parallel heads, early exits, eagle and the parallel block: small readers of a frozen target, taught by its own
-distributions.
+"""Training of the drafters that read a target's hidden states: parallel heads, early exits, eagle, parallel block.
 
-All learn from one forward of the target per batch, and lose what the drafts lose: total variation, which is what
-acceptance is, and some divergence (see `loop.distances`).
+The target stays as it is. For each batch of text it runs one forward, which supplies both the input (its hidden states)
+and the goal (its distribution p at every place). The loss is a distance of the module's q from p: total variation,
+which is 1 - alpha, the Kullback-Leibler divergence, or a mixture (see `loop.distances`).
 """
 
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ STEPS = 4  # guesses in a row that eagle is trained for
 
 @dataclass(frozen=True)
 class Reader:
-    """What is trained; which module that is, the last word of the name, say `make` and `guesses`."""
+    """The settings of a training. The last word of the name is the kind of module (see `make` and `guesses`)."""
 
     name: str
     tokens: int
@@ -90,13 +90,20 @@ def most_frequent(tokens: np.ndarray, count: int) -> Tensor:
 
 
 def guesses(module: nn.Module, target: LlamaForCausalLM, inputs: Tensor, out) -> tuple[Tensor, Tensor, Tensor | float]:
-    """The state behind each of a module's guesses [B, T', count, d], the places where the target says what they ought
-    to be [T', count or 1], and what a first-order head adds [B, T', count, V or K].
+    """A module's guesses at all T' usable places of a batch, and where in the target's output each finds its goal.
 
-    inputs: [B, T]; out: what the target makes of them, hidden states included. Head i at position t has the state at t
-    and token t + 1, and is to say what the target says at t + i + 1; the exit after layer k, what it says at t; eagle,
-    with the state at t (or what it takes for it after so many guesses) and token t + 1, what it says at t + 1; mask i
-    of a block, with the states up to t and the tokens up to t + 1, what it says at t + i + 1.
+    inputs: tokens [B, T]; out: the target's output for them, with hidden states. Returns
+
+    - states [B, T', count, d], which the target's output matrix turns into logits of q;
+    - places [T', count or 1]: guess j at place i is to match the target's distribution at position places[i, j];
+    - what a first-order head adds to those logits [B, T', count, V or K], or 0.
+
+    With the target's state at t (s_t) and token t + 1, each kind is to match the target's distribution at
+
+        head i       s_t, token t + 1                  t + i + 1
+        exit k       s_t after layer k                 t
+        eagle        s_t or eagle's own, token t + 1   t + 1
+        block mask i all s up to t, tokens to t + 1    t + i + 1
     """
     embed, last = target.model.embed_tokens, out.hidden_states[-1]
     place = torch.arange(inputs.shape[1], device=inputs.device)[:, None]
@@ -115,12 +122,13 @@ def guesses(module: nn.Module, target: LlamaForCausalLM, inputs: Tensor, out) ->
 
 
 def unrolled(eagle: Eagle, states: Tensor, embeddings: Tensor, steps: int) -> Tensor:
-    """The states that eagle reaches at each place when its last 0, 1, 2 ... guesses stood on states of its own: [B, N,
-    d], [B, N, d] -> [B, N, steps, d].
+    """Eagle's guesses as in decoding, where each stands on states of its own, for all places of a text at once: the
+    target's states [B, N, d], the embeddings of the tokens behind them [B, N, d] -> eagle's states [B, N, steps, d].
 
-    All places at once (the training-time test of EAGLE-3, 2503.01840, section 3.2): at step s a place sees, of the text
-    up to s places back, what was made of the target's states, and of each later place what was made at the step at
-    which a guess would have stood there. The first `steps` - 1 places mean nothing.
+    Entry s of a place is its guess there after s guesses in a row: the last s entries that it sees are its own, made at
+    steps 0 to s - 1, and all before them come from the target's states. In the attention that is one ordinary causal
+    block, cut off s places back (`far`), and s single entries (`near`). The first `steps` - 1 places have too little
+    text before them and mean nothing. After the "training-time test" of EAGLE-3 (2503.01840, section 3.2).
     """
     layer, attn = eagle.layer, eagle.layer.self_attn
     cos, sin = eagle.rotary(states, torch.arange(states.shape[1], device=states.device)[None])
