@@ -144,7 +144,7 @@ CONTENTS = [
         "12",
         "the_engine",
         "The engine",
-        "What can a faster engine spare, what does that leave for speculation, and what do equal bits cost?",
+        "What can a faster engine save, what does that leave for speculation, and what do equal bits cost?",
         40,
         "05",
     ),
@@ -494,6 +494,9 @@ def solved(entry: Entry):
     found = exercises(nb)
     for exercise in found:
         nb.cells[exercise.cell].source = exercise.solution
+    for cell in nb.cells:  # the solved copies lie a folder deeper
+        if cell.cell_type == "markdown":
+            cell.source = cell.source.replace("](images/", "](../images/")
     dress(nb, entry, solved=True)
     return nb, found
 

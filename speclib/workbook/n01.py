@@ -42,13 +42,13 @@ def width_curve(table, mark: int | None = None) -> plt.Figure:
 
 
 def layouts(table, floor: float) -> plt.Figure:
-    """Milliseconds of the same products against the rows they are computed for, a line for each value of `weights`;
+    """Milliseconds of a forward against the tokens it reads, a line for each value of `weights`;
     floor: ms that reading the weights takes.
     """
     figure, axis = plt.subplots()
     sns.lineplot(table, x="rows", y="ms", hue="weights", style="weights", markers=True, dashes=False, ax=axis)
     axis.axhline(floor, linestyle="--", color="black", label="reading the weights from memory")
-    axis.set(xlabel="rows (tokens in one forward)", ylabel="all products, ms", ylim=(0, 1.4 * table["ms"].max()))
+    axis.set(xlabel="tokens in one forward", ylabel="one forward, ms", ylim=(0, 1.4 * table["ms"].max()))
     axis.legend()
     return tight(figure)
 
@@ -127,7 +127,7 @@ def most_tokens_per_second(parameters, size, bandwidth):
 
 
 @exercise(
-    "up to there, further tokens are nearly free",
+    "up to there the memory sets the limit",
     [
         ((2, 3.35e12, 990e12), "a large GPU in half precision: about 300 tokens"),
         ((4, 40e9, 200e9), "4 bytes, 5 operations a byte"),

@@ -70,21 +70,24 @@ def priced_oracle(times, quality: float, prices: tuple[float, ...], top: float |
     """Predicted speed-up against the number of guesses, a line a price, the best of each marked.
 
     times: milliseconds by width (a Series); quality: how often a guess is right; prices: a guess over a target forward;
-    top: where the axis ends.
+    top: where the axis ends, then a logarithmic one.
     """
     lengths = [width - 1 for width in times.index]
     figure, axis = plt.subplots(figsize=(7.5, 4.3))
     for k, price in enumerate(prices):
         speed = [float(theory.speedup(quality, n, price, times[n + 1] / times[1])) for n in lengths]
         best = max(range(len(lengths)), key=speed.__getitem__)
-        label = f"a guess costs {price:g}: best {lengths[best]} guesses, {speed[best]:.2f}x"
+        label = f"a guess costs {price:g}: best at {lengths[best]} a round, {speed[best]:.2f}x"
         look = {"marker": MARKERS[k], "color": f"C{k}"}
         axis.plot(lengths, speed, ("-", "--", "-.")[k % 3], markersize=4, label=label, **look)
         axis.plot(lengths[best], speed[best], markersize=11, markeredgecolor="black", **look)
     axis.axhline(1, color="black", linestyle=":", linewidth=1)
     axis.set(xlabel="guesses a round", ylabel="predicted speed-up", title=f"Guesses right with probability {quality:g}")
     axis.margins(y=0.08)  # the best is marked by a large dot
-    axis.set_ylim(bottom=0, top=top)
+    axis.set_ylim(bottom=0 if top is None else 0.02, top=top)
+    if top is not None:  # one axis for all settings: equal factors, equal heights
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
     axis.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2))  # the lines go everywhere
     return tight(figure)
 

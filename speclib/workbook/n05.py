@@ -134,12 +134,13 @@ def decomposition(steps: dict[str, float], title: str) -> plt.Figure:
             )
         else:
             axis.bar(k, value, color=PREDICTED if k == 0 else TARGET, edgecolor="black")
+        down = not whole and value < before  # a label stands at the edge that it gives the height of
         axis.text(
             k,
-            max(value, value if whole else before) + 0.02 * max(values),
+            value + (-0.02 if down else 0.02) * max(values),
             f"{value:.2f}x",
             ha="center",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+            va="top" if down else "bottom",
         )
     axis.axhline(1, color="black", linestyle=":")
     axis.set(ylabel="speed-up", title=title, ylim=(0, 1.15 * max(values)))

@@ -167,7 +167,7 @@ def _known_prices(r):
 
 
 @exercise(
-    "and near the optimum one more or less hardly matters",
+    "and on a flat width curve one more or less hardly matters near the optimum",
     [
         (
             (0.8, 0.1, {n: 1.0 for n in range(1, 10)}),
@@ -209,7 +209,7 @@ def hazards(rounds):
 
 
 @exercise(
-    "no plan can do better on these rounds",
+    "no plan guesses less in vain on these rounds",
     [
         (([0, 0], 0.1, {1: 1.0, 2: 1.1, 3: 1.2, 4: 1.3}), "nothing passes: plain decoding"),
         (([3], 0.1, {1: 1.0, 2: 1.1, 3: 1.2, 4: 1.3}), "four tokens for three guesses and one check of four tokens"),

@@ -21,7 +21,7 @@ def exits(table, chosen: int | None = None) -> plt.Figure:
     taught = table.dropna(subset="trained")
     axis.plot(taught["layers"], taught["trained"], "-s", color=ACCEPTED, label="through a trained exit")
     if chosen is not None:
-        axis.axvline(chosen, color="black", linestyle=":", label=f"{chosen} layers")
+        axis.axvline(chosen, color="black", linestyle=":", label=f"{chosen} layer{'s' * (chosen != 1)}")
     axis.set(xlabel="layers that the guess takes", ylabel="overlap with the target, 1 - TV", ylim=(0, 1.02))
     axis.legend()
     return tight(figure)
@@ -91,7 +91,7 @@ def oracles(table) -> plt.Figure:
     )
     axis.clabel(lines, fmt=lambda value: f"{value:.3g}x", fontsize=8)
     for k, (kind, rows) in enumerate(table.groupby("kind", sort=False)):
-        mark = {"color": f"C{k}", "marker": MARKERS[k % len(MARKERS)], "edgecolor": "black", "zorder": 3}
+        mark = {"color": f"C{k}", "marker": MARKERS[k % len(MARKERS)], "edgecolor": "black", "zorder": 3, "alpha": 0.7}
         axis.scatter(rows["c"], rows["alpha"], 70, label=kind, **mark)
     named = {"xlabel": "cost c: time of a guess over that of a target forward", "ylabel": "alpha"}
     axis.set(**named, xlim=(0, reach), ylim=(0, 1.03))

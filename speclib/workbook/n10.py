@@ -29,11 +29,13 @@ def every_draft(target: TableModel, draft: TableModel, n: int, paths: int) -> tu
 
 
 def shares(table) -> plt.Figure:
-    """Each rule's share of the optimum (columns rule, drafts, share), a dot a pair of laws, and the mean as a bar."""
+    """The rule's share of the optimum, by how drafts are drawn (columns drawing, drafts, share): a dot a pair of laws,
+    the mean as a bar.
+    """
     figure, axis = plt.subplots(figsize=(8, 3.8))
-    names = list(dict.fromkeys(table["rule"]))
+    names = list(dict.fromkeys(table["drawing"]))
     for k, (name, colour) in enumerate(zip(names, (TARGET, ACCEPTED), strict=True)):
-        rows = table[table["rule"] == name]
+        rows = table[table["drawing"] == name]
         places = rows["drafts"] + 0.3 * (k - 0.5)
         jitter = np.random.default_rng(0).uniform(-0.08, 0.08, len(rows))
         axis.plot(places + jitter, rows["share"], MARKERS[k], color=colour, markersize=4, alpha=0.5, label=name)
@@ -41,7 +43,7 @@ def shares(table) -> plt.Figure:
         axis.hlines(means, means.index + 0.3 * (k - 0.5) - 0.13, means.index + 0.3 * (k - 0.5) + 0.13, color="black")
     axis.axhline(1, color="black", linestyle=":", linewidth=1)
     axis.set_xticks(sorted(set(table["drafts"])))
-    axis.set(xlabel="drafts at one place", ylabel="share of what any rule could keep")
+    axis.set(xlabel="drafts at one place", ylabel="share of what any rule\ncould keep of such drafts")
     axis.legend(fontsize=9, loc="lower left")
     return tight(figure)
 

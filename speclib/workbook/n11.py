@@ -72,8 +72,11 @@ def repair_stepper(source: str, output, tokenizer) -> widgets.VBox:
         r = rounds[number - 1]
         guesses = repr(decode(r.drafted)) if r.drafted else "nothing"
         kept = r.position + len(r.emitted) - 1
+        said, written = f"{r.accepted} of {len(r.drafted)} tokens passed", min(r.accepted, len(r.emitted))
+        if written < r.accepted:
+            said += f"; {written} written, for the answer ends there"
         facts = [
-            f"Round {number} of {len(rounds)}: guessed {guesses}; {r.accepted} of {len(r.drafted)} tokens passed",
+            f"Round {number} of {len(rounds)}: guessed {guesses}; {said}",
             f"cross-attention cache: {read} tokens of the source, since before the first round",
             f"the decoder's own cache: read up to {r.position + len(r.drafted)}, kept {kept}",
         ]

@@ -98,7 +98,7 @@ def waits(rows: list[dict], weights: float, speed: float) -> plt.Figure:
     )
     axis.set_xticks(frame["width"], frame["width"])
     axis.minorticks_off()
-    axis.legend()
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)  # above: the lines go everywhere
     return tight(figure)
 
 

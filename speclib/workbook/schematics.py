@@ -51,7 +51,7 @@ def rules() -> plt.Figure:
     for k in range(2):  # one product for both
         box(axis, 3.85 + 1.3 * k, 2.2, f"guess {k + 1}", DRAFT)
     axis.plot([3.4, 3.4, 5.6, 5.6], [1.85, 1.72, 1.72, 1.85], color=TARGET, linewidth=2)
-    words(axis, 4.5, 1.42, r"$p(x_1)\,p(x_2)\;/\;q(x_1)\,q(x_2)$", fontsize=11)
+    words(axis, 4.5, 1.42, r"$w_2 = \min(1,\; w_1\,p(x_2)/q(x_2))$", fontsize=11)
     words(axis, 4.5, 0.65, "one weight for all so far:\nthe last test that passes\nends the round")
     box(axis, 6.75, 1.95, "text", "black", width=0.7)
     for k, y in enumerate((2.5, 1.95, 1.4)):
@@ -144,6 +144,7 @@ def parallel_heads() -> plt.Figure:
         arrow(axis, (5.55, y), (6.15, y), colour)
         cell(axis, 6.45, y, ("t", "a", "b", "c")[k], colour)
         words(axis, 7.5, y, ("next token", "one further", "two further", "three further")[k])
+    words(axis, 2.9, 0.35, "the heads are told t, too", fontsize=9)
     return axis.figure
 
 
@@ -162,7 +163,7 @@ def eagle() -> plt.Figure:
             arrow(axis, (x + 0.3, 2.3), (x + 2.5, 0.5), "grey", linestyle=":")
     arrow(axis, (0.15, 1.35), (0.9, 1.35), TARGET)
     words(axis, 0.5, 1.75, "the target's\nstate", color=TARGET, fontsize=9)
-    words(axis, 1.95, 2.3, "drawn", ha="left", fontsize=9)
+    words(axis, 1.25, 2.3, "drawn", ha="right", fontsize=9)
     return axis.figure
 
 
