@@ -289,6 +289,12 @@ def dress(nb, entry: Entry, solved: bool = False) -> None:
     tidy(nb, entry)
 
 
+def is_bar(output) -> bool:
+    """Whether an output is a progress bar: tqdm's widget, gone when its work was done."""
+    data = output.get("data", {})
+    return WIDGET in data and re.search(r"\d+%\|", data.get("text/plain", "")) is not None
+
+
 def tidy(nb, entry: Entry) -> None:
     """What may differ from one run to the next goes: timing, widget state, random identifiers."""
     nb.nbformat, nb.nbformat_minor = 4, 5
@@ -297,6 +303,8 @@ def tidy(nb, entry: Entry) -> None:
         cell.id = f"n{entry.number}-{k:03d}"
         folded = FOLDED if "setup" in tags(cell) else {}
         cell.metadata = nbformat.from_dict(folded | ({"tags": sorted(tags(cell))} if tags(cell) else {}))
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not is_bar(output)]
         for output in cell.get("outputs", []):
             if WIDGET in output.get("data", {}):  # dead without its kernel, and its identifier changes every time
                 still = {kind: what for kind, what in output.data.items() if kind in ("image/png", "text/html")}

@@ -14,7 +14,6 @@ Sources: EAGLE (2401.15077); training on its own states is from EAGLE-3 (2503.01
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -177,11 +176,8 @@ class EagleContext(FastContext):
         """
         d, start, end = self.decoder, self.length, self.length + read.count
         self.make_room(end)
-        sees, depths = read.layout()
-        mask = None
-        if read.count > 1:
-            mask = torch.from_numpy(np.concatenate([np.ones((read.count, start), dtype=bool), sees], 1)).to(d.device)
-        positions = torch.from_numpy(depths + read.position).to(d.device)
+        depths, mask = fast.behind(start, read.count, read.parents, d.device)
+        positions = depths + read.position
         x = self.embedded(read.tokens[0], positions, read.states)
         attend = fast.attention(slice(start, end), end, mask)
         states = d.norm(fast.layers(d, d.blocks, x, positions, self.cache, attend))

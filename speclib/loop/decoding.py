@@ -338,13 +338,14 @@ def judged_together(
     """The verdict on rows of one kind; as one compiled program where the backend has one, chance is a sequence of
     uniform numbers and no processor, which is Python, changes the logits."""
     counts = [len(draft.tokens) if draft else 0 for draft in drafts]
-    n = max(counts)
-    behind = [n - k for k in counts]  # places without a guess: the last logits again, where nothing can come
-    padded = [pad(mine, (0, 0, 0, k), "replicate") if k else mine for mine, k in zip(logits, behind, strict=True)]
-    inputs, parents = [torch.cat(padded)], drafts[0] and drafts[0].parents  # [B, n+1, V]
+    n, parents = max(counts), drafts[0] and drafts[0].parents
+    missing = [n - k for k in counts]  # places without a guess: the last logits again, where nothing can come
+    padded = [pad(mine, (0, 0, 0, k), "replicate") if k else mine for mine, k in zip(logits, missing, strict=True)]
+    inputs = [torch.cat(padded)]  # [B, n+1, V]
     if n:
-        inputs.append(torch.stack([pad(d.probs, (0, 0, 0, k)) for d, k in zip(drafts, behind, strict=True)]))
-        inputs.append(torch.stack([pad(d.tokens, (0, k)) for d, k in zip(drafts, behind, strict=True)]))
+        rows_of_q = [pad(d.probs, (0, 0, 0, k)) if k else d.probs for d, k in zip(drafts, missing, strict=True)]
+        tokens = [pad(d.tokens, (0, k)) if k else d.tokens for d, k in zip(drafts, missing, strict=True)]
+        inputs += [torch.stack(rows_of_q), torch.stack(tokens)]  # [B, n, V], [B, n]
     draws, sampling = [row.draw for row in rows], rows[0].sampling
     uniform = getattr(draws[0], "uniform", None)
     if len(rows) == 1 and uniform and parents is None and not rows[0].places:

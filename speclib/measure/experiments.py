@@ -217,7 +217,7 @@ def interleaved(
         raise InvalidArgument("interleaved needs at least one method, one prompt and one repeat")
     names, found, warm = list(methods), [], set()
     turns = [(repeat, p) for repeat in range(repeats) for p in range(len(prompts))]
-    with tqdm(total=len(turns) * len(names), desc="trials", unit="text", disable=not progress) as bar:
+    with tqdm(total=len(turns) * len(names), desc="trials", unit="text", leave=False, disable=not progress) as bar:
         for repeat, p in turns:
             first = (p + repeat) % len(names)
             for k, name in enumerate(names[first:] + names[:first]):
