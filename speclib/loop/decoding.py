@@ -343,9 +343,9 @@ def judged_together(
     padded = [pad(mine, (0, 0, 0, k), "replicate") if k else mine for mine, k in zip(logits, missing, strict=True)]
     inputs = [torch.cat(padded)]  # [B, n+1, V]
     if n:
-        rows_of_q = [pad(d.probs, (0, 0, 0, k)) if k else d.probs for d, k in zip(drafts, missing, strict=True)]
-        tokens = [pad(d.tokens, (0, k)) if k else d.tokens for d, k in zip(drafts, missing, strict=True)]
-        inputs += [torch.stack(rows_of_q), torch.stack(tokens)]  # [B, n, V], [B, n]
+        made = ((d.probs, d.tokens, k) for d, k in zip(drafts, missing, strict=True))
+        made = [(pad(q, (0, 0, 0, k)), pad(tokens, (0, k))) if k else (q, tokens) for q, tokens, k in made]
+        inputs += map(torch.stack, zip(*made, strict=True))  # [B, n, V], [B, n]
     draws, sampling = [row.draw for row in rows], rows[0].sampling
     uniform = getattr(draws[0], "uniform", None)
     if len(rows) == 1 and uniform and parents is None and not rows[0].places:
@@ -354,8 +354,7 @@ def judged_together(
             left = list(numbers.split(1))
             return judge(rule, sampling, lambda probs: invert(probs, left.pop(0)), *inputs)
 
-        target = rows[0].context.language_model
-        packed = target.judge(program, (uniform(2 if n else 1, 1), *inputs), (rule, sampling))
+        packed = rows[0].context.language_model.judge(program, (uniform(2 if n else 1, 1), *inputs), (rule, sampling))
     else:
         packed = judge(rule, sampling, partial(drawn, draws), *inputs, parents=parents)
     return Seen.unpack(packed, counts)

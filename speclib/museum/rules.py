@@ -235,15 +235,13 @@ EXHIBITS: dict[str, Exhibit] = named(
     Exhibit(
         name="argmax bonus",
         where="public code",
-        what="takes the target's favourite after a fully accepted draft: invisible in the first gamma tokens of a "
-        "longer text",
+        what="takes the target's favourite after a fully accepted draft: a longer text hides it for gamma tokens",
         law=argmax_bonus_law,
     ),
     Exhibit(
         name="reseeded",
         where="public code",
-        what="reseeds the generator in the acceptance loop: the first token is right, those judged by the same number "
-        "again are not",
+        what="reseeds the generator in the acceptance loop: the first token is right, later ones share its number",
         law=reseeded_law,
     ),
     Exhibit(
@@ -256,8 +254,7 @@ EXHIBITS: dict[str, Exhibit] = named(
     Exhibit(
         name="reused noise",
         where="production engines, met in 2026",
-        what="draws from the residual with the noise that made the draft: of the tokens it underrates, the most "
-        "underrated comes too often",
+        what="draws from the residual with the noise that made the draft: what it underrates most comes too often",
         law=reused_noise_law,
     ),
     Exhibit(
