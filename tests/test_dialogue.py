@@ -16,9 +16,10 @@ from torch.nn.functional import log_softmax
 from speclib import Sampling, embedded, experiments, generate, load_model
 from speclib.__main__ import main
 from speclib.commands import train
-from speclib.drafters import BlockDrafter, EagleDrafter
+from speclib.drafters import BlockDrafter, EagleDrafter, LayerSkipDrafter
 from speclib.drafters.block import read_block
 from speclib.drafters.eagle import read_eagle
+from speclib.drafters.layer_skip import read_exits
 from speclib.training import dialogue, loop, readers
 from speclib.training.corpus import Corpus, Document
 
@@ -36,7 +37,7 @@ SOURCE = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    shape = {"intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape = {"intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     place = tmp_path_factory.mktemp("models") / "small"
     return small_chat(place, **shape, max_position_embeddings=256, initializer_range=0.3)
 
@@ -98,14 +99,19 @@ def test_answers_go_on_after_a_kill_and_need_nobody_who_watches(folder, tmp_path
 def test_the_command_teaches_readers_of_another_target(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dialogue, "python_source", lambda: SOURCE)
     monkeypatch.setattr(dialogue, "split", lambda documents: (documents[:3], documents[3:]))
-    few = {"tokens": 4 * 128, "rows": 2, "width": 64, "keeps": 300}
-    others = {name: dataclasses.replace(reader, **few) for name, reader in readers.OTHERS.items()}
+    few = {"tokens": 4 * 128, "rows": 2, "width": 64}
+    others = {
+        name: dataclasses.replace(reader, **few, keeps=reader.keeps and 300) for name, reader in readers.OTHERS.items()
+    }
     monkeypatch.setattr(readers, "OTHERS", others)
     options = ["--target", str(folder), "--answers", "2000", "--out", str(tmp_path), "--no-compile"]
     assert main(["train", *options]) == 0
     target = load_model(folder, dtype="float32")
     prompt, greedy = target.chat("Why?"), Sampling(0)
     plain = generate(target, [prompt], None, greedy, max_new_tokens=20, stop=[]).tokens[0]
+    exits = read_exits(tmp_path / "small-exits")
+    out = generate(target, [prompt], LayerSkipDrafter(1, exits), greedy, 3, max_new_tokens=20, stop=[])
+    assert torch.equal(out.tokens[0], plain) and exits.weight.abs().max() > 0
     for name, read, drafter in (("eagle", read_eagle, EagleDrafter), ("block", read_block, BlockDrafter)):
         made = tmp_path / f"small-{name}"
         card, reader = json.loads((made / "card.json").read_text("utf-8")), read(made)
@@ -157,7 +163,7 @@ def test_losses_are_compared_with_all_else_alike(folder, tmp_path, monkeypatch, 
         (["--target", "nowhere"], "has no model.safetensors"),
         (["--target", "{target}"], "has no chat template"),
         (["--target", "{t5}"], "no model of Llama's shape"),
-        (["--target", "{target}", "draft"], "no recipe is called draft; choose from eagle, block"),
+        (["--target", "{target}", "draft"], "no recipe is called draft; choose from exits, eagle, block"),
         (["--target", "{target}", "--corpus", "x.txt"], "without --corpus"),
     ],
 )

@@ -48,7 +48,7 @@ def add_parser(subparsers) -> None:
     options = {
         "target": {
             "metavar": "NAME",
-            "help": "a chat model that eagle or block are to be taught by, from its own answers, instead of the "
+            "help": "a chat model that exits, eagle or block are to be taught by, from its own answers, instead of the "
             "embedded target: smollm2, a GGUF file, or a folder with model.safetensors, of Llama's shape",
         },
         "answers": {"default": 1_000_000, "type": count, "help": "tokens of answers that it writes first"},
@@ -154,7 +154,8 @@ def _other(args: argparse.Namespace, out: Path) -> tuple[corpus.Corpus, list[tup
     target.chat("Is there a chat template?")
     weights = pooch.file_hash(str(folder / "model.safetensors"))
     texts = dialogue.conversations(target, weights, out / "cache", args.answers)
-    names, stem = args.models or list(readers.OTHERS), Path(args.target).stem
+    deep = config["num_hidden_layers"] > 1  # else there is no earlier exit
+    names, stem = [n for n in args.models or readers.OTHERS if n != "exits" or deep], Path(args.target).stem
     asked = [dataclasses.replace(readers.OTHERS[name], name=f"{stem}-{name}") for name in names]
     return texts, [(partial(readers.train, other=folder), reader) for reader in asked]
 

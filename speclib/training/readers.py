@@ -65,6 +65,7 @@ READERS = {  # tokens: steps x those of a batch
 # For another target: its own answers are all that is read, and of its large vocabulary the frequent tokens are guessed.
 _OTHER = {"samples": 0.0, "keeps": 16_384, "rows": 16, "width": 512}
 OTHERS = {
+    "exits": replace(READERS["exits"], rows=2),  # a row of logits over the whole vocabulary for each exit
     "eagle": replace(READERS["eagle"], tokens=6_000_000, **_OTHER),
     "block": replace(READERS["block"], tokens=6_000_000, count=6, rank=16, feed_forward=3, **_OTHER),
 }
@@ -115,8 +116,8 @@ def guesses(module: nn.Module, target: LlamaForCausalLM, inputs: Tensor, out) ->
         exits = [target.model.norm(module(out.hidden_states[layer], layer)) for layer in module.layers]
         return torch.stack(exits, 2), place, 0.0
     if isinstance(module, Block):
-        offset = inputs.sum() % module.count  # so that not the same places are learnt from in each epoch
-        states, places, before = block_guesses(module, target, inputs, out, offset)
+        # an offset, so that not the same places are learnt from in each epoch
+        states, places, before = block_guesses(module, target, inputs, out, inputs.sum() % module.count)
         return states, places, module.first_order(before) if module.rank else 0.0
     return unrolled(module, last[:, :-1], embed(inputs[:, 1:]), STEPS)[:, STEPS - 1 :], place[STEPS:], 0.0
 
