@@ -494,6 +494,12 @@ def exercises(nb) -> list[Exercise]:
     return found
 
 
+def deeper(text: str) -> str:
+    """Markdown as it has to be a folder further down: links to files that have no copy there lead up."""
+    code, file = r"```.*?```|`[^`\n]*`", r"(?!https?:|[^)]*\.ipynb)[\w./-]+\.\w+(?:#[\w-]+)?"
+    return re.sub(rf"({code})|\]\(({file})\)", lambda m: m[1] or f"](../{m[2]})", text, flags=re.S)
+
+
 def solved(entry: Entry):
     """The notebook with each stub replaced by its solution, and its exercises. Not run: the outputs are still the
     stubs'.
@@ -502,9 +508,9 @@ def solved(entry: Entry):
     found = exercises(nb)
     for exercise in found:
         nb.cells[exercise.cell].source = exercise.solution
-    for cell in nb.cells:  # the solved copies lie a folder deeper
+    for cell in nb.cells:
         if cell.cell_type == "markdown":
-            cell.source = cell.source.replace("](images/", "](../images/")
+            cell.source = deeper(cell.source)
     dress(nb, entry, solved=True)
     return nb, found
 

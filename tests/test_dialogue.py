@@ -165,10 +165,11 @@ def test_losses_are_compared_with_all_else_alike(folder, tmp_path, monkeypatch, 
         (["--target", "{t5}"], "no model of Llama's shape"),
         (["--target", "{target}", "draft"], "no recipe is called draft; choose from exits, eagle, block"),
         (["--target", "{target}", "--corpus", "x.txt"], "without --corpus"),
+        (["--target", "{shallow}", "exits"], "has one layer, and so no earlier exit"),
     ],
 )
 def test_what_cannot_teach_is_said_before_any_work(options, message, tmp_path, capsys):
-    places = {name: embedded.fetch(f"models/{folder}") for name, folder in (("target", "target"), ("t5", "t5-target"))}
+    places = {name: embedded.fetch(f"models/{folder}") for name, folder in (("target", "target"), ("t5", "t5-target"), ("shallow", "draft-d64x1"))}
     assert main(["train", *(option.format(**places) for option in options), "--out", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
 

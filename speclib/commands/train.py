@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -86,7 +85,7 @@ def compare(args: argparse.Namespace) -> int:
     records the overlap of each guess with the target on held-out text."""
     folder, rows = args.out / "losses", []
     if args.target:
-        texts, asked = _other(args, args.out)
+        texts, asked = _other(args, args.out, ["eagle"])
     else:
         place = embedded.fetch(f"models/{TARGET.name}")
         texts = _read(args.corpus, folder, _read_tokenizer(place))
@@ -121,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     if args.losses:
         return compare(args)
     if args.target:
-        texts, asked = _other(args, out)
+        texts, asked = _other(args, out, [*readers.OTHERS])
     else:
         texts = _read(args.corpus, out)
         names = args.models or [recipe.name for recipe in CAUSAL]
@@ -143,20 +142,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _other(args: argparse.Namespace, out: Path) -> tuple[corpus.Corpus, list[tuple[Callable, readers.Reader]]]:
-    """The answers of another target, and what is to be taught by it. Raises TrainingError for a model that cannot."""
+def _other(args: argparse.Namespace, out: Path, usual: list[str]) -> tuple[corpus.Corpus, list[tuple]]:
+    """The answers of another target, and (how, reader) of each that is named, or of `usual`. Raises TrainingError for a
+    model that cannot teach it."""
     folder = _weights(args.target)
     with reading(folder, "give a model as transformers saves it", TrainingError):
         config = json.loads((folder / "config.json").read_text("utf-8"))
     if config.get("model_type") != "llama" or config["vocab_size"] > 2**16:
         raise TrainingError(f"{folder} is no model of Llama's shape with at most {2**16:,} tokens")
+    names = args.models or usual
+    if "exits" in names and config["num_hidden_layers"] == 1:
+        raise TrainingError(f"{folder} has one layer, and so no earlier exit; name what is to be taught: eagle, block")
     target = load_model(folder, dtype=usual_dtype())
     target.chat("Is there a chat template?")
     weights = pooch.file_hash(str(folder / "model.safetensors"))
     texts = dialogue.conversations(target, weights, out / "cache", args.answers)
-    deep = config["num_hidden_layers"] > 1  # else there is no earlier exit
-    names, stem = [n for n in args.models or readers.OTHERS if n != "exits" or deep], Path(args.target).stem
-    asked = [dataclasses.replace(readers.OTHERS[name], name=f"{stem}-{name}") for name in names]
+    asked = [dataclasses.replace(readers.OTHERS[name], name=f"{Path(args.target).stem}-{name}") for name in names]
     return texts, [(partial(readers.train, other=folder), reader) for reader in asked]
 
 

@@ -4,9 +4,9 @@ A draft model has to understand the text by itself. Eagle need not: at each toke
 state at the token before, in which all of the target's layers have had their say, beside the token's embedding. From
 both its one layer makes a state of its own, and the target's output matrix turns that into logits.
 
-The target's state is known up to the end of the text. Behind the first guess it is not, so there eagle's own state
-takes its place, and each further guess stands on less sure ground. After the check the guessed entries of its cache
-are dropped and read anew from the target's states.
+The target's state is known up to the token before the last. Behind the first guess it is not, so there eagle's own
+state takes its place, and each further guess stands on less sure ground. After the check the guessed entries of its
+cache are dropped and read anew from the target's states.
 
 Sources: EAGLE (2401.15077); training on its own states is from EAGLE-3 (2503.01840).
 """
@@ -14,6 +14,7 @@ Sources: EAGLE (2401.15077); training on its own states is from EAGLE-3 (2503.01
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -176,8 +177,11 @@ class EagleContext(FastContext):
         """
         d, start, end = self.decoder, self.length, self.length + read.count
         self.make_room(end)
-        depths, mask = fast.behind(start, read.count, read.parents, d.device)
-        positions = depths + read.position
+        positions, mask = torch.tensor([read.position], device=d.device), None  # of one entry, as most reads are
+        if read.count > 1:
+            sees, depths = read.layout()  # of a block the masks see each other
+            mask = torch.from_numpy(np.concatenate([np.ones((read.count, start), dtype=bool), sees], 1)).to(d.device)
+            positions = torch.from_numpy(depths + read.position).to(d.device)
         x = self.embedded(read.tokens[0], positions, read.states)
         attend = fast.attention(slice(start, end), end, mask)
         states = d.norm(fast.layers(d, d.blocks, x, positions, self.cache, attend))
@@ -305,10 +309,11 @@ class EagleSession(ModelledSession):
         return self.sampling.probabilities(logits, check=False, guessed=guessed)
 
     def follow(self, text: list[int]) -> None:
-        """Keeps the target's states at the tokens that the text has gained, for eagle to read before its next guess.
+        """Keeps the target's states at the tokens that the text has gained, for eagle to read before its next guess;
+        called in rounds in which another guesser is asked.
 
-        The context holds those of its last forward only. If eagle was not asked for several rounds, those in between
-        are lost: its cache then has a gap, its guesses get worse, and the text's law stays what it is.
+        The context holds the states of its last forward only. Those of a round without a guess, of which nobody told,
+        are lost: eagle's cache then has a gap, its guesses get worse, and the text's law stays what it is.
         """
         first = self.context.length - self.context.hidden.shape[1]
         if first > self.end:

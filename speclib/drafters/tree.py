@@ -30,10 +30,10 @@ class TreeDrafter(Drafter):
         was drawn from. False takes the most probable tokens; q of each is a point mass. At temperature 0 use False:
         there is one token to draw.
     budget: at most so many nodes, wherever they are worth most, instead of all that `branching` allows. Without
-        sampling the tree is grown in full and the nodes of highest joint probability under the draft stay. With
-        sampling no drawn node may be dropped: which one is dropped would depend on the token drawn, and the text's law
-        would no longer be the target's. So the tree is grown node by node, at the place that `chance_kept` rates
-        highest *before* the draw, at the price of a draft forward for each node.
+        sampling each level keeps its most probable nodes, and of all levels those of highest joint probability under
+        the draft stay. With sampling no drawn node may be dropped: which one is dropped would depend on the token
+        drawn, and the text's law would no longer be the target's. So the tree is grown node by node, at the place that
+        `chance_kept` rates highest *before* the draw, at the price of a draft forward for each node.
 
     Raises InvalidArgument for a shape that cannot be.
     """

@@ -1,8 +1,8 @@
 """The compiled backend: the fast decoder's forward as a compiled program, one for each small number of tokens.
 
-A forward over one token is hundreds of small operations, and starting each of them takes longer than much of their
-work. A compiled program starts fewer: on a CPU torch.compile fuses what lies between two matrix products into one
-operation; on a GPU a CUDA graph records all operations once, and the host launches the whole with one call.
+A forward over one token is hundreds of small operations, and starting one often takes longer than doing it. A compiled
+program starts fewer: on a CPU torch.compile fuses what lies between two matrix products into one operation; on a GPU a
+CUDA graph records all operations once, and the host launches the whole with one call.
 
 Both need fixed shapes, so there is a program for each number of new tokens (1 for plain decoding, draft length + 1
 for a check, ...), and it reads the key-value cache in whole blocks of 64 slots. The end of the text within the cache
@@ -99,9 +99,9 @@ class Programs:
     ) -> tuple[Tensor, ...] | Tensor:
         """Calls the function that `make()` returns on `inputs`, and on `place` behind them, by a compiled program.
 
-        The program for this `kind` and `shape` is made at the first call and kept. Where that fails, it warns once, and
-        from then on the function itself is called. place: the slots and the cache of a text, for what reads one; title:
-        what the progress bar calls the program.
+        The program for this `shape` and size of cache (on a GPU its address) is made at the first call and kept. Where
+        one cannot be made, it warns once, and from then on whatever is of this `kind` is called as the plain function.
+        place: the slots and the cache of a text, for what reads one; title: what the progress bar calls the program.
         """
         if kind in self.broken:
             return make()(*inputs, *place)
@@ -109,7 +109,7 @@ class Programs:
         if place:
             slots, cache = place
             key += (len(slots), cache[0][0].data_ptr()) if self.graphs else (cache[0][0].shape[-2],)
-        # torch.compile makes another program for other strides, and for a tensor made in inference mode
+        # a program is for one set of strides, and for tensors not made in inference mode; nobody checks (`UNASKED`)
         inputs = tuple(value.contiguous() if value.is_inference() else value.clone() for value in inputs)
         if key not in self._made:
             try:
@@ -171,7 +171,7 @@ def rows_of(d: Decoder, limit: int) -> Program:
 
 
 def guesses_of(d: Decoder, vocabulary: int, law: Law, k: int, n: int) -> Program:
-    """A draft's n guesses as one function: a forward over the k tokens that are new, then n - 1 over the token just
+    """A draft's n guesses as one function: a forward over the last k tokens of the text, then n - 1 over the token just
     drawn. (tokens [k], start, uniform numbers [n], slots, cache) -> tokens [n], the laws they were drawn from [n, V].
     """
     forward = forward_of(d)
@@ -189,7 +189,8 @@ def guesses_of(d: Decoder, vocabulary: int, law: Law, k: int, n: int) -> Program
 
 
 # Before each call torch.compile checks its guards: whether shapes, strides and globals are those it compiled for. Here
-# `Programs.run` finds a program by all of these, so the guards are left out: a tenth of a one-token forward's time.
+# `Programs.run` finds a program by shape and cache and makes all inputs alike, and the globals do not change. So the
+# guards are left out: a tenth of a one-token forward's time.
 UNASKED = {
     "size_asserts": False,
     "alignment_asserts": False,

@@ -204,24 +204,19 @@ def run(
 ) -> Tensor:
     """Reads tokens [k] behind `start` cached ones through `blocks`, entering keys and values into the cache.
     -> [k, d]"""
-    end = start + tokens.shape[0]
-    depths, mask = behind(start, tokens.shape[0], parents, d.device)
-    positions = depths + start
-    x = d.embed(tokens, positions)
-    return layers(d, blocks, x, positions, cache, attention(slice(start, end), end, mask))
-
-
-def behind(
-    start: int, count: int, parents: Sequence[int] | None, device: torch.device
-) -> tuple[Tensor, Tensor | None]:
-    """(depths [k], mask [k, start + k]) of k = `count` new tokens behind `start` cached ones, a chain or a tree: how
-    far each is from the text, and what it sees of the cache and of the new ones; None where it sees all.
-    """
+    k = tokens.shape[0]
+    end = start + k
+    mask = None
     if parents is not None:
         sees, depths = ancestry(parents)
-        return depths.to(device), torch.cat([torch.ones(count, start, dtype=torch.bool), sees], 1).to(device)
-    mask = torch.ones(count, start + count, dtype=torch.bool, device=device).tril(start) if count > 1 else None
-    return torch.arange(count, device=device), mask
+        positions = (depths + start).to(d.device)
+        mask = torch.cat([torch.ones(k, start, dtype=torch.bool), sees], 1).to(d.device)
+    else:
+        positions = torch.arange(start, end, device=d.device)
+        if k > 1:
+            mask = torch.ones(k, end, dtype=torch.bool, device=d.device).tril(start)
+    x = d.embed(tokens, positions)
+    return layers(d, blocks, x, positions, cache, attention(slice(start, end), end, mask))
 
 
 def layers(

@@ -1,8 +1,8 @@
 """Training of the drafters that read a target's hidden states: parallel heads, early exits, eagle, parallel block.
 
 The target stays as it is. For each batch of text it runs one forward, which supplies both the input (its hidden states)
-and the goal (its distribution p at every place). The loss is a distance of the module's q from p: total variation,
-which is 1 - alpha, the Kullback-Leibler divergence, or a mixture (see `loop.distances`).
+and the goal (its distribution p at every place). The loss is one of `loop.LOSSES`, distances of the module's q from p:
+total variation, which is 1 - alpha, the Kullback-Leibler divergence, or others made of the two.
 """
 
 from dataclasses import dataclass, replace
@@ -62,7 +62,8 @@ READERS = {  # tokens: steps x those of a batch
     "eagle": Reader("eagle", 2929 * 2048, muon_rate=0.02, rows=8, samples=0.25, discount=0.8),
     "block": Reader("block", 1464 * 2048, muon_rate=0.02, rows=8, samples=0.25, discount=0.8, rank=32),
 }
-# For another target: its own answers are all that is read, and of its large vocabulary the frequent tokens are guessed.
+# For another target: its own answers are all that is read; eagle and block guess the frequent tokens of its large
+# vocabulary only.
 _OTHER = {"samples": 0.0, "keeps": 16_384, "rows": 16, "width": 512}
 OTHERS = {
     "exits": replace(READERS["exits"], rows=2),  # a row of logits over the whole vocabulary for each exit
@@ -91,7 +92,8 @@ def most_frequent(tokens: np.ndarray, count: int) -> Tensor:
 
 
 def guesses(module: nn.Module, target: LlamaForCausalLM, inputs: Tensor, out) -> tuple[Tensor, Tensor, Tensor | float]:
-    """A module's guesses at all T' usable places of a batch, and where in the target's output each finds its goal.
+    """A module's guesses at the T' usable places of a batch (of a block every `count`-th), and where in the target's
+    output each finds its goal.
 
     inputs: tokens [B, T]; out: the target's output for them, with hidden states. Returns
 
@@ -126,8 +128,9 @@ def unrolled(eagle: Eagle, states: Tensor, embeddings: Tensor, steps: int) -> Te
     """Eagle's guesses as in decoding, where each stands on states of its own, for all places of a text at once: the
     target's states [B, N, d], the embeddings of the tokens behind them [B, N, d] -> eagle's states [B, N, steps, d].
 
-    Entry s of a place is its guess there after s guesses in a row: the last s entries that it sees are its own, made at
-    steps 0 to s - 1, and all before them come from the target's states. In the attention that is one ordinary causal
+    Result s of a place is the guess there after s guesses in a row: the last s cache entries that it sees (`keys[1]` to
+    `keys[s]`) are made of states that eagle itself reached at steps 0 to s - 1, and all before them (`keys[0]`) of the
+    target's. In the attention that is one ordinary causal
     block, cut off s places back (`far`), and s single entries (`near`). The first `steps` - 1 places have too little
     text before them and mean nothing. After the "training-time test" of EAGLE-3 (2503.01840, section 3.2).
     """
