@@ -169,7 +169,8 @@ def test_losses_are_compared_with_all_else_alike(folder, tmp_path, monkeypatch, 
     ],
 )
 def test_what_cannot_teach_is_said_before_any_work(options, message, tmp_path, capsys):
-    places = {name: embedded.fetch(f"models/{folder}") for name, folder in (("target", "target"), ("t5", "t5-target"), ("shallow", "draft-d64x1"))}
+    folders = {"target": "target", "t5": "t5-target", "shallow": "draft-d64x1"}
+    places = {name: embedded.fetch(f"models/{folder}") for name, folder in folders.items()}
     assert main(["train", *(option.format(**places) for option in options), "--out", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
 
