@@ -75,8 +75,24 @@ def drawing(
     return Drawing(law, draw, settings, None if goes_on is always and not sampling.processors else goes_on)
 
 
+def draft_alone(session: Drafting) -> Draft:
+    """Runs one session: `draft_together` without the bookkeeping of rows, for which a text alone would pay."""
+    answer = None
+    try:
+        while True:
+            guess = session.send(answer)
+            answer = guess.read.alone()
+            if guess.how is not None:
+                q = guess.how.law(answer[:, -1])  # [1, V]
+                answer = q, guess.how.draw(q)
+    except StopIteration as end:
+        return end.value
+
+
 def draft_together(sessions: Sequence[Drafting]) -> list[Draft]:
     """Runs sessions side by side: forwards that are asked for at the same time are made by one (`batch.together`)."""
+    if len(sessions) == 1:
+        return [draft_alone(sessions[0])]
     drafts: list[Draft | None] = [None] * len(sessions)
     answers: dict[int, object] = dict.fromkeys(range(len(sessions)))
     while answers:
@@ -96,7 +112,7 @@ def draft_together(sessions: Sequence[Drafting]) -> list[Draft]:
             hows = [asked[i].how for i in rows]
             q = hows[0].law(torch.cat([logits[i][:, -1] for i in rows]))  # [B, V]
             tokens = drawn([how.draw for how in hows], q)  # [B]
-            answers |= {i: (q[k : k + 1], tokens[k : k + 1]) for k, i in enumerate(rows)}
+            answers |= dict(zip(rows, zip(q.split(1), tokens.split(1), strict=True), strict=True))
     return drafts
 
 
@@ -135,7 +151,7 @@ class ModelledSession(Session):
         raise NotImplementedError
 
     def propose(self, text: list[int], n: int, goes_on: Callable[[Tensor], bool] = always) -> Draft:
-        return draft_together([self.drafting(text, n, goes_on)])[0]
+        return draft_alone(self.drafting(text, n, goes_on))
 
 
 class TextSession(Session):

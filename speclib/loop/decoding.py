@@ -146,14 +146,15 @@ def decode(
     waiting, rows = deque(enumerate(texts)), []
     longest = max(map(len, texts)) + settings.max_new_tokens + SPARE
     batch = Batch(at_once, longest) if at_once > 1 else None
-    stamp = _clock(settings.target.device)
+    device = settings.target.device  # transformers looks for it among all modules
+    stamp = _clock(device)
     while waiting or rows:
-        began = now(settings.target.device)
+        began = now(device)
         while waiting and len(rows) < at_once:
             number, prompt = waiting.popleft()
             rows.append(begin(settings, number, prompt, draws(number), batch))
-            trace.prefill_seconds += now(settings.target.device) - began
-            began = now(settings.target.device)
+            trace.prefill_seconds += now(device) - began
+            began = now(device)
         rounds, going = play(settings, rows, stamp)
         rows = [row for row, on in zip(rows, going, strict=True) if on]
         yield from rounds
@@ -341,11 +342,11 @@ def judged_together(
     n, parents = max(counts), drafts[0] and drafts[0].parents
     missing = [n - k for k in counts]  # places without a guess: the last logits again, where nothing can come
     padded = [pad(mine, (0, 0, 0, k), "replicate") if k else mine for mine, k in zip(logits, missing, strict=True)]
-    inputs = [torch.cat(padded)]  # [B, n+1, V]
+    inputs = [joined(padded)]  # [B, n+1, V]
     if n:
-        made = ((d.probs, d.tokens, k) for d, k in zip(drafts, missing, strict=True))
+        made = ((d.probs[None], d.tokens[None], k) for d, k in zip(drafts, missing, strict=True))
         made = [(pad(q, (0, 0, 0, k)), pad(tokens, (0, k))) if k else (q, tokens) for q, tokens, k in made]
-        inputs += map(torch.stack, zip(*made, strict=True))  # [B, n, V], [B, n]
+        inputs += map(joined, zip(*made, strict=True))  # [B, n, V], [B, n]
     draws, sampling = [row.draw for row in rows], rows[0].sampling
     uniform = getattr(draws[0], "uniform", None)
     if len(rows) == 1 and uniform and parents is None and not rows[0].places:
@@ -358,6 +359,11 @@ def judged_together(
     else:
         packed = judge(rule, sampling, partial(drawn, draws), *inputs, parents=parents)
     return Seen.unpack(packed, counts)
+
+
+def joined(rows: Sequence[Tensor]) -> Tensor:
+    """One after the other; a single one is not copied."""
+    return rows[0] if len(rows) == 1 else torch.cat(list(rows))
 
 
 def branch(parents: Sequence[int], node: int) -> list[int]:

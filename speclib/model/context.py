@@ -93,7 +93,7 @@ class Context:
     decoder = None  # of transformers' own forward there is none
 
     def __init__(self, language_model, prompt: Sequence[int] = (), batch=None):
-        self.language_model, self.batch = language_model, batch
+        self.language_model, self.batch, self.device = language_model, batch, language_model.device
         self.prompt, self.begin = list(prompt), list(prompt)
         self.slots, self.row = None, 0  # the cache that the texts of a batch share, and this text's row of it
         self.length = 0
@@ -142,7 +142,7 @@ class Context:
         """Reads what it has not read of the text, and then draws at most n tokens of this model's own, all but the last
         of which it reads too. A backend that makes programs of it overrides this.
         """
-        new = torch.tensor([text[self.length :]], device=self.language_model.device)
+        new = torch.tensor([text[self.length :]], device=self.device)
         return (yield from self._one_by_one(Read(self, new, keep=1), n, how))
 
     def _one_by_one(self, read: Read, n: int, how: Drawing) -> Guesses:
@@ -212,7 +212,7 @@ class Context:
     def _tree(self, parents: Sequence[int]) -> dict[str, Tensor]:
         """A mask that shows each token its ancestors, and positions that follow depth."""
         sees, depths = ancestry(parents)
-        device, dtype = self.language_model.device, self.language_model.dtype
+        device, dtype = self.device, self.language_model.dtype
         mask = torch.zeros(len(parents), self.length + len(parents), dtype=dtype)
         mask[:, self.length :].masked_fill_(~sees, torch.finfo(dtype).min)
         return {"attention_mask": mask[None, None].to(device), "position_ids": (depths + self.length)[None].to(device)}
@@ -225,7 +225,7 @@ class Context:
         return [(layer.keys, layer.values) for layer in self._cache.layers]
 
     def _move(self, places: list[int], start: int) -> None:
-        index = torch.tensor(places, device=self.language_model.device)
+        index = torch.tensor(places, device=self.device)
         for stores in self._stores():
             for store in stores:
                 store[..., start : start + len(places), :] = store[..., index, :]
