@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import matplotlib
 import numpy as np
@@ -199,6 +200,7 @@ def test_notebook_13_runs_with_a_model_and_then_without_on_what_was_recorded(fol
 
     cells = [c for c in build.read(build.FOLDER / "13_a_real_model.ipynb").cells if c.cell_type == "code"]
     matplotlib.use("agg")
+    shutil.copy(embedded.RESULTS / "spec_bench.json", tmp_path)
     monkeypatch.setattr(embedded, "RESULTS", tmp_path)
     prompts = embedded.chat_prompts()[::9]
     record = categories.measure(folder, prompts, (0.0, 1.0), 6, backends=["fast"], dtypes=["float32"])

@@ -467,7 +467,7 @@ def advised_length(alpha: float, c: float, widths: pd.DataFrame) -> int:
     return max(1, int(theory.optimal_gamma(alpha, c, min(MAX_LENGTH, widths["width"].max() - 1), price)))
 
 
-OTHERWISE = ("real_model", "gpu", "losses")  # records that no subcommand of bench makes
+OTHERWISE = ("real_model", "gpu", "losses", "spec_bench")  # records that no subcommand of bench makes
 
 
 def recorded(name: str) -> dict:
