@@ -114,6 +114,7 @@ CONTENTS = [
         "oracle?",
         45,
         "05",
+        "2 GB",
     ),
     Entry(
         "08",
@@ -147,6 +148,7 @@ CONTENTS = [
         "What can a faster engine save, what does that leave for speculation, and what do equal bits cost?",
         40,
         "05",
+        "2 GB",
     ),
     Entry(
         "13",

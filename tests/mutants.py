@@ -102,7 +102,7 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("the host looks twice a round", "loop/decoding.py", "        n, found = max(counts), []\n", "        n, found = max(counts), []\n        packed.tolist()\n", ["test_device.py", "-k", "once"]),
     ("graphs: what is new does not reach them", "model/compiled.py", "graph(*tree_leaves(now))", "graph(*tensors)", ["test_device.py", "-k", "graphs"]),
     ("graphs: the next replay writes over a result", "model/compiled.py", "tree_map(torch.clone, graph(*tree_leaves(now)))", "graph(*tree_leaves(now))", ["test_device.py", "-k", "graphs"]),
-    ("graphs: one number draws where a round stops and what comes then", "loop/decoding.py", "left.pop(0)", "left[0]", ["test_device.py", "-k", "graphs"]),
+    ("graphs: one number draws where a round stops and what comes then", "loop/decoding.py", "left.pop(0)", "left[0]", ["test_batches.py", "-k", "every_backend_and_rule and token and fast"]),
     ("graphs: one verdict for all settings", "model/compiled.py", '("verdict", width, settings)', '("verdict", width)', ["test_device.py", "-k", "graphs"]),
     ("padded vocabulary drawn from", "model/language_model.py", "output_rows if tokenizer is None else _highest(tokenizer) + 1", "output_rows", MODELS),
     ("pickled weights allowed", "model/language_model.py", "use_safetensors=True", "use_safetensors=None", MODELS),
