@@ -535,6 +535,13 @@ def solutions(numbers: list[str]) -> None:
 # --- anatomy -----------------------------------------------------------------------------------------------------
 
 
+def dead_links(nb, folder: Path) -> list[str]:
+    """Complaints about links in Markdown that lead to no file, seen from `folder`."""
+    prose = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
+    targets = re.findall(r"\]\((?!https?:)([^)#\s]+)", prose)
+    return [f"a link to {target}, which is not there" for target in targets if not (folder / target).exists()]
+
+
 def problems(nb, entry: Entry) -> list[str]:
     """What a notebook lacks of the anatomy, or has against the house rules; empty when all is well."""
     code = [(k, cell) for k, cell in enumerate(nb.cells) if cell.cell_type == "code"]
@@ -555,8 +562,7 @@ def problems(nb, entry: Entry) -> list[str]:
     for cell in nb.cells[1:]:
         if cell.cell_type == "markdown" and linked(cell.source) != cell.source:
             require(False, f"an arXiv or notebook number is no link: run `build.py headers`: {cell.source[:60]!r}")
-    for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", "\n".join(prose)):
-        require((FOLDER / target).exists(), f"a link to {target}, which is not there")
+    found += dead_links(nb, FOLDER)
     require(
         all(FOLDED.items() <= cell.metadata.items() for cell in tagged(nb, "setup")), "the set-up cell is not folded"
     )
@@ -634,7 +640,7 @@ def stale(entry: Entry) -> list[str]:
     nb, wanted = read(path), solved(entry)[0]
     if [cell.source for cell in nb.cells] != [cell.source for cell in wanted.cells]:
         return ["the solved copy is not today's: run `build.py solutions`"]
-    return [f"solved copy: {problem}" for problem in unclean(nb)]
+    return [f"solved copy: {problem}" for problem in dead_links(nb, path.parent) + unclean(nb)]
 
 
 def check(numbers: list[str]) -> None:

@@ -171,6 +171,15 @@ def test_widgets_and_timing_are_tidied_away(made):
     assert left.data["text/html"] == "a still picture"
 
 
+def test_a_solved_copy_finds_what_lies_beside_the_notebook():
+    text = "[a](images/a.png) [b](../data/b.md#c) `d[0](e.f)`\n```\ng[1](h.i)\n```\n[n](04_n.ipynb) [w](https://w.org/x.y)"
+    moved = text.replace("(images/", "(../images/").replace("(../data/", "(../../data/")
+    assert build.deeper(text) == moved
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("[a](images/tree.png) [b](images/nothing.png)")])
+    assert build.dead_links(nb, build.FOLDER) == ["a link to images/nothing.png, which is not there"]
+    assert len(build.dead_links(nb, build.FOLDER / "solutions")) == 2
+
+
 def shows(nb, data):
     nb.cells[5].outputs = [nbformat.v4.new_output("display_data", data)]
 

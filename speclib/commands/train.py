@@ -83,13 +83,12 @@ def add_parser(subparsers) -> None:
 def compare(args: argparse.Namespace) -> int:
     """Trains the named readers of a target, the embedded one if none is named, by each loss, everything else alike, and
     records the overlap of each guess with the target on held-out text."""
-    folder, rows = args.out / "losses", []
+    folder, rows, names = args.out / "losses", [], args.models or ["eagle"]
     if args.target:
-        texts, asked = _other(args, args.out, ["eagle"])
+        texts, asked = _other(args, args.out, names)
     else:
         place = embedded.fetch(f"models/{TARGET.name}")
         texts = _read(args.corpus, folder, _read_tokenizer(place))
-        names = args.models or ["eagle"]
         asked = [(partial(readers.train, other=place), readers.READERS[name]) for name in names]
     for make, reader in asked:
         for loss, seed in [(loss, args.seed + k) for k in range(SEEDS) for loss in loop.LOSSES]:
@@ -120,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     if args.losses:
         return compare(args)
     if args.target:
-        texts, asked = _other(args, out, [*readers.OTHERS])
+        texts, asked = _other(args, out, args.models or [*readers.OTHERS])
     else:
         texts = _read(args.corpus, out)
         names = args.models or [recipe.name for recipe in CAUSAL]
@@ -142,15 +141,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _other(args: argparse.Namespace, out: Path, usual: list[str]) -> tuple[corpus.Corpus, list[tuple]]:
-    """The answers of another target, and (how, reader) of each that is named, or of `usual`. Raises TrainingError for a
-    model that cannot teach it."""
+def _other(args: argparse.Namespace, out: Path, names: list[str]) -> tuple[corpus.Corpus, list[tuple]]:
+    """The answers of another target, and (how, reader) of each of `names`. Raises TrainingError for a model that cannot
+    teach it."""
     folder = _weights(args.target)
     with reading(folder, "give a model as transformers saves it", TrainingError):
         config = json.loads((folder / "config.json").read_text("utf-8"))
     if config.get("model_type") != "llama" or config["vocab_size"] > 2**16:
         raise TrainingError(f"{folder} is no model of Llama's shape with at most {2**16:,} tokens")
-    names = args.models or usual
     if "exits" in names and config["num_hidden_layers"] == 1:
         raise TrainingError(f"{folder} has one layer, and so no earlier exit; name what is to be taught: eagle, block")
     target = load_model(folder, dtype=usual_dtype())

@@ -112,7 +112,7 @@ def draft_together(sessions: Sequence[Drafting]) -> list[Draft]:
             hows = [asked[i].how for i in rows]
             q = hows[0].law(torch.cat([logits[i][:, -1] for i in rows]))  # [B, V]
             tokens = drawn([how.draw for how in hows], q)  # [B]
-            answers |= dict(zip(rows, zip(q.split(1), tokens.split(1), strict=True), strict=True))
+            answers |= {i: (q[k : k + 1], tokens[k : k + 1]) for k, i in enumerate(rows)}
     return drafts
 
 

@@ -130,9 +130,9 @@ def unrolled(eagle: Eagle, states: Tensor, embeddings: Tensor, steps: int) -> Te
 
     Result s of a place is the guess there after s guesses in a row: the last s cache entries that it sees (`keys[1]` to
     `keys[s]`) are made of states that eagle itself reached at steps 0 to s - 1, and all before them (`keys[0]`) of the
-    target's. In the attention that is one ordinary causal
-    block, cut off s places back (`far`), and s single entries (`near`). The first `steps` - 1 places have too little
-    text before them and mean nothing. After the "training-time test" of EAGLE-3 (2503.01840, section 3.2).
+    target's. In the attention that is one ordinary causal block, cut off s places back (`far`), and s single entries
+    (`near`). The first `steps` - 1 places have too little text before them and mean nothing. After the "training-time
+    test" of EAGLE-3 (2503.01840, section 3.2).
     """
     layer, attn = eagle.layer, eagle.layer.self_attn
     cos, sin = eagle.rotary(states, torch.arange(states.shape[1], device=states.device)[None])

@@ -42,8 +42,8 @@ def width_curve(table, mark: int | None = None) -> plt.Figure:
 
 
 def layouts(table, floor: float) -> plt.Figure:
-    """Milliseconds of a forward against the tokens it reads, a line for each value of `weights`;
-    floor: ms that reading the weights takes.
+    """Milliseconds of a forward against the tokens it reads, a line for each value of `weights`; floor: ms that reading
+    the weights takes.
     """
     figure, axis = plt.subplots()
     sns.lineplot(table, x="rows", y="ms", hue="weights", style="weights", markers=True, dashes=False, ax=axis)
