@@ -16,7 +16,7 @@ from torch.nn.functional import log_softmax
 from speclib import Sampling, embedded, experiments, generate, load_model
 from speclib.__main__ import main
 from speclib.commands import train
-from speclib.drafters import BlockDrafter, EagleDrafter, LayerSkipDrafter
+from speclib.drafters import BlockDrafter, EagleDrafter, LayerSkipDrafter, ModelDrafter
 from speclib.drafters.block import read_block
 from speclib.drafters.eagle import read_eagle
 from speclib.drafters.layer_skip import read_exits
@@ -121,6 +121,10 @@ def test_the_command_teaches_readers_of_another_target(folder, tmp_path, monkeyp
         assert torch.equal(out.tokens[0], plain)
         drafted = {token for round in out.trace.rounds for token in round.drafted}
         assert drafted <= set(reader.kept.tolist())
+    draft = load_model(tmp_path / "small-draft", dtype="float32")
+    out = generate(target, [prompt], ModelDrafter(draft), greedy, 3, max_new_tokens=20, stop=[])
+    assert torch.equal(out.tokens[0], plain) and draft.vocabulary == target.vocabulary
+    assert len(json.loads((tmp_path / "small-draft" / "card.json").read_text("utf-8"))["held_out_overlap"]) == 1
     assert main(["train", *options]) == 0 and "finished already" in capsys.readouterr().out
     data = tmp_path / "data"
     (data / "models" / "small-eagle" / "older").mkdir(parents=True)
@@ -133,6 +137,16 @@ def test_the_command_teaches_readers_of_another_target(folder, tmp_path, monkeyp
     assert sorted(registered) == [
         f"models/small-eagle/{name}" for name in ("card.json", "config.json", "model.safetensors")
     ]
+
+
+def test_a_draft_model_begins_with_what_its_targets_embeddings_say_of_each_other(folder):
+    target = readers.load(folder, torch.float32)
+    made = readers.draft_model(target)
+    tables = [model.get_input_embeddings().weight.detach().double() for model in (target, made)]
+    products = [table @ table.mT for table in tables]
+    assert torch.allclose(*products, atol=1e-4), "as wide as the target, nothing is lost"
+    assert made.lm_head.weight is made.get_input_embeddings().weight
+    assert made.config.vocab_size == target.config.vocab_size and made.config.num_hidden_layers == 2
 
 
 def test_losses_are_compared_with_all_else_alike(folder, tmp_path, monkeypatch, capsys):
@@ -163,7 +177,7 @@ def test_losses_are_compared_with_all_else_alike(folder, tmp_path, monkeypatch, 
         (["--target", "nowhere"], "has no model.safetensors"),
         (["--target", "{target}"], "has no chat template"),
         (["--target", "{t5}"], "no model of Llama's shape"),
-        (["--target", "{target}", "draft"], "no recipe is called draft; choose from exits, eagle, block"),
+        (["--target", "{target}", "heads"], "no recipe is called heads; choose from exits, eagle, block, draft"),
         (["--target", "{target}", "--corpus", "x.txt"], "without --corpus"),
         (["--target", "{shallow}", "exits"], "has one layer, and so no earlier exit"),
     ],

@@ -11,11 +11,12 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 from models import small_chat
+from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 from speclib import categories, chat, demo, embedded, generate, gguf, load_model
 from speclib.__main__ import main
-from speclib.drafters import Eagle, EagleDrafter, LookupDrafter, eagle, eagle_for
+from speclib.drafters import Block, Eagle, EagleDrafter, LookupDrafter, eagle, eagle_for
 from speclib.errors import ContextOverflow, InvalidArgument
 from speclib.law.distributions import Sampling
 from speclib.workbook import common, n13
@@ -184,6 +185,26 @@ def test_speeds_by_category_are_recorded_without_a_word_of_text(folder, capsys, 
     assert whole["lookup"]["tokens_per_round"] == pytest.approx(
         own["tokens"].sum() / own["target_forwards"].sum(), 1e-4
     )
+
+
+def test_blocks_and_a_draft_model_that_were_trained_stand_beside_the_others(folder, model, capsys, tmp_path):
+    place, out, config = tmp_path / "my-block", tmp_path / "out.json", model.model.config
+    block = Block(LlamaConfig(**{**config.to_dict(), "num_hidden_layers": 1}), 3, rank=2, kept=torch.arange(0, 200, 2))
+    block.config.save_pretrained(place)
+    save_file(block.state_dict(), place / "model.safetensors")
+    (place / "card.json").write_text('{"name": "my-block"}')
+    options = ["--target", str(folder), "--draft", str(folder), "--blocks", str(place), "--out", str(out)]
+    few = ["--prompts", "2", "--tokens", "6", "--temperature", "1", "--backend", "fast", "--dtype", "float32"]
+    assert main(["bench", "chat", *options, *few]) == 0
+    record = json.loads(out.read_text())
+    assert record["cards"] == [{"name": "my-block"}], "the other folder has none"
+    trials = pd.DataFrame(record["trials"])
+    assert set(trials["method"]) == {"plain", "draft model", "my-block", "my-block, point", *categories.drafters(model)}
+    guessed = trials[trials["method"].str.startswith("my-block")]["widths"]
+    assert {width for widths in guessed for width in widths} <= {1, 2, 3, 4}, "as many as there are masks, and one"
+    capsys.readouterr()
+    assert main(["bench", "chat", *options[:4], "--blocks", str(tmp_path), *options[6:], *few]) == 2
+    assert "make it again with: python -m speclib train block" in capsys.readouterr().err
 
 
 def test_the_prediction_counts_each_round_at_the_cost_of_its_width():

@@ -95,16 +95,18 @@ def headline(args: argparse.Namespace) -> tuple[dict, Said]:
 
 def chat(args: argparse.Namespace) -> tuple[dict, Said]:
     """a chat model's answers to the workbook's own prompts: its speed by category"""
-    asked, draft = args.prompts, vars(args).get("draft")
+    asked, blocks = args.prompts, vars(args).get("blocks") or ()
     file = asked if isinstance(asked, Path) else None
     entries = embedded.chat_prompts(file)
     most = 4 if args.quick else (not file and asked) or len(entries)
     if most < len(entries):  # of every category
         entries = [entries[k * len(entries) // most] for k in range(most)]
-    where = args.backend or BACKENDS[:2], args.dtype or trials.DTYPES, draft, args.once, args.progress
+    where = args.backend or BACKENDS[:2], args.dtype or trials.DTYPES, args.draft, blocks, args.once, args.progress
     often = args.temperature or (0.0, 1.0), args.tokens, args.repeats
     record = categories.measure(args.target or "smollm2", entries, *often, *where)
     record["settings"]["file"] = file.name if file else "chat.jsonl"
+    cards = [Path(folder) / "card.json" for folder in (*blocks, *([args.draft] if args.draft else []))]
+    record["cards"] = [json.loads(card.read_text("utf-8")) for card in cards if card.is_file()]
     groups = ["category", "temperature"]
     return record, told(lines_of(record["tables"], groups), groups)
 
@@ -203,6 +205,8 @@ OF_PAIR = {
 OF_CHAT = {
     "prompts": {"default": None, "help": "so many questions, of all categories (default: all)"},
     "target": {"default": "smollm2", "help": "a chat model"},
+    "draft": {"help": "a draft model for it, as `train --target NAME draft` makes one"},
+    "blocks": FREE | {"metavar": "DIR", "help": "parallel blocks that `train --target NAME block` made"},
     "temperature": {"default": (0.0, 1.0)},
     "backends": {"default": BACKENDS[:2]},
 }

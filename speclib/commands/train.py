@@ -47,8 +47,9 @@ def add_parser(subparsers) -> None:
     options = {
         "target": {
             "metavar": "NAME",
-            "help": "a chat model that exits, eagle or block are to be taught by, from its own answers, instead of the "
-            "embedded target: smollm2, a GGUF file, or a folder with model.safetensors, of Llama's shape",
+            "help": "a chat model that exits, eagle, block or draft (a small model) are to be taught by, from its own "
+            "answers, instead of the embedded target: smollm2, a GGUF file, or a folder with model.safetensors, of "
+            "Llama's shape",
         },
         "answers": {"default": 1_000_000, "type": count, "help": "tokens of answers that it writes first"},
         "corpus": {"metavar": "FILE", "help": "a UTF-8 text to learn from instead of the installed Python source"},

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from .. import drafters as guessers
+from ..drafters.block import read_block
 from ..errors import InvalidArgument
 from ..files import digest
 from ..law.distributions import Sampling
@@ -43,6 +44,13 @@ def drafters(target: LanguageModel, temperature: float = 0.0) -> dict[str, tuple
         if temperature > 0:
             found["tree of eagle"] = guessers.TreeDrafter(eagle, TREE), len(TREE)
     return found
+
+
+def of_blocks(folders: Sequence[Path]) -> dict[str, tuple[guessers.Drafter, int]]:
+    """Parallel blocks that were trained for a model, by the name of their folder, each with both laws it may claim."""
+    blocks = {Path(folder).name: read_block(folder) for folder in folders}
+    drawn = {name: (guessers.BlockDrafter(block), block.count) for name, block in blocks.items()}
+    return drawn | {f"{n}, point": (guessers.BlockDrafter(b, "point"), b.count) for n, b in blocks.items()}
 
 
 def method(target: LanguageModel, drafter: guessers.Drafter | None, sampling: Sampling, n: int, tokens: int):
@@ -96,6 +104,7 @@ def measure(
     backends: Sequence[str] = BACKENDS,
     dtypes: Sequence[str] = trials.DTYPES,
     draft: str | Path | None = None,
+    blocks: Sequence[Path] = (),
     once: Once = now,
     progress: bool = False,
 ) -> dict:
@@ -103,14 +112,14 @@ def measure(
     `embedded.chat_prompts`).
 
     At each temperature a trial on two of the prompts chooses backend and dtype for plain decoding and for lookup; all
-    drafters run where lookup is fastest, a `draft` model among them if one is named, and the baseline is the best plain
-    decoding. Returns {"machine", "settings", "tables", "trials"}, ready for JSON: a table has a row a method, for "all"
-    categories and for each; trials hold numbers alone. once: keeps what was chosen and each trial. Raises
-    InvalidArgument if the model has no chat template.
+    drafters run where lookup is fastest, a `draft` model and the `blocks` in some folders among them if they are named,
+    and the baseline is the best plain decoding. Returns {"machine", "settings", "tables", "trials"}, ready for JSON: a
+    table has a row a method, for "all" categories and for each; trials hold numbers alone. once: keeps what was chosen
+    and each trial. Raises InvalidArgument if the model has no chat template.
     """
     if tokens < 1 or repeats < 1 or not entries:
         raise InvalidArgument("categories need at least one prompt, one token and one repeat")
-    load = loader(name, draft)
+    load, others = loader(name, draft), of_blocks(blocks)
     first, _ = load("eager", dtypes[0])
     prompts = [[first.chat(entry["prompt"])] for entry in entries]
     categories = pd.Series([entry["category"] for entry in entries])
@@ -123,7 +132,8 @@ def measure(
         (model, small), (other, _) = load(*guided[1:]), load(*alone[1:])
         costs = kept("costs", partial(forwards, model, None if model is other else other))
         curve, one = pd.DataFrame(costs["curve"]), costs["one"]
-        board = drafters(model, temperature) | ({"draft model": (guessers.ModelDrafter(small), 4)} if small else {})
+        board = drafters(model, temperature) | others
+        board |= {"draft model": (guessers.ModelDrafter(small), 4)} if small else {}
         methods = {alone: method(other, None, sampling, 0, tokens)}
         for who, (drafter, n) in board.items():
             methods[guided._replace(method=who)] = method(model, drafter, sampling, n, tokens)

@@ -1,10 +1,12 @@
-"""Training of the drafters that read a target's hidden states: parallel heads, early exits, eagle, parallel block.
+"""Training of the drafters that read a target's hidden states: parallel heads, early exits, eagle, parallel block; and
+of a small draft model for another target than the embedded one, which reads the text alone.
 
 The target stays as it is. For each batch of text it runs one forward, which supplies both the input (its hidden states)
 and the goal (its distribution p at every place). The loss is one of `loop.LOSSES`, distances of the module's q from p:
 total variation, which is 1 - alpha, the Kullback-Leibler divergence, or others made of the two.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +33,9 @@ from .train import batch, load, samples_of, spread
 EXIT_LAYERS = (1, 2, 3, 4, 6, 8, 12, 16, 20)  # of the target's; those it has not are left out
 HEADS = 4
 STEPS = 4  # guesses in a row that eagle is trained for
+# The shape of a small draft model: two layers are the fewest that can look up what followed an earlier occurrence of a
+# word. Thin, because its output matrix, over the whole vocabulary, is most of what a guess reads.
+DRAFT_WIDTH, DRAFT = 256, {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 704}
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ OTHERS = {
     "exits": replace(READERS["exits"], rows=2),  # a row of logits over the whole vocabulary for each exit
     "eagle": replace(READERS["eagle"], tokens=6_000_000, **_OTHER),
     "block": replace(READERS["block"], tokens=6_000_000, count=6, rank=16, feed_forward=3, **_OTHER),
+    "draft": Reader("draft", 6_000_000, muon_rate=0.02, width=512),
 }
 
 
@@ -79,10 +85,27 @@ def make(reader: Reader, target: LlamaForCausalLM, kept: Tensor | None = None) -
         return Heads(reader.count, config.hidden_size)
     if kind == "exits":
         return Exits(tuple(layer for layer in EXIT_LAYERS if layer < config.num_hidden_layers), config.hidden_size)
+    if kind == "draft":
+        return draft_model(target)
     same = "vocab_size hidden_size num_attention_heads num_key_value_heads max_position_embeddings".split()
     shape = {"num_hidden_layers": 1, "intermediate_size": reader.feed_forward * config.hidden_size}
     own = LlamaConfig(**shape, **{key: getattr(config, key) for key in same})
     return Block(own, reader.count, reader.rank, kept) if kind == "block" else Eagle(own, kept)
+
+
+def draft_model(target: LlamaForCausalLM) -> LlamaForCausalLM:
+    """A thin Llama of the target's vocabulary. Its embeddings, which are its output matrix too, begin as the target's
+    in their main directions, so that little text is enough to learn the rest.
+    """
+    same = "vocab_size max_position_embeddings bos_token_id eos_token_id pad_token_id".split()
+    words = {"tie_word_embeddings": True, **{key: getattr(target.config, key) for key in same}}
+    width = min(DRAFT_WIDTH, target.config.hidden_size // 8 * 8)  # each head's is even
+    model = LlamaForCausalLM(LlamaConfig(hidden_size=width, **DRAFT, **words))
+    table = target.get_input_embeddings().weight.float()  # [V, d]
+    directions = torch.linalg.eigh(table.mT @ table).eigenvectors[:, -width:]  # of the largest eigenvalues
+    with torch.no_grad():
+        model.get_input_embeddings().weight.copy_(table @ directions)
+    return model
 
 
 def most_frequent(tokens: np.ndarray, count: int) -> Tensor:
@@ -97,7 +120,7 @@ def guesses(module: nn.Module, target: LlamaForCausalLM, inputs: Tensor, out) ->
 
     inputs: tokens [B, T]; out: the target's output for them, with hidden states. Returns
 
-    - states [B, T', count, d], which the target's output matrix turns into logits of q;
+    - states [B, T', count, d], which the target's output matrix (a draft's its own) turns into logits of q;
     - places [T', count or 1]: guess j at place i is to match the target's distribution at position places[i, j];
     - what a first-order head adds to those logits [B, T', count, V or K], or 0.
 
@@ -105,6 +128,7 @@ def guesses(module: nn.Module, target: LlamaForCausalLM, inputs: Tensor, out) ->
 
         head i       s_t, token t + 1                  t + i + 1
         exit k       s_t after layer k                 t
+        draft        tokens up to t                    t
         eagle        s_t or eagle's own, token t + 1   t + 1
         block mask i all s up to t, tokens to t + 1    t + i + 1
     """
@@ -117,6 +141,8 @@ def guesses(module: nn.Module, target: LlamaForCausalLM, inputs: Tensor, out) ->
     if isinstance(module, Exits):
         exits = [target.model.norm(module(out.hidden_states[layer], layer)) for layer in module.layers]
         return torch.stack(exits, 2), place, 0.0
+    if isinstance(module, LlamaForCausalLM):
+        return module.model(inputs, use_cache=False).last_hidden_state[:, :, None], place, 0.0
     if isinstance(module, Block):
         # an offset, so that not the same places are learnt from in each epoch
         states, places, before = block_guesses(module, target, inputs, out, inputs.sum() % module.count)
@@ -177,7 +203,8 @@ def loss_of(
         with torch.no_grad():
             out = target(inputs, use_cache=False, output_hidden_states=True)
         states, places, added = guesses(module, target, inputs, out)
-        kept, matrix = getattr(module, "kept", None), target.lm_head.weight
+        writes = module if isinstance(module, LlamaForCausalLM) else target
+        kept, matrix = getattr(module, "kept", None), writes.lm_head.weight
         guessed = linear(states, matrix if kept is None else matrix[kept]) + added  # [B, T', count, V or K]
     loss, variation = distances(guessed, out.logits[:, places], kept, reader.loss)  # [B, T', count]
     counts = counts[:, places].expand_as(loss).float()
@@ -198,7 +225,8 @@ def held_out_overlap(
 
 def optimizers(reader: Reader, module: nn.Module) -> list[torch.optim.Optimizer]:
     """AdamW, and for a reader that asks for it Muon for the matrices."""
-    tables = ("masks", "before", "after")  # of a block: rows of a table, which is no map between spaces
+    # rows of a table, which is no map between spaces: of a block, and of a draft
+    tables = ("masks", "before", "after", "model.embed_tokens.weight")
     matrices, others = [], []
     for name, p in module.named_parameters():
         (matrices if reader.muon_rate and p.ndim == 2 and name not in tables else others).append(p)
@@ -241,13 +269,11 @@ def train(
 
     def save(path: Path) -> dict:
         path.mkdir(parents=True, exist_ok=True)
-        tensors = {key: value.to("cpu").contiguous() for key, value in module.state_dict().items()}
-        tensors = {key: v.to(torch.bfloat16) if v.is_floating_point() else v for key, v in tensors.items()}
-        if isinstance(module, Exits):
-            tensors["layers"] = torch.tensor(module.layers)
-        if isinstance(module, Eagle):
-            module.config.save_pretrained(path)
-        save_file(tensors, path / "model.safetensors")
+        if isinstance(module, LlamaForCausalLM):
+            deepcopy(module).to(torch.bfloat16).save_pretrained(path)
+            corpus.tokenizer.save_pretrained(path)
+        else:
+            write(path)
         overlaps = held_out_overlap(reader, module, target, corpus.held_out_tokens, held_out_counts)
         return {
             "target_sha256": what["weights"][place.name],
@@ -256,6 +282,15 @@ def train(
             "guesses": list(getattr(module, "layers", range(1, len(overlaps) + 1))),
             "held_out_overlap": [round(value, 4) for value in overlaps],
         }
+
+    def write(path: Path) -> None:
+        tensors = {key: value.to("cpu").contiguous() for key, value in module.state_dict().items()}
+        tensors = {key: v.to(torch.bfloat16) if v.is_floating_point() else v for key, v in tensors.items()}
+        if isinstance(module, Exits):
+            tensors["layers"] = torch.tensor(module.layers)
+        if isinstance(module, Eagle):
+            module.config.save_pretrained(path)
+        save_file(tensors, path / "model.safetensors")
 
     columns = ("training loss", "overlap of each guess")
     return run(Training(reader, module, optimizers(reader, module), step, save, what, columns), folder)
