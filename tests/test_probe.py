@@ -699,6 +699,16 @@ def test_unchanged_weights_are_laid_out_once(monkeypatch):
     assert target.decoder is decoder
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_trees_are_tried_once_a_text_however_many_rounds_it_has(rows, monkeypatch):
+    """To compare all weights with those that were tried takes as long as several layers."""
+    target, draft = (LanguageModel(llama(seed), backend="fast") for seed in (0, 1))
+    calls, honest = [], probe.trees
+    monkeypatch.setattr(probe, "trees", lambda *what: calls.append(what) or honest(*what))
+    out = generate(target, [[1, 2, 3]] * rows, TreeDrafter(draft, (2, 1)), Sampling(0), 2, max_new_tokens=24, stop=[])
+    assert len(out.trace.rounds) > 5 * rows and len(calls) <= 1 + 2 * rows, "before any work, and once a text and model"
+
+
 def test_modules_handed_over_stay_as_they_are():
     heads, exits = Heads(2, 32), Exits((1,), 32)
     targets = {dtype: LanguageModel(llama(dtype=dtype)) for dtype in (torch.float32, torch.float64, torch.bfloat16)}

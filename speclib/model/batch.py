@@ -32,8 +32,9 @@ def together(reads: Sequence[Read]) -> list[Tensor]:
             answers[places[0]] = reads[places[0]].alone()
             continue
         group = [reads[i] for i in places]
-        if any(read.parents is not None for read in group):
-            group[0].context.language_model.try_trees()
+        for read in group:
+            if read.parents is not None:
+                read.context.try_trees()
         with torch.inference_mode():
             outputs = type(group[0].context).forward_rows(group)
         for i, (logits, hidden) in zip(places, outputs, strict=True):

@@ -97,7 +97,7 @@ class Context:
         self.prompt, self.begin = list(prompt), list(prompt)
         self.slots, self.row = None, 0  # the cache that the texts of a batch share, and this text's row of it
         self.length = 0
-        self.wants_hidden = False
+        self.wants_hidden = self._tried = False
         self.hidden: Tensor | None = None  # [1, k, d]
         self._latest = 0  # where the latest forward began
         self._cache = self._empty_cache()
@@ -116,7 +116,7 @@ class Context:
         tokens; what the call leaves behind is the same.
         """
         if parents is not None:
-            self.language_model.try_trees(None if self.batch else type(self))
+            self.try_trees()
         start, states = self.length, []
         for piece in tokens.split(PIECE if keep == 1 and parents is None else tokens.shape[1], 1):
             logits = self._extend(piece, keep, parents)
@@ -125,6 +125,13 @@ class Context:
         if self.wants_hidden and len(states) > 1:
             self.hidden = torch.cat(states, 1)
         return logits
+
+    def try_trees(self) -> None:
+        """`LanguageModel.try_trees`, once a text: to see that the weights are those that were tried takes as long as
+        some of the layers."""
+        if not self._tried:
+            self.language_model.try_trees(None if self.batch else type(self))
+            self._tried = True
 
     def _extend(self, tokens: Tensor, keep: int | None, parents: Sequence[int] | None) -> Tensor:
         return self.entered(self._forward(tokens, keep or tokens.shape[1], parents), tokens.shape[1])
