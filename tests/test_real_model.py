@@ -60,12 +60,13 @@ def test_the_demo_in_a_pipe_prints_both_answers_and_what_it_measured(folder, mon
     demo.twice("Why is the sky blue?", 24, ["fast"], ["float32"], 0)
     said = capsys.readouterr().out
     assert "\x1b" not in said and "> Why is the sky blue?" in said
-    plain, spec = re.findall(r"^(?:plain|lookup) \(fast, float32\): *[\d.]+ tokens/s.*\n((?: {4}.*\n|\n)+)", said, re.M)
+    shown = r"^(?:plain|speculative) \(fast, float32\): *[\d.]+ tokens/s.*\n((?: {4}.*\n|\n)+)"
+    plain, spec = re.findall(shown, said, re.M)
     target = load_model(folder, backend="fast")
     wanted = generate(target, [target.chat("Why is the sky blue?")], None, Sampling(0), max_new_tokens=24).texts[0]
     assert plain.strip() == spec.strip() and plain.split() == chat.harmless(wanted).split()
     assert "greedy, the two texts are the same" in said
-    assert len(re.findall(r"tokens/s plainly, +[\d.]+ by lookup, [\d.]+ tokens per round: [\d.]+x", said)) == 2
+    assert len(re.findall(r"tokens/s plainly, +[\d.]+ with guesses, [\d.]+ tokens per round: [\d.]+x", said)) == 2
 
 
 def screen(said):

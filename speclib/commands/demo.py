@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from .. import console, embedded
-from ..drafters import LookupDrafter, ModelDrafter
+from ..drafters import ModelDrafter
 from ..errors import ModelLoadError
 from ..files import check_output, replacing
 from ..law import statistics
@@ -135,32 +135,35 @@ def told(frame: pd.DataFrame, alone: Way, same: Way, gamma: int, c: float, width
 
 
 def twice(question: str, tokens: int, backends: list[str], dtypes: list[str], seed: int) -> None:
-    """SmolLM2 answers greedily, plainly and then with prompt lookup, each on the backend and in the dtype that is
-    fastest for it here; the same at temperature 1, of which only the speeds are shown."""
+    """SmolLM2 answers greedily, plainly and then with guesses (`categories.usual`), each on the backend and in the
+    dtype that is fastest for it here; the same at temperature 1, of which only the speeds are shown."""
     print("Loading SmolLM2-135M-Instruct, the first time half a minute ...", flush=True)
     load, messages = categories.loader("smollm2"), [{"role": "user", "content": question}]
     prompt = load("eager", dtypes[0])[0].chat(messages)
     ways = categories.choose(load, Sampling(0), min(tokens, FEW), [[prompt]], backends, dtypes).ways.values()
+    models = [load(*way[1:])[0] for way in ways]
+    drafters = None, categories.usual(models[1])
+    generate(models[1], [prompt], drafters[1], Sampling(0), max_new_tokens=2)  # lays out the weights of its layer, once
     print(f"\n> {question}\n")
     page, texts, lines = chat.Columns(tuple(map(str, ways))), [], []
     for temperature, name in ((0.0, "greedy:"), (1.0, "temperature 1:")):
         outs = []
-        for k, (way, drafter) in enumerate(zip(ways, (None, LookupDrafter()), strict=True)):
+        for k, (model, drafter) in enumerate(zip(models, drafters, strict=True)):
             show = (lambda stream: None) if temperature else page.column(k)
-            model, sampling = load(*way[1:])[0], Sampling(temperature)
-            outs.append(chat.answered(model, messages, drafter, sampling, tokens, show, seed))
+            outs.append(chat.answered(model, messages, drafter, Sampling(temperature), tokens, show, seed))
         plain, spec = (out.summary() for out in outs)
         speed, faster, texts = plain["tokens_per_second"], spec["tokens_per_second"], texts or [o.texts for o in outs]
         per_round = f"{spec['tokens_per_round']:.2f} tokens per round: {faster / speed:.2f}x"
         if not temperature:
             page.close()
-        lines.append(f"{name:15}{speed:6.1f} tokens/s plainly, {faster:6.1f} by lookup, {per_round}")
+        lines.append(f"{name:15}{speed:6.1f} tokens/s plainly, {faster:6.1f} with guesses, {per_round}")
     why = "their dtypes differ" if len({way.dtype for way in ways}) > 1 else "rounding at a near tie"
     same = "the same" if texts[0] == texts[1] else f"not the same: {why} (notebook 13)"
     print("\n".join(lines))
     print(
-        f"greedy, the two texts are {same}. Lookup copies from question and answer: a text that is\nto be written "
-        "again gains, an explanation hardly. `python -m speclib chat` takes your own questions.\n"
+        f"greedy, the two texts are {same}. What stands in question and answer is copied,\nand a layer that was taught "
+        "by the model guesses the rest: a text that is to be written again gains most.\n`python -m speclib chat` takes "
+        "your own questions.\n"
     )
 
 

@@ -16,11 +16,14 @@ from ..law.distributions import Sampling
 from ..model.language_model import BACKENDS, LanguageModel, Pair, load_model, load_pair
 from . import experiments, latency, trials
 from .experiments import Once, Way, now, predicted, within
-from .trials import PLAIN
+from .trials import PLAIN, SPECULATIVE
 
 LOOKUP, GUESSES = "lookup", 10  # a copy is free, and often long
-EAGLE = 4  # guesses of eagle, which costs a pass each
-TREE = (3, 2, 1)  # children at each level: three passes of eagle, fifteen nodes to check
+BOTH = "lookup first, else eagle"
+# Of eagle, which costs a pass a guess: where two of five guesses pass, a third and fourth add 5% to the tokens of a
+# round and two passes to its time.
+EAGLE = 2
+TREE = (3, 1)  # children at each level: two passes of eagle, six nodes to check
 WIDTHS = (1, 2, 3, 5, 8, 11, 16)  # where the width curve is timed
 TRIED = 32  # tokens of the trial
 CONTEXT = 160  # cached tokens where widths are timed: the middle of an answer
@@ -40,10 +43,17 @@ def drafters(target: LanguageModel, temperature: float = 0.0) -> dict[str, tuple
     if taught := guessers.eagle_for(target):
         eagle = guessers.EagleDrafter(taught)
         both = guessers.FallbackDrafter(guessers.LookupDrafter(16, 3), eagle, most=EAGLE)
-        found |= {"eagle": (eagle, EAGLE), "lookup first, else eagle": (both, GUESSES)}
+        found |= {"eagle": (eagle, EAGLE), BOTH: (both, GUESSES)}
         if temperature > 0:
             found["tree of eagle"] = guessers.TreeDrafter(eagle, TREE), len(TREE)
     return found
+
+
+def usual(target: LanguageModel) -> guessers.Drafter:
+    """What guesses for a chat model, for up to GUESSES tokens, unless something else is asked for: lookup, and where it
+    finds nothing eagle, if one was taught by the model."""
+    found = drafters(target)
+    return found.get(BOTH, found[LOOKUP])[0]
 
 
 def of_blocks(folders: Sequence[Path]) -> dict[str, tuple[guessers.Drafter, int]]:
@@ -80,12 +90,12 @@ def loader(name: str | Path, draft: str | Path | None = None) -> trials.Load:
 def choose(
     load: trials.Load, sampling: Sampling, tokens: int, prompts: list, backends: Sequence[str], dtypes: Sequence[str]
 ) -> trials.Chosen:
-    """By a trial: where plain decoding is fastest, and where lookup is."""
+    """By a trial: where plain decoding is fastest, and where the `usual` guesses make it so."""
 
-    def kind(name: str, drafter: guessers.Drafter | None) -> Callable:
-        return lambda models: {name: method(models[0], drafter, sampling, GUESSES, tokens)}
+    def kind(name: str, drafter: Callable[[LanguageModel], guessers.Drafter | None]) -> Callable:
+        return lambda models: {name: method(models[0], drafter(models[0]), sampling, GUESSES, tokens)}
 
-    kinds = {PLAIN: kind(PLAIN, None), LOOKUP: kind(LOOKUP, guessers.LookupDrafter())}
+    kinds = {PLAIN: kind(PLAIN, lambda target: None), SPECULATIVE: kind(SPECULATIVE, usual)}
     return trials.choose(load, kinds, prompts, backends, dtypes)
 
 
@@ -111,11 +121,11 @@ def measure(
     """Speeds by category of a chat model's answers to `entries` ("category" and "prompt" each, see
     `embedded.chat_prompts`).
 
-    At each temperature a trial on two of the prompts chooses backend and dtype for plain decoding and for lookup; all
-    drafters run where lookup is fastest, a `draft` model and the `blocks` in some folders among them if they are named,
-    and the baseline is the best plain decoding. Returns {"machine", "settings", "tables", "trials"}, ready for JSON: a
-    table has a row a method, for "all" categories and for each; trials hold numbers alone. once: keeps what was chosen
-    and each trial. Raises InvalidArgument if the model has no chat template.
+    At each temperature a trial on two of the prompts chooses backend and dtype for plain decoding and for the `usual`
+    guesses; all drafters run where these are fastest, a `draft` model and the `blocks` in some folders among them if
+    they are named, and the baseline is the best plain decoding. Returns {"machine", "settings", "tables", "trials"},
+    ready for JSON: a table has a row a method, for "all" categories and for each; trials hold numbers alone. once:
+    keeps what was chosen and each trial. Raises InvalidArgument if the model has no chat template.
     """
     if tokens < 1 or repeats < 1 or not entries:
         raise InvalidArgument("categories need at least one prompt, one token and one repeat")
@@ -128,7 +138,7 @@ def measure(
         sampling, kept = Sampling(temperature), within(once, temperature)
         trial = partial(choose, load, sampling, min(tokens, TRIED), [prompts[0], prompts[-1]], backends, dtypes)
         ways = kept("chosen", lambda trial=trial: trial().ways)
-        alone, guided = Way(*ways[PLAIN]), Way(*ways[LOOKUP])
+        alone, guided = Way(*ways[PLAIN]), Way(*ways[SPECULATIVE])
         (model, small), (other, _) = load(*guided[1:]), load(*alone[1:])
         costs = kept("costs", partial(forwards, model, None if model is other else other))
         curve, one = pd.DataFrame(costs["curve"]), costs["one"]
