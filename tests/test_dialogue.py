@@ -126,6 +126,20 @@ def test_the_command_teaches_readers_of_another_target(folder, tmp_path, monkeyp
     assert torch.equal(out.tokens[0], plain) and draft.vocabulary == target.vocabulary
     assert len(json.loads((tmp_path / "small-draft" / "card.json").read_text("utf-8"))["held_out_overlap"]) == 1
     assert main(["train", *options]) == 0 and "finished already" in capsys.readouterr().out
+    eagle = tmp_path / "small-eagle"
+    more = [*options[:-2], str(tmp_path / "more"), "--no-compile", "--start", str(eagle), "--tokens", "128", "eagle"]
+    assert main(["train", *more]) == 0
+    first, second = (json.loads((p / "card.json").read_text("utf-8")) for p in (eagle, tmp_path / "more/small-eagle"))
+    assert second["tokens_seen"] == first["tokens_seen"] + 128 and second["started_from"] == "small-eagle"
+    before, after = (load_file(p / "model.safetensors") for p in (eagle, tmp_path / "more/small-eagle"))
+    assert torch.equal(before["kept"], after["kept"])
+    gone = torch.tensor(
+        [float((after[name] - before[name]).norm() / before[name].norm()) for name in before.keys() - {"kept"}]
+    )
+    assert 0 < gone.max() < 0.3, "a step away from where it began"
+    capsys.readouterr()
+    assert main(["train", *more[:-4], str(tmp_path / "small-block"), *more[-3:]]) == 2
+    assert "start from one of the shape of small-eagle" in capsys.readouterr().err
     data = tmp_path / "data"
     (data / "models" / "small-eagle" / "older").mkdir(parents=True)
     monkeypatch.setattr(embedded, "DATA", data)
@@ -165,7 +179,9 @@ def test_losses_are_compared_with_all_else_alike(folder, tmp_path, monkeypatch, 
     recipes = {re.sub(r"(name|loss)='[^']*'", "", card["identity"]["recipe"]) for card in cards}
     assert len(cards) == 2 * len(loop.LOSSES) and len(recipes) == 1
     weights = {path.read_bytes() for path in (tmp_path / "losses").glob("*/model.safetensors")}
-    assert len(weights) == len(cards) and {len(row["overlaps"]) for row in record["rows"]} == {readers.STEPS}
+    assert len(weights) == len(cards) and {len(row["overlaps"]) for row in record["rows"]} == {
+        readers.OTHERS["eagle"].count
+    }
     capsys.readouterr()
     assert main([*command, "--out", str(tmp_path)]) == 0 and experiments.recorded("losses")["rows"] == record["rows"]
     assert capsys.readouterr().out.count("finished already") == len(cards)
@@ -179,6 +195,8 @@ def test_losses_are_compared_with_all_else_alike(folder, tmp_path, monkeypatch, 
         (["--target", "{t5}"], "no model of Llama's shape"),
         (["--target", "{target}", "heads"], "no recipe is called heads; choose from exits, eagle, block, draft"),
         (["--target", "{target}", "--corpus", "x.txt"], "without --corpus"),
+        (["--target", "{target}", "--start", "nowhere"], "--start goes with --target and one of eagle, block"),
+        (["--start", "nowhere", "eagle"], "--start goes with --target and one of eagle, block"),
         (["--target", "{shallow}", "exits"], "has one layer, and so no earlier exit"),
     ],
 )

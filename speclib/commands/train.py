@@ -52,6 +52,7 @@ def add_parser(subparsers) -> None:
             "Llama's shape",
         },
         "answers": {"default": 1_000_000, "type": count, "help": "tokens of answers that it writes first"},
+        "start": {"metavar": "DIR", "help": "with --target: an eagle or a block of its own, from which that goes on"},
         "corpus": {"metavar": "FILE", "help": "a UTF-8 text to learn from instead of the installed Python source"},
         "out": {"default": Path("runs/models"), "help": "where models and checkpoints go"},
         "tokens": {
@@ -113,6 +114,8 @@ def run(args: argparse.Namespace) -> int:
         raise TrainingError(f"no recipe is called {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
     if args.target and args.corpus:
         raise TrainingError("--target learns from the target's own answers, without --corpus")
+    if args.start and not (args.target and args.models in (["eagle"], ["block"])):
+        raise TrainingError("--start goes with --target and one of eagle, block")
     if args.install and not embedded.CHECKOUT:
         raise TrainingError("--install puts models into the data/ of a checkout, and this is an installed package")
     out = args.out
@@ -154,9 +157,12 @@ def _other(args: argparse.Namespace, out: Path, names: list[str]) -> tuple[corpu
         raise TrainingError(f"{folder} has one layer, and so no earlier exit; name what is to be taught: eagle, block")
     target = load_model(folder, dtype=usual_dtype())
     target.chat("Is there a chat template?")
+    stem = Path(args.target).stem
+    asked = [dataclasses.replace(readers.OTHERS[name], name=f"{stem}-{name}", start=args.start) for name in names]
+    if args.start:
+        readers.begun(asked[0], target.model)
     weights = pooch.file_hash(str(folder / "model.safetensors"))
     texts = dialogue.conversations(target, weights, out / "cache", args.answers)
-    asked = [dataclasses.replace(readers.OTHERS[name], name=f"{Path(args.target).stem}-{name}") for name in names]
     return texts, [(partial(readers.train, other=folder), reader) for reader in asked]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pooch
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -23,16 +23,17 @@ from ..drafters.block import Block
 from ..drafters.eagle import Eagle
 from ..drafters.heads import Heads
 from ..drafters.layer_skip import Exits
+from ..errors import TrainingError
+from ..files import reading
 from .block import block_guesses
 from .corpus import Corpus
 from .loop import DEVICE, Training, adamw, distances, muon, run
 from .recipes import TARGET
-from .state import identity
+from .state import identity, read_card
 from .train import batch, load, samples_of, spread
 
 EXIT_LAYERS = (1, 2, 3, 4, 6, 8, 12, 16, 20)  # of the target's; those it has not are left out
 HEADS = 4
-STEPS = 4  # guesses in a row that eagle is trained for
 # The shape of a small draft model: two layers are the fewest that can look up what followed an earlier occurrence of a
 # word. Thin, because its output matrix, over the whole vocabulary, is most of what a guess reads.
 DRAFT_WIDTH, DRAFT = 256, {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 704}
@@ -52,9 +53,10 @@ class Reader:
     discount: float = 1.0  # what each further guess weighs in the loss, which the check reaches less often
     keeps: int | None = None  # how many tokens it may guess, the most frequent ones; None: all
     loss: str = "both"  # see `loop.LOSSES`
-    count: int = HEADS  # guesses at once, of heads and of a block
+    count: int = HEADS  # guesses at once, of heads and of a block; guesses in a row that eagle is trained for
     rank: int = 0  # of a block's first-order head; 0: none
     feed_forward: int = 4  # times the target's width
+    start: str | None = None  # a folder with one of the same shape, from which it goes on
 
     @property
     def kind(self) -> str:
@@ -72,7 +74,7 @@ READERS = {  # tokens: steps x those of a batch
 _OTHER = {"samples": 0.0, "keeps": 16_384, "rows": 16, "width": 512}
 OTHERS = {
     "exits": replace(READERS["exits"], rows=2),  # a row of logits over the whole vocabulary for each exit
-    "eagle": replace(READERS["eagle"], tokens=6_000_000, **_OTHER),
+    "eagle": replace(READERS["eagle"], tokens=6_000_000, count=2, **_OTHER),
     "block": replace(READERS["block"], tokens=6_000_000, count=6, rank=16, feed_forward=3, **_OTHER),
     "draft": Reader("draft", 6_000_000, muon_rate=0.02, width=512),
 }
@@ -91,6 +93,19 @@ def make(reader: Reader, target: LlamaForCausalLM, kept: Tensor | None = None) -
     shape = {"num_hidden_layers": 1, "intermediate_size": reader.feed_forward * config.hidden_size}
     own = LlamaConfig(**shape, **{key: getattr(config, key) for key in same})
     return Block(own, reader.count, reader.rank, kept) if kind == "block" else Eagle(own, kept)
+
+
+def begun(reader: Reader, target: LlamaForCausalLM, kept: Tensor | None = None) -> tuple[nn.Module, int]:
+    """(what learns, tokens it has read): fresh, or what lies in `reader.start`, with the tokens that it keeps. Raises
+    TrainingError if that is of another shape.
+    """
+    if not reader.start:
+        return make(reader, target, kept), 0
+    with reading(Path(reader.start), f"start from one of the shape of {reader.name}", TrainingError):
+        tensors = load_file(Path(reader.start) / "model.safetensors")
+        module = make(reader, target, tensors.get("kept"))
+        module.load_state_dict(tensors)
+        return module, read_card(Path(reader.start))["tokens_seen"]
 
 
 def draft_model(target: LlamaForCausalLM) -> LlamaForCausalLM:
@@ -114,11 +129,13 @@ def most_frequent(tokens: np.ndarray, count: int) -> Tensor:
     return torch.from_numpy(np.sort(np.argsort(-counts, kind="stable")[:count]))
 
 
-def guesses(module: nn.Module, target: LlamaForCausalLM, inputs: Tensor, out) -> tuple[Tensor, Tensor, Tensor | float]:
+def guesses(
+    module: nn.Module, target: LlamaForCausalLM, inputs: Tensor, out, steps: int = HEADS
+) -> tuple[Tensor, Tensor, Tensor | float]:
     """A module's guesses at the T' usable places of a batch (of a block every `count`-th), and where in the target's
     output each finds its goal.
 
-    inputs: tokens [B, T]; out: the target's output for them, with hidden states. Returns
+    inputs: tokens [B, T]; out: the target's output for them, with hidden states; steps: guesses of eagle. Returns
 
     - states [B, T', count, d], which the target's output matrix (a draft's its own) turns into logits of q;
     - places [T', count or 1]: guess j at place i is to match the target's distribution at position places[i, j];
@@ -147,7 +164,7 @@ def guesses(module: nn.Module, target: LlamaForCausalLM, inputs: Tensor, out) ->
         # an offset, so that not the same places are learnt from in each epoch
         states, places, before = block_guesses(module, target, inputs, out, inputs.sum() % module.count)
         return states, places, module.first_order(before) if module.rank else 0.0
-    return unrolled(module, last[:, :-1], embed(inputs[:, 1:]), STEPS)[:, STEPS - 1 :], place[STEPS:], 0.0
+    return unrolled(module, last[:, :-1], embed(inputs[:, 1:]), steps)[:, steps - 1 :], place[steps:], 0.0
 
 
 def unrolled(eagle: Eagle, states: Tensor, embeddings: Tensor, steps: int) -> Tensor:
@@ -202,7 +219,7 @@ def loss_of(
     with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
         with torch.no_grad():
             out = target(inputs, use_cache=False, output_hidden_states=True)
-        states, places, added = guesses(module, target, inputs, out)
+        states, places, added = guesses(module, target, inputs, out, reader.count)
         writes = module if isinstance(module, LlamaForCausalLM) else target
         kept, matrix = getattr(module, "kept", None), writes.lm_head.weight
         guessed = linear(states, matrix if kept is None else matrix[kept]) + added  # [B, T', count, V or K]
@@ -254,7 +271,8 @@ def train(
         for tokens, own in ((corpus.tokens, corpus.written), (corpus.held_out_tokens, corpus.held_out_written))
     )
     kept = most_frequent(corpus.tokens[1:][counts[:-1]], reader.keeps) if reader.keeps else None
-    module = make(reader, target, kept).to(DEVICE)
+    module, before = begun(reader, target, kept)
+    module = module.to(DEVICE)
     loss_function = torch.compile(loss_of, dynamic=False) if compile else loss_of
 
     def step(number: int, progress: float):
@@ -278,7 +296,8 @@ def train(
         return {
             "target_sha256": what["weights"][place.name],
             **({"corpus": "the target's own answers"} if other else {}),
-            **({"kept": len(kept), "kept_share_of_held_out": covered(kept)} if reader.keeps else {}),
+            **({"started_from": Path(reader.start).name} if reader.start else {}),
+            **({"kept": len(module.kept), "kept_share_of_held_out": covered(module.kept)} if reader.keeps else {}),
             "guesses": list(getattr(module, "layers", range(1, len(overlaps) + 1))),
             "held_out_overlap": [round(value, 4) for value in overlaps],
         }
@@ -293,4 +312,5 @@ def train(
         save_file(tensors, path / "model.safetensors")
 
     columns = ("training loss", "overlap of each guess")
-    return run(Training(reader, module, optimizers(reader, module), step, save, what, columns), folder)
+    learning = optimizers(reader, module)
+    return run(Training(reader, module, learning, step, save, what, columns, before=before), folder)
