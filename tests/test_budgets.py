@@ -17,7 +17,7 @@ BUDGETS = {  # room: (code lines at most, what it ought to come down to)
     "model": (1678, 850),
     "drafters": (1330, 1150),
     "loop": (913, 550),
-    "measure": (1356, 650),
+    "measure": (1363, 650),
     "training": (1259, 800),
     "museum": (440, 400),
     "exactness": (948, 950),
