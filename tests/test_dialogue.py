@@ -153,7 +153,7 @@ def test_the_command_teaches_readers_of_another_target(folder, tmp_path, monkeyp
     ]
 
 
-def test_a_draft_model_begins_with_what_its_targets_embeddings_say_of_each_other(folder):
+def test_a_draft_model_begins_with_what_its_targets_embeddings_say_of_each_other(folder, monkeypatch):
     target = readers.load(folder, torch.float32)
     made = readers.draft_model(target)
     tables = [model.get_input_embeddings().weight.detach().double() for model in (target, made)]
@@ -161,6 +161,9 @@ def test_a_draft_model_begins_with_what_its_targets_embeddings_say_of_each_other
     assert torch.allclose(*products, atol=1e-4), "as wide as the target, nothing is lost"
     assert made.lm_head.weight is made.get_input_embeddings().weight
     assert made.config.vocab_size == target.config.vocab_size and made.config.num_hidden_layers == 2
+    monkeypatch.setattr(readers, "DRAFT_WIDTH", 16)
+    thin = readers.draft_model(target).get_input_embeddings().weight.detach().double()
+    assert thin.shape[1] == 16 and thin.norm() ** 2 > tables[0].norm() ** 2 / 2, "the larger half of the directions"
 
 
 def test_losses_are_compared_with_all_else_alike(folder, tmp_path, monkeypatch, capsys):

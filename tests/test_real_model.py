@@ -16,7 +16,7 @@ from transformers import LlamaConfig
 
 from speclib import categories, chat, demo, embedded, generate, gguf, load_model
 from speclib.__main__ import main
-from speclib.drafters import Block, Eagle, EagleDrafter, LookupDrafter, eagle, eagle_for
+from speclib.drafters import Block, Eagle, EagleDrafter, FallbackDrafter, LookupDrafter, eagle, eagle_for
 from speclib.errors import ContextOverflow, InvalidArgument
 from speclib.law.distributions import Sampling
 from speclib.workbook import common, n13
@@ -172,10 +172,15 @@ def test_speeds_by_category_are_recorded_without_a_word_of_text(folder, capsys, 
         (T, c, n) for T in (0.0, 1.0) for c, n in (("all", 3), ("a", 2), ("b", 1))
     ]
     shown = categories.by_category(record)
-    assert set(shown.columns) == {categories.PLAIN, *categories.drafters(load_model(folder), 1.0)}
+    ours = categories.drafters(load_model(folder), 1.0)
+    assert set(shown.columns) == {categories.PLAIN, *ours, *categories.THEIRS}
     assert (shown["plain"] == 1).all()
-    ways = pd.DataFrame(record["trials"])[["backend", "dtype"]]
-    assert (ways == ["fast", "float32"]).all(axis=None), "the method, and where it ran, in columns of their own"
+    trials = pd.DataFrame(record["trials"])
+    theirs = trials["method"].isin(categories.THEIRS)
+    assert (trials["dtype"] == "float32").all() and (trials["backend"][~theirs] == "fast").all()
+    assert (trials["backend"][theirs] == "transformers").all(), "where it ran, in columns of their own"
+    cold = trials[trials["temperature"] == 0].pivot(index="prompt", columns="method", values="tokens")
+    assert (cold["transformers"] == cold["plain"]).all(), "both end where the model ends"
     alone = ["--temperature", "0", "--draft", str(folder)]  # the target's twin: every guess passes
     assert main(["bench", "pair", "--prompts", str(file), *options, *alone]) == 0
     twin = categories.by_category(json.loads(out.read_text()), "accepted_share")
@@ -200,7 +205,11 @@ def test_blocks_and_a_draft_model_that_were_trained_stand_beside_the_others(fold
     record = json.loads(out.read_text())
     assert record["cards"] == [{"name": "my-block"}], "the other folder has none"
     trials = pd.DataFrame(record["trials"])
-    assert set(trials["method"]) == {"plain", "draft model", "my-block", "my-block, point", *categories.drafters(model)}
+    assert set(trials["method"]) == {
+        *("plain", "draft model", "my-block", "my-block, point"),
+        *categories.drafters(model),
+        *categories.THEIRS,
+    }
     guessed = trials[trials["method"].str.startswith("my-block")]["widths"]
     assert {width for widths in guessed for width in widths} <= {1, 2, 3, 4}, "as many as there are masks, and one"
     capsys.readouterr()
@@ -251,7 +260,7 @@ def test_notebook_13_runs_with_a_model_and_then_without_on_what_was_recorded(fol
 
 def test_a_model_of_another_shape_has_no_eagle(model):
     assert eagle_for(model) is None
-    assert "eagle" not in categories.drafters(model)
+    assert "eagle" not in categories.drafters(model) and isinstance(categories.usual(model), LookupDrafter)
 
 
 def test_where_an_eagle_ships_it_guesses_what_cannot_be_copied(model, monkeypatch):
@@ -260,6 +269,7 @@ def test_where_an_eagle_ships_it_guesses_what_cannot_be_copied(model, monkeypatc
     monkeypatch.setattr(eagle, "REAL_SHAPE", (config.hidden_size, config.num_hidden_layers, config.vocab_size))
     monkeypatch.setattr(eagle, "load_eagle", lambda name: own)
     drafter, _ = categories.drafters(model)["lookup first, else eagle"]
+    assert isinstance(categories.usual(model), FallbackDrafter), "which demo and chat use"
     assert set(categories.drafters(model, 1.0)) - set(categories.drafters(model)) == {"tree of eagle"}
     prompt, options = model.chat("Why?"), {"max_new_tokens": 24, "stop": []}
     plain, out = (generate(model, [prompt], d, Sampling(0), 10, **options) for d in (None, drafter))

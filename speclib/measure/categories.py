@@ -24,6 +24,7 @@ BOTH = "lookup first, else eagle"
 # round and two passes to its time.
 EAGLE = 2
 TREE = (3, 1)  # children at each level: two passes of eagle, six nodes to check
+THEIRS = {"transformers": None, "transformers lookup, 3": 3, "transformers lookup, 10": 10}  # tokens of prompt lookup
 WIDTHS = (1, 2, 3, 5, 8, 11, 16)  # where the width curve is timed
 TRIED = 32  # tokens of the trial
 CONTEXT = 160  # cached tokens where widths are timed: the middle of an answer
@@ -73,7 +74,7 @@ def table(
 ) -> pd.DataFrame:
     """A row a method: tokens/s, speed-up over plain decoding with its interval over prompts and as `predicted`,
     acceptance, and how far its text repeats itself."""
-    guessed = experiments.by_way(frame[frame["method"] != PLAIN])
+    guessed = experiments.by_way(frame[~frame["method"].isin([PLAIN, *THEIRS])])
     foretold = pd.Series({way: predicted(own, curve, one) for way, own in guessed}, dtype=float)
     return experiments.table(frame, baseline).assign(predicted=foretold)
 
@@ -123,9 +124,10 @@ def measure(
 
     At each temperature a trial on two of the prompts chooses backend and dtype for plain decoding and for the `usual`
     guesses; all drafters run where these are fastest, a `draft` model and the `blocks` in some folders among them if
-    they are named, and the baseline is the best plain decoding. Returns {"machine", "settings", "tables", "trials"},
-    ready for JSON: a table has a row a method, for "all" categories and for each; trials hold numbers alone. once:
-    keeps what was chosen and each trial. Raises InvalidArgument if the model has no chat template.
+    they are named; transformers' own `generate` and prompt lookup stand beside them, and the baseline is the best plain
+    decoding. Returns {"machine", "settings", "tables", "trials"}, ready for JSON: a table has a row a method, for "all"
+    categories and for each; trials hold numbers alone. once: keeps what was chosen and each trial. Raises
+    InvalidArgument if the model has no chat template.
     """
     if tokens < 1 or repeats < 1 or not entries:
         raise InvalidArgument("categories need at least one prompt, one token and one repeat")
@@ -147,6 +149,9 @@ def measure(
         methods = {alone: method(other, None, sampling, 0, tokens)}
         for who, (drafter, n) in board.items():
             methods[guided._replace(method=who)] = method(model, drafter, sampling, n, tokens)
+        for who, copied in THEIRS.items():  # in the dtype in which plain decoding is fastest
+            own = experiments.theirs(Pair(other, other), sampling, tokens, lookup_tokens=copied, ends=True)
+            methods[Way(who, "transformers", alone.dtype)] = own
         frame = experiments.interleaved(methods, prompts, repeats, progress=progress, once=kept)
         frame = frame.assign(temperature=temperature, category=frame["prompt"].map(categories))
         for category, part in [("all", frame), *frame.groupby("category", sort=False)]:

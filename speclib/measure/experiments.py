@@ -139,14 +139,18 @@ def theirs(
     assistant_tokens: int | str | None = None,
     lookup_tokens: int | None = None,
     batch_size: int = 1,
+    ends: bool = False,
 ) -> Method:
     """transformers' `generate` as a method: plain, assisted by the draft ("default" or a constant number of tokens), or
     prompt lookup. A list of token ids is decoded `batch_size` prompts at a time, left-padded, one after the other.
+    ends: where the target ends its text, instead of after exactly `tokens` tokens.
     """
     model, assistant = pair.target.model, pair.draft.model
     options = {"max_new_tokens": tokens, "pad_token_id": 0, "do_sample": sampling.temperature > 0}
     if sampling.temperature:
         options |= {"temperature": float(sampling.temperature), "top_k": 0}
+    if ends:
+        options["eos_token_id"] = sorted(pair.target.end_tokens)
     if lookup_tokens:
         options["prompt_lookup_num_tokens"] = lookup_tokens
     if assistant_tokens:
