@@ -283,6 +283,7 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("eagle goes on from nothing", "training/readers.py", "        module.load_state_dict(tensors)\n", "", ["test_dialogue.py", "-k", "teaches"]),
     ("demo and chat leave eagle out", "measure/categories.py", "found.get(BOTH, found[LOOKUP])", "found[LOOKUP]", ["test_real_model.py", "-k", "ships"]),
     ("trees are tried in every round", "model/context.py", "            self._tried = True\n", "", ["test_probe.py", "-k", "once_a_text"]),
+    ("training: windows are looked at again in each epoch", "training/readers.py", " for k, row in enumerate(rows) if row not in self.kept]", " for k, row in enumerate(rows)]", ["test_dialogue.py", "-k", "come_again"]),
     ("answers: the question before it is learnt", "training/readers.py", "np.append(own[1:], False)", "own", ["test_dialogue.py", "-k", "wrote"]),
     ("answers: questions count", "training/readers.py", "counts = counts[:, places].expand_as(loss).float()", "counts = torch.ones_like(loss)", ["test_dialogue.py", "-k", "count"]),
     ("a tree of eagle: every node stands on the text's state", "drafters/eagle.py", "[self.reached[parent + 1] for parent in parents]", "[self.reached[0] for parent in parents]", ["test_eagle.py", "-k", "branch"]),

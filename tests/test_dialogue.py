@@ -242,7 +242,7 @@ def test_what_is_not_kept_counts_as_lost():
 def test_what_is_learnt_is_what_the_target_wrote(folder, tmp_path, monkeypatch):
     """Of tokens from 20 on the target wrote each, of those below none: a place counts if what stands behind it does."""
     asked = []
-    monkeypatch.setattr(readers, "loss_of", lambda *arguments: asked.append(arguments[3:]) or 1 / 0)
+    monkeypatch.setattr(readers, "loss_of", lambda *arguments: asked.append(arguments[3:5]) or 1 / 0)
     text = np.random.default_rng(0).integers(10, 30, 400).astype(np.uint16)
     texts = Corpus(load_model(folder).tokenizer, [], [], text, text, text >= 20, text >= 20)
     reader = dataclasses.replace(readers.OTHERS["eagle"], name="a-eagle", rows=2, width=64, keeps=300)
@@ -250,6 +250,24 @@ def test_what_is_learnt_is_what_the_target_wrote(folder, tmp_path, monkeypatch):
         readers.train(reader, texts, tmp_path, compile=False, other=folder)
     ((inputs, counts),) = asked
     assert torch.equal(counts[:, :-1] > 0, inputs[:, 1:] >= 20)
+
+
+@pytest.mark.parametrize("name", [name for name in readers.OTHERS if name != "exits"])
+@pytest.mark.parametrize("room", [10**9, 3 * 48 * 32 * 4, 0])
+def test_windows_that_come_again_are_looked_at_once(name, room, folder):
+    """Whatever is kept, the loss is the same; the last states are all that eagle, a block and a draft ask for."""
+    torch.manual_seed(0)
+    target, inputs = load_model(folder, dtype="float32").model, torch.randint(300, (4, 48))
+    seen, read = readers.Seen(target, room), []
+    target.model.register_forward_hook(lambda module, given, out: read.append(len(out.last_hidden_state)))
+    reader = dataclasses.replace(readers.OTHERS[name], name=f"a-{name}")
+    module, counts = readers.make(reader, target), torch.ones_like(inputs)
+    for rows in (inputs[:2], inputs[1:], inputs):
+        known = readers.loss_of(reader, module, target, rows, counts[: len(rows)], seen(rows))
+        again = readers.loss_of(reader, module, target, rows, counts[: len(rows)])
+        assert all(torch.allclose(one, other, atol=1e-3) for one, other in zip(known, again, strict=True))
+        read.pop()  # the second loss looked for itself
+    assert read == {10**9: [2, 2], 3 * 48 * 32 * 4: [2, 2, 1], 0: [2, 3, 4]}[room]
 
 
 @pytest.mark.parametrize("name", readers.OTHERS)

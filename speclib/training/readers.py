@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from ..drafters.block import Block
@@ -210,15 +211,44 @@ def _later(x: Tensor, places: int) -> Tensor:
     return pad(x, (0, 0, places, 0))[..., : x.shape[-2], :]
 
 
+class Seen:
+    """The target's last states at the tokens of windows [B, T] -> [B, T, d], each window looked at once: all layers of
+    the target are most of a step, and the windows of one epoch come again in the next. At most `room` bytes are kept.
+    """
+
+    def __init__(self, target: LlamaForCausalLM, room: int = 4_000_000_000):
+        self.target, self.room, self.kept = target, room, {}
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor) -> Tensor:
+        rows = [row.tobytes() for row in inputs.cpu().numpy()]
+        new = [k for k, row in enumerate(rows) if row not in self.kept]
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
+            made = self.target.model(inputs[new], use_cache=False).last_hidden_state if new else []
+        here = {rows[k]: states for k, states in zip(new, made, strict=True)}
+        for row, states in here.items():
+            if (len(self.kept) + 1) * states.nbytes <= self.room:
+                self.kept[row] = states.clone()  # alone: not a part of what else was made
+        return torch.stack([self.kept[row] if row in self.kept else here[row] for row in rows])
+
+
 def loss_of(
-    reader: Reader, module: nn.Module, target: LlamaForCausalLM, inputs: Tensor, counts: Tensor
+    reader: Reader,
+    module: nn.Module,
+    target: LlamaForCausalLM,
+    inputs: Tensor,
+    counts: Tensor,
+    last: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(mean loss, mean overlap of each guess with the target [count]) on tokens [B, T]; counts [B, T]: whether what the
-    target says at a place is to be learnt.
+    target says at a place is to be learnt; last: its last states [B, T, d], where they are known (see `Seen`).
     """
     with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
         with torch.no_grad():
-            out = target(inputs, use_cache=False, output_hidden_states=True)
+            if last is None:
+                out = target(inputs, use_cache=False, output_hidden_states=True)
+            else:
+                out = CausalLMOutput(logits=target.lm_head(last), hidden_states=(last,))
         states, places, added = guesses(module, target, inputs, out, reader.count)
         writes = module if isinstance(module, LlamaForCausalLM) else target
         kept, matrix = getattr(module, "kept", None), writes.lm_head.weight
@@ -274,12 +304,13 @@ def train(
     module, before = begun(reader, target, kept)
     module = module.to(DEVICE)
     loss_function = torch.compile(loss_of, dynamic=False) if compile else loss_of
+    seen = Seen(target) if other and reader.kind != "exits" else lambda inputs: None  # exits read earlier states
 
     def step(number: int, progress: float):
         text = samples if (number * reader.samples) % 1 >= 1 - reader.samples else corpus.tokens
         inputs = batch(text, number, reader.rows, reader.width, seed)[:, :-1]
         learnt = batch(counts, number, reader.rows, reader.width, seed)[:, :-1] if other else torch.ones_like(inputs)
-        loss, overlaps = loss_function(reader, module, target, inputs, learnt)
+        loss, overlaps = loss_function(reader, module, target, inputs, learnt, seen(inputs))
         return loss, [loss, overlaps], inputs.numel()
 
     def covered(kept: Tensor) -> float:
