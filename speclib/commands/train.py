@@ -109,13 +109,15 @@ def compare(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> int:
     """Trains what `args` asks for, skipping what is finished. Returns the exit code."""
     transformers_logging.disable_progress_bar()
-    known = readers.OTHERS if args.target or args.losses else MODELS
+    known = readers.OTHERS if args.target else readers.READERS if args.losses else MODELS
     if unknown := set(args.models) - known.keys():
         raise TrainingError(f"no recipe is called {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
     if args.target and args.corpus:
         raise TrainingError("--target learns from the target's own answers, without --corpus")
     if args.start and not (args.target and args.models in (["eagle"], ["block"])):
         raise TrainingError("--start goes with --target and one of eagle, block")
+    if args.install and args.target and not args.models:
+        raise TrainingError(f"name what --install is to ship: {', '.join(readers.OTHERS)}")
     if args.install and not embedded.CHECKOUT:
         raise TrainingError("--install puts models into the data/ of a checkout, and this is an installed package")
     out = args.out
@@ -154,13 +156,18 @@ def _other(args: argparse.Namespace, out: Path, names: list[str]) -> tuple[corpu
     if config.get("model_type") != "llama" or config["vocab_size"] > 2**16:
         raise TrainingError(f"{folder} is no model of Llama's shape with at most {2**16:,} tokens")
     if "exits" in names and config["num_hidden_layers"] == 1:
-        raise TrainingError(f"{folder} has one layer, and so no earlier exit; name what is to be taught: eagle, block")
+        raise TrainingError(
+            f"{folder} has one layer, and so no earlier exit; name what is to be taught: eagle, block, draft"
+        )
     target = load_model(folder, dtype=usual_dtype())
     target.chat("Is there a chat template?")
     stem = Path(args.target).stem
-    asked = [dataclasses.replace(readers.OTHERS[name], name=f"{stem}-{name}", start=args.start) for name in names]
+    asked = [dataclasses.replace(readers.OTHERS[name], name=f"{stem}-{name}") for name in names]
     if args.start:
-        readers.begun(asked[0], target.model)
+        begin = Path(args.start)
+        readers.started(dataclasses.replace(asked[0], start=begin), target.model)
+        sha256 = pooch.file_hash(str(begin / "model.safetensors"))
+        asked = [dataclasses.replace(asked[0], start=begin, start_sha256=sha256)]
     weights = pooch.file_hash(str(folder / "model.safetensors"))
     texts = dialogue.conversations(target, weights, out / "cache", args.answers)
     return texts, [(partial(readers.train, other=folder), reader) for reader in asked]
@@ -219,7 +226,7 @@ def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 def _check_tokenizers(tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Raises TrainingError if a model in `out`, which others may start from, has another tokenizer than they will."""
-    for card in sorted(out.glob("*/card.json")):
+    for card in sorted(card for card in out.glob("*/card.json") if card.parent.name in MODELS):
         folder, own = card.parent, out / "tokenizer"
         if (folder / "tokenizer.json").exists() and _read_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
             raise TrainingError(f"{folder} has another tokenizer than {own}; delete one, or choose another --out")

@@ -64,8 +64,10 @@ def load_block() -> Block:
 
 
 def read_block(folder: Path) -> Block:
-    """One from a folder that `python -m speclib train block` wrote."""
-    with reading(folder, "make it again with: python -m speclib train block", ModelLoadError):
+    """One from a folder that `python -m speclib train block` wrote, for the embedded target or another."""
+    with reading(
+        folder, "make it again with: python -m speclib train block, --target NAME for another", ModelLoadError
+    ):
         tensors = load_file(Path(folder) / "model.safetensors")
         rank = tensors["before"].shape[1] if "before" in tensors else 0
         block = Block(LlamaConfig.from_pretrained(folder), len(tensors["masks"]), rank, tensors.get("kept"))

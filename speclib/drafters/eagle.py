@@ -73,7 +73,7 @@ def eagle_for(target) -> Eagle | None:
     """
     names = ("hidden_size", "num_hidden_layers", "vocab_size")
     shape = tuple(getattr(target.model.config, name, None) for name in names)
-    return load_eagle(REAL) if shape == REAL_SHAPE else None
+    return load_eagle(REAL) if shape == REAL_SHAPE and target.vocabulary == shape[2] else None
 
 
 def read_eagle(folder: Path) -> Eagle:

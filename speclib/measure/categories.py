@@ -1,5 +1,5 @@
-"""Which text is easy: the speed of a chat model's answers by the category of the question, plainly and with drafters
-that need no training; recorded without the text of a question or an answer.
+"""Which text is easy: the speed of a chat model's answers by the category of the question, plainly, with drafters and
+by transformers; recorded without the text of a question or an answer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ import pandas as pd
 
 from .. import drafters as guessers
 from ..drafters.block import read_block
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, ModelLoadError
 from ..files import digest
 from ..law.distributions import Sampling
 from ..model.language_model import BACKENDS, LanguageModel, Pair, load_model, load_pair
@@ -53,12 +53,18 @@ def drafters(target: LanguageModel, temperature: float = 0.0) -> dict[str, tuple
 def usual(target: LanguageModel) -> guessers.Drafter:
     """What guesses for a chat model, for up to GUESSES tokens, unless something else is asked for: lookup, and where it
     finds nothing eagle, if one was taught by the model."""
-    found = drafters(target)
+    try:
+        found = drafters(target)
+    except ModelLoadError:  # eagle cannot be had
+        return guessers.LookupDrafter()
     return found.get(BOTH, found[LOOKUP])[0]
 
 
 def of_blocks(folders: Sequence[Path]) -> dict[str, tuple[guessers.Drafter, int]]:
-    """Parallel blocks that were trained for a model, by the name of their folder, each with both laws it may claim."""
+    """Parallel blocks that were trained for a model, by the name of their folder, each with both laws it may claim.
+    Raises InvalidArgument for two of one name."""
+    if len({Path(folder).name for folder in folders}) < len(folders):
+        raise InvalidArgument(f"blocks are told apart by the names of their folders: rename one of {[*folders]}")
     blocks = {Path(folder).name: read_block(folder) for folder in folders}
     drawn = {name: (guessers.BlockDrafter(block), block.count) for name, block in blocks.items()}
     return drawn | {f"{n}, point": (guessers.BlockDrafter(b, "point"), b.count) for n, b in blocks.items()}

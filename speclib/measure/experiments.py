@@ -150,7 +150,7 @@ def theirs(
     if sampling.temperature:
         options |= {"temperature": float(sampling.temperature), "top_k": 0}
     if ends:
-        options["eos_token_id"] = sorted(pair.target.end_tokens)
+        options["eos_token_id"] = sorted(pair.target.end_tokens) or None
     if lookup_tokens:
         options["prompt_lookup_num_tokens"] = lookup_tokens
     if assistant_tokens:

@@ -59,7 +59,8 @@ class Journal:
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a measurement the same: its settings, the files that they name, machine, versions and code."""
-    named = [Path(value) for value in settings.values() if isinstance(value, str | Path)]
+    values = [v for value in settings.values() for v in (value if isinstance(value, list | tuple) else [value])]
+    named = [Path(value) for value in values if isinstance(value, str | Path)]
     files = [file for path in named for file in ([path] if path.is_file() else sorted(path.glob("*.safetensors")))]
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     here = {name: value for name, value in experiments.machine().items() if name != "date"}

@@ -97,7 +97,7 @@ class Context:
         self.prompt, self.begin = list(prompt), list(prompt)
         self.slots, self.row = None, 0  # the cache that the texts of a batch share, and this text's row of it
         self.length = 0
-        self.wants_hidden = self._tried = False
+        self.wants_hidden = self.trees_tried = False
         self.hidden: Tensor | None = None  # [1, k, d]
         self._latest = 0  # where the latest forward began
         self._cache = self._empty_cache()
@@ -129,9 +129,9 @@ class Context:
     def try_trees(self) -> None:
         """`LanguageModel.try_trees`, once a text: to see that the weights are those that were tried takes as long as
         some of the layers."""
-        if not self._tried:
+        if not self.trees_tried:
             self.language_model.try_trees(None if self.batch else type(self))
-            self._tried = True
+            self.trees_tried = True
 
     def _extend(self, tokens: Tensor, keep: int | None, parents: Sequence[int] | None) -> Tensor:
         return self.entered(self._forward(tokens, keep or tokens.shape[1], parents), tokens.shape[1])

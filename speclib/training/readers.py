@@ -1,13 +1,14 @@
 """Training of the drafters that read a target's hidden states: parallel heads, early exits, eagle, parallel block; and
 of a small draft model for another target than the embedded one, which reads the text alone.
 
-The target stays as it is. For each batch of text it runs one forward, which supplies both the input (its hidden states)
-and the goal (its distribution p at every place). The loss is one of `loop.LOSSES`, distances of the module's q from p:
+The target stays as it is. A forward of it over each window of text supplies both the input (its hidden states) and the
+goal (its distribution p at every place). The loss is one of `loop.LOSSES`, distances of the module's q from p:
 total variation, which is 1 - alpha, the Kullback-Leibler divergence, or others made of the two.
 """
 
+import json
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from .block import block_guesses
 from .corpus import Corpus
 from .loop import DEVICE, Training, adamw, distances, muon, run
 from .recipes import TARGET
-from .state import identity, read_card
+from .state import identity
 from .train import batch, load, samples_of, spread
 
 EXIT_LAYERS = (1, 2, 3, 4, 6, 8, 12, 16, 20)  # of the target's; those it has not are left out
@@ -57,7 +58,8 @@ class Reader:
     count: int = HEADS  # guesses at once, of heads and of a block; guesses in a row that eagle is trained for
     rank: int = 0  # of a block's first-order head; 0: none
     feed_forward: int = 4  # times the target's width
-    start: str | None = None  # a folder with one of the same shape, from which it goes on
+    start: Path | None = field(default=None, repr=False)  # a folder with one of the same shape, from which it goes on
+    start_sha256: str | None = None  # of its weights, which decide what comes of it; where they lie does not
 
     @property
     def kind(self) -> str:
@@ -96,24 +98,24 @@ def make(reader: Reader, target: LlamaForCausalLM, kept: Tensor | None = None) -
     return Block(own, reader.count, reader.rank, kept) if kind == "block" else Eagle(own, kept)
 
 
-def begun(reader: Reader, target: LlamaForCausalLM, kept: Tensor | None = None) -> tuple[nn.Module, int]:
-    """(what learns, tokens it has read): fresh, or what lies in `reader.start`, with the tokens that it keeps. Raises
-    TrainingError if that is of another shape.
+def started(reader: Reader, target: LlamaForCausalLM, kept: Tensor | None = None) -> tuple[nn.Module, int]:
+    """(the module to train, how many tokens it has read): a fresh one, or that of `reader.start`, which may guess the
+    tokens that it could before. Raises TrainingError if that is of another shape, or nothing is there.
     """
     if not reader.start:
         return make(reader, target, kept), 0
-    with reading(Path(reader.start), f"start from one of the shape of {reader.name}", TrainingError):
-        tensors = load_file(Path(reader.start) / "model.safetensors")
-        module = make(reader, target, tensors.get("kept"))
+    with reading(reader.start, f"start from one of the shape of {reader.name}", TrainingError):
+        tensors = load_file(reader.start / "model.safetensors")
+        module = make(reader, target, tensors["kept"])
         module.load_state_dict(tensors)
-        return module, read_card(Path(reader.start))["tokens_seen"]
+        return module, json.loads((reader.start / "card.json").read_text("utf-8"))["tokens_seen"]
 
 
 def draft_model(target: LlamaForCausalLM) -> LlamaForCausalLM:
     """A thin Llama of the target's vocabulary. Its embeddings, which are its output matrix too, begin as the target's
     in their main directions, so that little text is enough to learn the rest.
     """
-    same = "vocab_size max_position_embeddings bos_token_id eos_token_id pad_token_id".split()
+    same = "vocab_size max_position_embeddings bos_token_id eos_token_id".split()
     words = {"tie_word_embeddings": True, **{key: getattr(target.config, key) for key in same}}
     width = min(DRAFT_WIDTH, target.config.hidden_size // 8 * 8)  # each head's is even
     model = LlamaForCausalLM(LlamaConfig(hidden_size=width, **DRAFT, **words))
@@ -131,7 +133,7 @@ def most_frequent(tokens: np.ndarray, count: int) -> Tensor:
 
 
 def guesses(
-    module: nn.Module, target: LlamaForCausalLM, inputs: Tensor, out, steps: int = HEADS
+    module: nn.Module, target: LlamaForCausalLM, inputs: Tensor, out, steps: int
 ) -> tuple[Tensor, Tensor, Tensor | float]:
     """A module's guesses at the T' usable places of a batch (of a block every `count`-th), and where in the target's
     output each finds its goal.
@@ -301,20 +303,21 @@ def train(
         for tokens, own in ((corpus.tokens, corpus.written), (corpus.held_out_tokens, corpus.held_out_written))
     )
     kept = most_frequent(corpus.tokens[1:][counts[:-1]], reader.keeps) if reader.keeps else None
-    module, before = begun(reader, target, kept)
+    module, before = started(reader, target, kept)
     module = module.to(DEVICE)
     loss_function = torch.compile(loss_of, dynamic=False) if compile else loss_of
     seen = Seen(target) if other and reader.kind != "exits" else lambda inputs: None  # exits read earlier states
 
     def step(number: int, progress: float):
         text = samples if (number * reader.samples) % 1 >= 1 - reader.samples else corpus.tokens
+        number += before // (reader.rows * reader.width)  # one that was trained before goes on in the text, too
         inputs = batch(text, number, reader.rows, reader.width, seed)[:, :-1]
         learnt = batch(counts, number, reader.rows, reader.width, seed)[:, :-1] if other else torch.ones_like(inputs)
         loss, overlaps = loss_function(reader, module, target, inputs, learnt, seen(inputs))
         return loss, [loss, overlaps], inputs.numel()
 
     def covered(kept: Tensor) -> float:
-        return round(float(np.isin(corpus.held_out_tokens[1:][held_out_counts[:-1]], kept.numpy()).mean()), 4)
+        return round(float(np.isin(corpus.held_out_tokens[1:][held_out_counts[:-1]], kept.cpu().numpy()).mean()), 4)
 
     def save(path: Path) -> dict:
         path.mkdir(parents=True, exist_ok=True)
@@ -327,7 +330,7 @@ def train(
         return {
             "target_sha256": what["weights"][place.name],
             **({"corpus": "the target's own answers"} if other else {}),
-            **({"started_from": Path(reader.start).name} if reader.start else {}),
+            **({"started_from": reader.start.name} if reader.start else {}),
             **({"kept": len(module.kept), "kept_share_of_held_out": covered(module.kept)} if reader.keeps else {}),
             "guesses": list(getattr(module, "layers", range(1, len(overlaps) + 1))),
             "held_out_overlap": [round(value, 4) for value in overlaps],
