@@ -235,7 +235,10 @@ def test_the_prediction_counts_each_round_at_the_cost_of_its_width():
     curve = pd.DataFrame({"width": [1, 5], "ms": [10.0, 14.0]})
     rounds = {"widths": [[1, 5, 3]], "tokens": [9], "prefill_seconds": [0.02], "draft_seconds": [0.001]}
     assert categories.predicted(pd.DataFrame(rounds), curve) == pytest.approx((20 + 90) / (20 + 10 + 14 + 12 + 1))
-    assert categories.predicted(pd.DataFrame(rounds), curve, 8.0) == pytest.approx((20 + 72) / (20 + 10 + 14 + 12 + 1))
+    plain = pd.DataFrame({"target_seconds": [0.07], "other_seconds": [0.01], "tokens": [10]})  # 8 ms a token
+    assert categories.predicted(pd.DataFrame({**rounds, "other_seconds": [0.002]}), curve, plain) == pytest.approx(
+        (20 + 72) / (20 + 10 + 14 + 12 + 1 + 2)
+    )
     alone = pd.DataFrame({**rounds, "widths": [[1] * 9], "draft_seconds": [0.0]})
     assert np.isclose(categories.predicted(alone, curve), 1)
 
@@ -245,7 +248,7 @@ def test_notebook_13_runs_with_a_model_and_then_without_on_what_was_recorded(fol
 
     cells = [c for c in build.read(build.FOLDER / "13_a_real_model.ipynb").cells if c.cell_type == "code"]
     matplotlib.use("agg")
-    for name in ("chat", "spec_bench"):
+    for name in ("chat", "losses", "spec_bench"):
         shutil.copy(embedded.RESULTS / f"{name}.json", tmp_path)
     monkeypatch.setattr(embedded, "RESULTS", tmp_path)
     monkeypatch.setenv("SPECLIB_RECORD", "1")

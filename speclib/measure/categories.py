@@ -75,13 +75,12 @@ def method(target: LanguageModel, drafter: guessers.Drafter | None, sampling: Sa
     return experiments.ours(target, drafter, sampling, n, tokens, stop=None)
 
 
-def table(
-    frame: pd.DataFrame, curve: pd.DataFrame, one: float | None = None, baseline: str | Way = PLAIN
-) -> pd.DataFrame:
+def table(frame: pd.DataFrame, curve: pd.DataFrame, baseline: str | Way = PLAIN) -> pd.DataFrame:
     """A row a method: tokens/s, speed-up over plain decoding with its interval over prompts and as `predicted`,
     acceptance, and how far its text repeats itself."""
     guessed = experiments.by_way(frame[~frame["method"].isin([PLAIN, *THEIRS])])
-    foretold = pd.Series({way: predicted(own, curve, one) for way, own in guessed}, dtype=float)
+    plain = frame[frame["method"] == PLAIN]
+    foretold = pd.Series({way: predicted(own, curve, plain) for way, own in guessed}, dtype=float)
     return experiments.table(frame, baseline).assign(predicted=foretold)
 
 
@@ -106,12 +105,6 @@ def choose(
     return trials.choose(load, kinds, prompts, backends, dtypes)
 
 
-def forwards(model: LanguageModel, other: LanguageModel | None) -> dict:
-    """{"curve", "one"}: the width curve, and what a token costs the model that decodes plainly, if it is another."""
-    one = other and float(latency.width_curve(other, (1,), CONTEXT)["ms"][0])
-    return {"curve": experiments.rows(latency.width_curve(model, WIDTHS, CONTEXT)), "one": one}
-
-
 def measure(
     name: str | Path,
     entries: Sequence[Mapping[str, str]],
@@ -131,9 +124,9 @@ def measure(
     At each temperature a trial on two of the prompts chooses backend and dtype for plain decoding and for the `usual`
     guesses; all drafters run where these are fastest, a `draft` model and the `blocks` in some folders among them if
     they are named; transformers' own `generate` and prompt lookup stand beside them, and the baseline is the best plain
-    decoding. Returns {"machine", "settings", "tables", "trials"}, ready for JSON: a table has a row a method, for "all"
-    categories and for each; trials hold numbers alone. once: keeps what was chosen and each trial. Raises
-    InvalidArgument if the model has no chat template.
+    decoding. Returns {"machine", "settings", "curves", "tables", "trials"}, ready for JSON: what forwards cost by their
+    width; a table with a row a method, for "all" categories and for each; trials hold numbers alone. once: keeps what
+    was chosen and each trial. Raises InvalidArgument if the model has no chat template.
     """
     if tokens < 1 or repeats < 1 or not entries:
         raise InvalidArgument("categories need at least one prompt, one token and one repeat")
@@ -141,15 +134,15 @@ def measure(
     first, _ = load("eager", dtypes[0])
     prompts = [[first.chat(entry["prompt"])] for entry in entries]
     categories = pd.Series([entry["category"] for entry in entries])
-    tables, numbers = [], []
+    tables, numbers, curves = [], [], []
     for temperature in temperatures:
         sampling, kept = Sampling(temperature), within(once, temperature)
         trial = partial(choose, load, sampling, min(tokens, TRIED), [prompts[0], prompts[-1]], backends, dtypes)
         ways = kept("chosen", lambda trial=trial: trial().ways)
         alone, guided = Way(*ways[PLAIN]), Way(*ways[SPECULATIVE])
         (model, small), (other, _) = load(*guided[1:]), load(*alone[1:])
-        costs = kept("costs", partial(forwards, model, None if model is other else other))
-        curve, one = pd.DataFrame(costs["curve"]), costs["one"]
+        curve = kept("curve", lambda model=model: experiments.rows(latency.width_curve(model, WIDTHS, CONTEXT)))
+        curves.append({"temperature": temperature, "ms": curve})
         board = drafters(model, temperature) | others
         board |= {"draft model": (guessers.ModelDrafter(small), 4)} if small else {}
         methods = {alone: method(other, None, sampling, 0, tokens)}
@@ -162,11 +155,12 @@ def measure(
         frame = frame.assign(temperature=temperature, category=frame["prompt"].map(categories))
         for category, part in [("all", frame), *frame.groupby("category", sort=False)]:
             where = {"temperature": temperature, "category": category, "prompts": part["prompt"].nunique()}
-            tables.append({**where, "methods": experiments.rows(table(part, curve, one, alone).reset_index())})
+            tables.append({**where, "methods": experiments.rows(table(part, pd.DataFrame(curve), alone).reset_index())})
         numbers += experiments.rows(frame.drop(columns="text"))
     settings = {"model": first.name, "weights": getattr(first.model.config, "gguf_sha256", None), "tokens": tokens}
     settings |= {"repeats": repeats, "prompts": digest(*(entry["prompt"] for entry in entries))}
-    return {"machine": experiments.machine(), "settings": settings, "tables": tables, "trials": numbers}
+    found = {"curves": curves, "tables": tables, "trials": numbers}
+    return {"machine": experiments.machine(), "settings": settings, **found}
 
 
 def by_category(record: dict, column: str = "speedup") -> pd.DataFrame:

@@ -309,17 +309,21 @@ def from_rounds(tokens_per_round: float, gamma: int, c: float, ratio: float) -> 
     return float(tokens_per_round / (gamma + 1) * theory.speedup(1.0, gamma, c, ratio))
 
 
-def predicted(frame: pd.DataFrame, curve: pd.DataFrame, one: float | None = None) -> float:
-    """The speed-up over plain decoding that rounds of these widths allow: their tokens, each at `one` ms, over what
-    forwards of such widths cost by the width `curve`, and the guesses; the prompt costs both the same.
+def predicted(frame: pd.DataFrame, curve: pd.DataFrame, plain: pd.DataFrame | None = None) -> float:
+    """The speed-up over plain decoding that rounds of these widths allow: their tokens, each at the price of one, over
+    what forwards of such widths cost by the width `curve`, and the guesses; the prompt costs both the same.
 
-    one: a token of plain decoding, if that runs on other forwards than the curve's. Rounds of different lengths have no
-    closed form, so they are counted as they came.
+    plain: trials of plain decoding in the same run, whatever its forwards. Then a token's price is what it took there,
+    drawing and bookkeeping included, and these count on both sides. Rounds of different lengths have no closed form, so
+    they are counted as they came.
     """
     ms = np.interp([width for row in frame["widths"] for width in row], curve["width"], curve["ms"])
-    rest = 1e3 * frame["prefill_seconds"].sum()
-    one = float(np.interp(1, curve["width"], curve["ms"])) if one is None else one
-    return (rest + frame["tokens"].sum() * one) / (rest + ms.sum() + 1e3 * frame["draft_seconds"].sum())
+    rest, own = 1e3 * frame["prefill_seconds"].sum(), 1e3 * frame["draft_seconds"].sum()
+    one = float(np.interp(1, curve["width"], curve["ms"]))
+    if plain is not None:
+        own += 1e3 * frame["other_seconds"].sum()
+        one = 1e3 * (plain["target_seconds"] + plain["other_seconds"]).sum() / plain["tokens"].sum()
+    return (rest + frame["tokens"].sum() * one) / (rest + ms.sum() + own)
 
 
 def predict(alpha: float, tokens_per_round: float, gamma: int, c: float, widths: pd.DataFrame) -> dict[str, float]:
