@@ -104,7 +104,7 @@ def chat(args: argparse.Namespace) -> tuple[dict, Said]:
         entries = [entries[k * len(entries) // most] for k in range(most)]
     where = args.backend or BACKENDS[:2], args.dtype or trials.DTYPES, args.draft, blocks, args.once, args.progress
     often = args.temperature or (0.0, 1.0), args.tokens, args.repeats
-    folders = [Path(folder) for folder in (*blocks, *([args.draft] if args.draft else []))]
+    folders = [Path(folder) for folder in (*blocks, args.draft) if folder]
     cards = [read_card(folder) for folder in folders if (folder / "card.json").is_file()]
     record = categories.measure(args.target or "smollm2", entries, *often, *where)
     record["settings"]["file"] = file.name if file else "chat.jsonl"
