@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import browser as chromium
@@ -170,6 +170,13 @@ def opened(server, file: str) -> Iterator[chromium.Browser]:
         page.close()
 
 
+def left(page, faults: str, seconds: float = 20) -> list[str]:
+    """The faults that are still there after so long: a page draws what has come, a moment after it has come."""
+    with suppress(TimeoutError):
+        page.until(f"lab.{faults}.length === 0", seconds)
+    return page.evaluate(f"lab.{faults}")
+
+
 def dress(page, theme: str) -> None:
     page.evaluate(f"jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
     page.until(f"document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'")
@@ -184,11 +191,11 @@ def test_a_notebook_in_jupyterlab(server, entry):
     widgets = sum("(a widget" in output.get("data", {}).get("text/plain", "") for output in outputs)
     with opened(server, entry.file) as page:
         assert page.evaluate("lab.complaints()") == []
-        assert page.evaluate("lab.outputs().filter(o => o.querySelector('.widget-vbox')).length") == widgets
+        page.until(f"lab.outputs().filter(o => o.querySelector('.widget-vbox')).length === {widgets}", 20)
         for theme in ("Light", "Dark"):
             dress(page, theme)
-            assert page.evaluate("lab.blank()") == []
-            assert page.evaluate("lab.pale(3)") == []
+            assert left(page, "blank()") == []
+            assert left(page, "pale(3)") == []
             assert unmoved(page) == []
             picture(page, f"{entry.number}_{theme.lower()}")
         assert [error for error in page.errors if "Failed to load resource" not in error] == []
@@ -211,5 +218,5 @@ def test_each_fault_is_seen(server):
     with opened(server, "broken.ipynb") as page:
         assert page.evaluate("lab.complaints()") == ["cell 1: oh\n", "cell 5: division by zero"]
         dress(page, "Light")
-        assert len(page.evaluate("lab.blank()")) == 1 and page.evaluate("lab.pale(3)") == ["hardly there"]
+        assert len(left(page, "blank()", 2)) == 1 and left(page, "pale(3)", 2) == ["hardly there"]
         assert unmoved(page, 2) == ["dead2"]  # its name and where it stands now
