@@ -7,16 +7,21 @@ the CPU, by a stand-in for torch's CUDA graphs that records operations and repea
 """
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from models import build, config_of
+from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import speclib
 from speclib import LanguageModel, Sampling, compiled
 from speclib.drafters import Eagle, EagleDrafter, FallbackDrafter, LookupDrafter, ModelDrafter
+from speclib.errors import InvalidArgument
 from speclib.loop.lengths import ConfidenceLength
 
 PROMPT = [1, 2, 3, 1, 2, 3]
@@ -94,6 +99,26 @@ def test_a_second_look_would_be_noticed(looks):
 def test_a_meeting_of_two_devices_would_be_noticed():
     with pytest.raises(RuntimeError, match="meta"), OneDevice():
         torch.ones(2, 2, device="meta").gather(1, torch.zeros(2, 2, dtype=torch.long))
+
+
+@pytest.mark.skipif(not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"), reason="older torch")
+@pytest.mark.parametrize("backend", ["eager", "fast"])
+def test_every_drafter_on_a_device_without_double_precision(backend):
+    run = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("single.py")), backend], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.splitlines()[-1].split() == ["synthetic", "6", "6"]
+
+
+def test_what_a_machine_has_not_is_said(monkeypatch):
+    for name in ("cuda", "mps"):
+        with pytest.raises(InvalidArgument, match=f"'{name}' was asked for, but torch sees none"):
+            speclib.load_model("draft-d64x1", device=name)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert speclib.load_model("draft-d64x1").device.type == "cpu", "by name alone"
+    with pytest.raises(InvalidArgument, match="'mps' has no torch.float64; take dtype='float32'"):
+        speclib.load_model("draft-d64x1", device="mps", dtype="float64")
 
 
 class Recorder(TorchDispatchMode):

@@ -12,7 +12,7 @@ from models import build, tokenizer
 from tokenizers import Tokenizer, models
 
 import speclib
-from speclib import LanguageModel, Sampling, errors, generate, probe
+from speclib import LanguageModel, Sampling, errors, fast, generate, probe
 from speclib.drafters import (
     EagleDrafter,
     Exits,
@@ -182,6 +182,7 @@ TREES = {
     "gpt-j": lambda: t.GPTJForCausalLM(
         t.GPTJConfig(vocab_size=48, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, n_positions=64)
     ),
+    "gemma": lambda: t.GemmaForCausalLM(t.GemmaConfig(**LLAMA, num_key_value_heads=2, head_dim=8)),  # a 0-d buffer
 }
 
 
@@ -195,6 +196,32 @@ def test_a_tree_keeps_the_text_or_is_refused(kind):
     except UnsupportedModel as error:
         assert "guesses a chain" in str(error) and "\n" not in str(error)
     assert greedy(target, [5, 6, 7], 40, LookupDrafter()) == plain
+
+
+NUMBERS = {
+    "a number": lambda: torch.tensor(3.0),
+    "none": lambda: torch.ones(0, 4),
+    "truths": lambda: torch.tensor([True, False]),
+    "whole": lambda: torch.arange(6, dtype=torch.uint8),
+    "complex": lambda: torch.ones(3, 3, dtype=torch.complex64),
+    "eight bits": lambda: torch.ones(4, 4).to(torch.float8_e4m3fn),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "turned": lambda: torch.ones(4, 2).mT,
+}
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex")
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_any_tensor_of_a_model_is_looked_at(kind):
+    model = torch.nn.Linear(2, 2)
+    model.register_buffer("more", NUMBERS[kind]())
+    before = fast.fingerprint(model, numbers=True)
+    assert fast.fingerprint(model, numbers=True) == before
+    if kind not in ("none", "sparse"):
+        model.more.data.zero_()
+        assert fast.fingerprint(model, numbers=True) != before
+    model.weight.data[0, 0] += 1
+    assert fast.fingerprint(model, numbers=True)[2:] != before[2:]
 
 
 def test_trees_are_refused_before_any_work():

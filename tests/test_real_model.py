@@ -12,11 +12,11 @@ import torch
 from matplotlib import pyplot as plt
 from models import small_chat
 from safetensors.torch import save_file
-from transformers import LlamaConfig
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from speclib import categories, chat, demo, embedded, experiments, generate, gguf, load_model
 from speclib.__main__ import main
-from speclib.drafters import Block, Eagle, EagleDrafter, FallbackDrafter, LookupDrafter, eagle, eagle_for
+from speclib.drafters import Block, Eagle, EagleDrafter, Exits, FallbackDrafter, LookupDrafter, eagle, eagle_for
 from speclib.errors import ContextOverflow, InvalidArgument
 from speclib.law.distributions import Sampling
 from speclib.model.language_model import Pair
@@ -218,6 +218,48 @@ def test_blocks_and_a_draft_model_that_were_trained_stand_beside_the_others(fold
     assert "make it again with: python -m speclib train block" in capsys.readouterr().err
     assert main(["bench", "chat", *options[:4], "--blocks", str(place), str(place), *options[6:], *few]) == 2
     assert "told apart by the names of their folders" in capsys.readouterr().err
+
+
+def test_the_first_layers_guess_through_an_exit_that_was_trained(folder, model, capsys, tmp_path):
+    def made(place, layers, width):
+        exits = Exits(layers, width)
+        place.mkdir()
+        save_file(exits.state_dict() | {"layers": torch.tensor(layers)}, place / "model.safetensors")
+        return str(place)
+
+    out, width = tmp_path / "out.json", model.model.config.hidden_size
+    options = ["--target", str(folder), "--out", str(out), "--prompts", "1", "--tokens", "6", "--temperature", "0"]
+    options += ["--backend", "fast", "--dtype", "float32", "--exits"]
+    assert main(["bench", "chat", *options, made(tmp_path / "exits", (2, 6), width)]) == 0
+    trials = pd.DataFrame(json.loads(out.read_text())["trials"])
+    own = trials[trials["method"] == "first layers, exit"]
+    assert max(own["widths"].iloc[0]) == 3 and own["alpha"].iloc[0] == 1, "all six layers are the target"
+    capsys.readouterr()
+    for place, said in (
+        (made(tmp_path / "other", (2, 6), width + 2), "trained for a model of width"),
+        (made(tmp_path / "few", (1, 2), width), "no trained exit after layer 6"),
+        (str(tmp_path), "make them again with"),
+    ):
+        assert main(["bench", "chat", *options, place]) == 2
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["shallow", "another architecture"])
+def test_where_no_layers_can_be_left_out_the_others_guess(folder, kind, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    config = load_model(folder).model.config
+    torch.manual_seed(0)
+    if kind == "shallow":
+        config.num_hidden_layers = 2
+        model = LlamaForCausalLM(config)
+    else:
+        same = {name: getattr(config, name) for name in ("vocab_size", "hidden_size", "eos_token_id")}
+        model = GPTNeoXForCausalLM(GPTNeoXConfig(**same, num_hidden_layers=8, num_attention_heads=2))
+    model.save_pretrained(tmp_path / "model")
+    asked = [{"category": "why", "prompt": "Why?"}]
+    record = categories.measure(tmp_path / "model", asked, (0.0,), 6, 1, ("eager",), ("float32",))
+    names = {row["method"] for row in record["tables"][0]["methods"]}
+    assert "first layers" not in names and {"plain", "lookup", "n-gram"} <= names
 
 
 def test_transformers_ends_where_the_model_ends(folder):

@@ -25,6 +25,7 @@ from ..errors import InvalidArgument, NonFiniteLogits
 # through one such function, so that `exact` can replace chance by enumeration.
 Draw = Callable[[Tensor], Tensor]
 AT_ONCE = 256  # uniform numbers that are made together
+SINGLE = {"mps"}  # devices without double precision: Apple's GPUs
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,11 @@ def entropy(p: Tensor) -> Tensor:
     return torch.special.entr(p).sum(-1)
 
 
+def precise(device: torch.device | str) -> torch.dtype:
+    """The most precise dtype that a device has."""
+    return torch.float32 if torch.device(device).type in SINGLE else torch.float64
+
+
 def invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """The draw that uniform numbers in [0, 1) stand for: [..., V], [..., 1] -> [...]. By the cumulative distribution,
     in the precision of `uniform`.
@@ -178,9 +184,7 @@ class seeded:  # noqa: N801  called like a function, as functools.partial is
 
     def __init__(self, seed: int, device: torch.device | str = "cpu"):
         self.generator = torch.Generator(device=device).manual_seed(seed)
-        # Apple's GPUs have no double precision
-        precision = torch.float32 if torch.device(device).type == "mps" else torch.float64
-        self.options = {"dtype": precision, "device": device, "generator": self.generator}
+        self.options = {"dtype": precise(device), "device": device, "generator": self.generator}
         # numbers [1] made and not used yet, the next one last: to slice a tensor takes ten times as long as to pop
         self.ahead: list[Tensor] = []
 

@@ -3,6 +3,7 @@ by transformers; recorded without the text of a question or an answer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pandas as pd
 
 from .. import drafters as guessers
 from ..drafters.block import read_block
-from ..errors import InvalidArgument, ModelLoadError
+from ..drafters.layer_skip import read_exits
+from ..errors import InvalidArgument, ModelLoadError, UnsupportedModel
 from ..files import digest
 from ..law.distributions import Sampling
 from ..model.language_model import BACKENDS, LanguageModel, Pair, load_model, load_pair
@@ -23,14 +25,16 @@ BOTH = "lookup first, else eagle"
 # Of eagle, which costs a pass a guess: where two of five guesses pass, a third and fourth add 5% to the tokens of a
 # round and two passes to its time.
 EAGLE = 2
+LAYERS = 6  # of the target's, which guess
 TREE = (3, 1)  # children at each level: two passes of eagle, six nodes to check
 THEIRS = {"transformers": None, "transformers lookup, 3": 3, "transformers lookup, 10": 10}  # tokens of prompt lookup
 WIDTHS = (1, 2, 3, 5, 8, 11, 16)  # where the width curve is timed
 TRIED = 32  # tokens of the trial
+Board = dict[str, tuple[guessers.Drafter, int]]  # by name who guesses, and how many tokens
 CONTEXT = 160  # cached tokens where widths are timed: the middle of an answer
 
 
-def drafters(target: LanguageModel, temperature: float = 0.0) -> dict[str, tuple[guessers.Drafter, int]]:
+def drafters(target: LanguageModel, temperature: float = 0.0) -> Board:
     """What guesses for a model, and for how many tokens, by name: without having been taught by it, and eagle if one
     was, where something is left to chance as a tree, too."""
     counts = guessers.NgramDrafter(3, probabilities="point")
@@ -38,9 +42,12 @@ def drafters(target: LanguageModel, temperature: float = 0.0) -> dict[str, tuple
         LOOKUP: (guessers.LookupDrafter(), GUESSES),
         "lookup, 3 or more": (guessers.LookupDrafter(16, 3), GUESSES),
         "n-gram": (counts, 4),
-        "first layers": (guessers.LayerSkipDrafter(6), 2),
         "lookup first, else n-gram": (guessers.FallbackDrafter(guessers.LookupDrafter(16, 3), counts, most=3), GUESSES),
     }
+    first = guessers.LayerSkipDrafter(LAYERS)
+    with suppress(InvalidArgument, UnsupportedModel):  # too few layers, or none that can be left out
+        first.shortened(target)
+        found["first layers"] = first, 2
     if taught := guessers.eagle_for(target):
         eagle = guessers.EagleDrafter(taught)
         both = guessers.FallbackDrafter(guessers.LookupDrafter(16, 3), eagle, most=EAGLE)
@@ -60,14 +67,22 @@ def usual(target: LanguageModel) -> guessers.Drafter:
     return found.get(BOTH, found[LOOKUP])[0]
 
 
-def of_blocks(folders: Sequence[Path]) -> dict[str, tuple[guessers.Drafter, int]]:
-    """Parallel blocks that were trained for a model, by the name of their folder, each with both laws it may claim.
-    Raises InvalidArgument for two of one name."""
-    if len({Path(folder).name for folder in folders}) < len(folders):
-        raise InvalidArgument(f"blocks are told apart by the names of their folders: rename one of {[*folders]}")
-    blocks = {Path(folder).name: read_block(folder) for folder in folders}
-    drawn = {name: (guessers.BlockDrafter(block), block.count) for name, block in blocks.items()}
-    return drawn | {f"{n}, point": (guessers.BlockDrafter(b, "point"), b.count) for n, b in blocks.items()}
+def of_folders(target: LanguageModel, blocks: Sequence[Path] = (), exits: Path | None = None) -> Board:
+    """What was trained for a model and lies in folders: parallel blocks by the name of their folder, each with both
+    laws it may claim, and the first layers with their exit. Raises InvalidArgument for two blocks of one name,
+    IncompatibleModels for exits of another model."""
+    if len({Path(folder).name for folder in blocks}) < len(blocks):
+        raise InvalidArgument(f"blocks are told apart by the names of their folders: rename one of {[*blocks]}")
+    found = {}
+    for folder in blocks:
+        block = read_block(folder)
+        for claim, more in (("marginal", ""), ("point", ", point")):
+            found[Path(folder).name + more] = guessers.BlockDrafter(block, claim), block.count
+    if exits:
+        first = guessers.LayerSkipDrafter(LAYERS, read_exits(exits))
+        first.shortened(target)
+        found["first layers, exit"] = first, 2
+    return found
 
 
 def method(target: LanguageModel, drafter: guessers.Drafter | None, sampling: Sampling, n: int, tokens: int):
@@ -115,6 +130,7 @@ def measure(
     dtypes: Sequence[str] = trials.DTYPES,
     draft: str | Path | None = None,
     blocks: Sequence[Path] = (),
+    exits: Path | None = None,
     once: Once = now,
     progress: bool = False,
 ) -> dict:
@@ -122,16 +138,17 @@ def measure(
     `embedded.chat_prompts`).
 
     At each temperature a trial on two of the prompts chooses backend and dtype for plain decoding and for the `usual`
-    guesses; all drafters run where these are fastest, a `draft` model and the `blocks` in some folders among them if
-    they are named; transformers' own `generate` and prompt lookup stand beside them, and the baseline is the best plain
-    decoding. Returns {"machine", "settings", "curves", "tables", "trials"}, ready for JSON: what forwards cost by their
-    width; a table with a row a method, for "all" categories and for each; trials hold numbers alone. once: keeps what
-    was chosen and each trial. Raises InvalidArgument if the model has no chat template.
+    guesses; all drafters run where these are fastest, among them a `draft` model, and `blocks` and `exits` in folders,
+    if they are named; transformers' own `generate` and prompt lookup stand beside them, and the baseline is the best
+    plain decoding. Returns {"machine", "settings", "curves", "tables", "trials"}, ready for JSON: what forwards cost by
+    their width; a table with a row a method, for "all" categories and for each; trials hold numbers alone. once: keeps
+    what was chosen and each trial. Raises InvalidArgument if the model has no chat template.
     """
     if tokens < 1 or repeats < 1 or not entries:
         raise InvalidArgument("categories need at least one prompt, one token and one repeat")
-    load, others = loader(name, draft), of_blocks(blocks)
+    load = loader(name, draft)
     first, _ = load("eager", dtypes[0])
+    others = of_folders(first, blocks, exits)
     prompts = [[first.chat(entry["prompt"])] for entry in entries]
     categories = pd.Series([entry["category"] for entry in entries])
     tables, numbers, curves = [], [], []

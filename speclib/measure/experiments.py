@@ -360,8 +360,8 @@ def costs(pair: Pair, widths: Sequence[int] = latency.WIDTHS, context: int = 160
 
 @torch.inference_mode()
 def logits_after(target: LanguageModel, text: Sequence[int]) -> torch.Tensor:
-    """What the target says of the token that follows a text. [V]"""
-    return target.context().extend(torch.tensor([list(text)], device=target.device), keep=1)[0, -1].double()
+    """What the target says of the token that follows a text, on the host. [V], float64"""
+    return target.context().extend(torch.tensor([list(text)], device=target.device), keep=1)[0, -1].cpu().double()
 
 
 @torch.inference_mode()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, gelu, layer_norm, rms_norm, scaled_dot_product_attention, silu
 
 from ..errors import UnsupportedModel
+from ..law.distributions import precise
 from .batch import FIRST, Slots
 from .context import Context, ancestry
 from .products import Product, product
@@ -61,23 +62,24 @@ def fingerprint(model: nn.Module, numbers: bool = False) -> tuple:
     what was done to them.
 
     Changes through `.data` leave a tensor's version as it is (adapters are merged in that way), so `numbers` looks at
-    some of each tensor too: one in every row and every column of a matrix. On a GPU this waits for the device, once a
-    text.
+    some of each tensor too: all of a vector, one in every row and every column of a matrix (quantized ones have their
+    own arithmetic, and are left out). On a GPU this waits for the device, once a text.
     """
     modules = tuple(
         (id(m), type(m), "forward" in vars(m), *map(_hooks, (m._forward_hooks, m._forward_pre_hooks)))
         for m in model.modules()
     )
-    tensors = [t.detach() for t in (*model.parameters(), *model.buffers())]
-    known = tuple(
-        (t.data_ptr(), -1 if t.is_inference() else t._version, t.dtype, t.device, t.shape)
-        for t in tensors
-        if t.layout == torch.strided
-    )
+    tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.layout == torch.strided]
+    known = tuple((t.data_ptr(), -1 if t.is_inference() else t._version, t.dtype, t.device, t.shape) for t in tensors)
     if not numbers or any(t.is_meta for t in tensors):
         return modules, known
-    some = [t.flatten()[:: t.shape[-1] + 1].sum(dtype=torch.float64) for t in tensors if t.numel()]
-    return modules, known, np.from_dlpack(torch.stack(some).to("cpu")).tobytes()  # bytes: NaN equals itself
+    sums: dict[torch.device, list[Tensor]] = {}
+    for t in tensors:
+        if t.numel() and not t.is_quantized:
+            step, exact = t.shape[-1] + 1 if t.ndim > 1 else 1, precise(t.device)
+            sums.setdefault(t.device, []).append(t.reshape(-1)[::step].sum(dtype=exact))
+    # bytes: NaN equals itself
+    return modules, known, *(np.from_dlpack(torch.stack(some).to("cpu")).tobytes() for some in sums.values())
 
 
 def _hooks(hooks: dict) -> int:

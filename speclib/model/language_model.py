@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from .. import embedded
 from ..errors import IncompatibleModels, InvalidArgument, ModelLoadError, UnsupportedModel
+from ..law.distributions import precise
 from . import adapter, fast, gguf
 from . import probe as probing
 from .batch import Batch, RowContext
@@ -295,8 +296,9 @@ def load_model(
     wherever this runs; a folder of that name is given as "./NAME" or a Path.
 
     Where an adapter lies instead of weights (see `adapter`), the model it belongs to is loaded and changed. Only
-    safetensors weights are read and no code of the repository is run. device None: cuda, then mps, then cpu. dtype
-    None: bfloat16 on cuda, float32 elsewhere. backend, probe: see `LanguageModel`. Raises ModelLoadError or
+    safetensors weights are read and no code of the repository is run. device None: cuda if there is one, else cpu;
+    Apple's GPUs ("mps", in single precision at most) by name alone. dtype None: bfloat16 on cuda, float32 elsewhere.
+    backend, probe: see `LanguageModel`. Raises InvalidArgument for what the machine has not, ModelLoadError or
     UnsupportedModel.
     """
     device = _device(device)
@@ -307,6 +309,8 @@ def load_model(
             )
         dtype = getattr(torch, dtype)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    if dtype == torch.float64 and dtype != precise(device):
+        raise InvalidArgument(f"{device.type!r} has no {dtype}; take dtype='float32', or device='cpu'")
     if name == "smollm2":
         name, revision = (gguf.packaged() or gguf.HUB), revision or gguf.REVISION
     title = None
@@ -389,16 +393,14 @@ def check_compatible(target: LanguageModel, draft: LanguageModel) -> None:
 
 def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
-        return torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(device)
     except RuntimeError as error:
         raise InvalidArgument(f"unknown device {device!r}; use 'cuda', 'mps' or 'cpu'") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if not {"cuda": torch.cuda, "mps": torch.backends.mps}.get(device.type, torch.cpu).is_available():
         raise InvalidArgument(
-            "device 'cuda' was asked for, but torch sees no GPU here; leave device out to use what there is"
+            f"device {device.type!r} was asked for, but torch sees none here; leave device out to use what there is"
         )
     return device
 

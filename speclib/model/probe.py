@@ -236,7 +236,7 @@ def apart(got: Tensor, right: Tensor) -> float:
 
     0 where `right` is not finite, which decoding finds out; infinite where only `got` is not.
     """
-    got, right = got.to(torch.float64), right.to(torch.float64)
+    got, right = got.cpu().double(), right.cpu().double()  # on the host: some devices have no double precision
     if right.isnan().any():
         return 0.0
     finite = right[right.isfinite()]
