@@ -399,9 +399,7 @@ def _device(device: str | torch.device | None) -> torch.device:
     except RuntimeError as error:
         raise InvalidArgument(f"unknown device {device!r}; use 'cuda', 'mps' or 'cpu'") from error
     if not {"cuda": torch.cuda, "mps": torch.backends.mps}.get(device.type, torch.cpu).is_available():
-        raise InvalidArgument(
-            f"device {device.type!r} was asked for, but torch sees none here; leave device out to use what there is"
-        )
+        raise InvalidArgument(f"torch sees no {device.type!r} here; leave device out to use what there is")
     return device
 
 
