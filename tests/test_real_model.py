@@ -232,12 +232,12 @@ def test_the_first_layers_guess_through_an_exit_that_was_trained(folder, model, 
     options += ["--backend", "fast", "--dtype", "float32", "--exits"]
     assert main(["bench", "chat", *options, made(tmp_path / "exits", (2, 6), width)]) == 0
     trials = pd.DataFrame(json.loads(out.read_text())["trials"])
-    own = trials[trials["method"] == "first layers, exit"]
-    assert max(own["widths"].iloc[0]) == 3 and own["alpha"].iloc[0] == 1, "all six layers are the target"
+    own = trials[trials["method"] == "first layers, exit"]  # two of six
+    assert max(own["widths"].iloc[0]) == 3 and own["alpha"].iloc[0] < 1
     capsys.readouterr()
     for place, said in (
         (made(tmp_path / "other", (2, 6), width + 2), "trained for a model of width"),
-        (made(tmp_path / "few", (1, 2), width), "no trained exit after layer 6"),
+        (made(tmp_path / "few", (1, 6), width), "no trained exit after layer 2"),
         (str(tmp_path), "make them again with"),
     ):
         assert main(["bench", "chat", *options, place]) == 2
@@ -290,7 +290,7 @@ def test_notebook_13_runs_with_a_model_and_then_without_on_what_was_recorded(fol
 
     cells = [c for c in build.read(build.FOLDER / "13_a_real_model.ipynb").cells if c.cell_type == "code"]
     matplotlib.use("agg")
-    for name in ("chat", "losses", "spec_bench"):
+    for name in ("chat", "losses", "spec_bench", "taught"):
         shutil.copy(embedded.RESULTS / f"{name}.json", tmp_path)
     monkeypatch.setattr(embedded, "RESULTS", tmp_path)
     monkeypatch.setenv("SPECLIB_RECORD", "1")

@@ -26,6 +26,7 @@ BOTH = "lookup first, else eagle"
 # round and two passes to its time.
 EAGLE = 2
 LAYERS = 6  # of the target's, which guess
+EXIT = 2  # layers in front of a trained exit, which reads little more behind six of SmolLM2 (see data/README.md)
 TREE = (3, 1)  # children at each level: two passes of eagle, six nodes to check
 THEIRS = {"transformers": None, "transformers lookup, 3": 3, "transformers lookup, 10": 10}  # tokens of prompt lookup
 WIDTHS = (1, 2, 3, 5, 8, 11, 16)  # where the width curve is timed
@@ -79,7 +80,7 @@ def of_folders(target: LanguageModel, blocks: Sequence[Path] = (), exits: Path |
         for claim, more in (("marginal", ""), ("point", ", point")):
             found[Path(folder).name + more] = guessers.BlockDrafter(block, claim), block.count
     if exits:
-        first = guessers.LayerSkipDrafter(LAYERS, read_exits(exits))
+        first = guessers.LayerSkipDrafter(EXIT, read_exits(exits))
         first.shortened(target)
         found["first layers, exit"] = first, 2
     return found
