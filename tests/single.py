@@ -14,7 +14,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "far"
 aten = torch.ops.aten
-MEET = {aten._to_copy, aten.copy_, aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+MEET = {aten._to_copy, aten.copy_}
+INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}  # by numbers of the host, too
+NOT_HERE = 7  # exit code: this torch has no place for such a device
 
 
 class Far(torch.Tensor):
@@ -45,7 +47,9 @@ def on_host(operation, args, kwargs):
     """An operation, done there; its results are of the device if it was given such tensors, or told to make them."""
     given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     far = {id(leaf.host): leaf for leaf in given if isinstance(leaf, Far)}
-    if far and operation.overloadpacket not in MEET and any(x.ndim and not isinstance(x, Far) for x in given):
+    kind = operation.overloadpacket
+    must = tree_leaves((args[0], args[2:])) if kind in INDEXED else [] if kind in MEET else given
+    if far and any(isinstance(x, torch.Tensor) and x.ndim and not isinstance(x, Far) for x in must):
         raise RuntimeError(f"{operation} on tensors of two devices")
     place = kwargs.get("device")
     there = torch.device(place).type == NAME if place is not None else bool(far)
@@ -58,7 +62,7 @@ def on_host(operation, args, kwargs):
     if there and kwargs.get("dtype") == torch.float64:
         raise TypeError(f"{NAME} has no float64")
     result = operation(*tree_map(near, args), **tree_map(near, kwargs))
-    if operation.overloadpacket == aten.copy_:
+    if kind == aten.copy_:
         return args[0]
 
     def back(x):
@@ -94,7 +98,10 @@ def install():
     """From now on torch has the device, in this process."""
     from torch.utils import backend_registration
 
-    backend_registration._setup_privateuseone_for_python_backend(NAME)
+    try:
+        backend_registration._setup_privateuseone_for_python_backend(NAME)
+    except Exception:  # it is experimental
+        sys.exit(NOT_HERE)
     generator = torch.Generator
     torch.Generator = lambda device="cpu": generator("cpu")
     Operations().__enter__()
@@ -104,7 +111,7 @@ def install():
 def main(backend):
     torch.inference_mode = lambda mode=True: torch.no_grad()  # of which tensors with another inside cannot be
     import speclib
-    from speclib import Sampling, drafters
+    from speclib import Sampling, demo, drafters, fast
     from speclib.law import distributions
 
     install()
@@ -127,21 +134,35 @@ def main(backend):
         "first layers": drafters.LayerSkipDrafter(4, drafters.load_exits()),
         "heads": drafters.HeadsDrafter(drafters.load_heads()),
         "eagle": eagle,
+        "heads, tree": drafters.HeadsDrafter(drafters.load_heads(), width=3, choices="top"),
         "block": drafters.BlockDrafter(drafters.load_block()),
+        "block, point": drafters.BlockDrafter(drafters.load_block(), "point"),
         "tree": drafters.TreeDrafter(pair.draft, (2, 2), budget=3),
         "best tree of eagle": drafters.TreeDrafter(eagle, (2, 2), False, 3),
         "both": drafters.EnsembleDrafter([lookup, model]),
         "lookup, else model": drafters.FallbackDrafter(lookup, model),
         "synthetic": drafters.SyntheticDrafter(0.7),
     }
+    try:
+        speclib.load_pair(device=NAME, dtype="float64")
+    except speclib.errors.InvalidArgument as error:
+        assert "'far' has no torch.float64; take dtype='float32'" in str(error)
+    else:
+        raise AssertionError("double precision was promised")
+    some, other = torch.nn.Linear(3, 3), torch.ones(4, device=NAME)
+    some.register_buffer("other", other)
+    before = fast.fingerprint(some, numbers=True)
+    other.host[1] += 1
+    assert fast.fingerprint(some, numbers=True)[2:] != before[2:], "on two devices"
+    print(demo.lossless_check(pair, "import os", Sampling(), 2, texts=200))
     prompts = ["def f(x):\n    return x", "import os"]
     greedy = speclib.generate(pair.target, prompts, None, Sampling(0), max_new_tokens=6).texts
     for name, drafter in guessers.items():
         out = speclib.generate(pair.target, prompts, drafter, Sampling(0), max_new_tokens=6)
-        assert out.texts == greedy, name
+        assert out.texts == greedy and (drafter is None or out.summary()["proposed"]), name
         drawn = Sampling(0.9, top_k=50, top_p=0.9, min_p=0.01)
-        out = speclib.generate(pair.target, prompts, drafter, drawn, rule="token", max_new_tokens=6, stop=["return"])
-        print(name, *map(len, out.tokens))
+        runs = (speclib.generate(pair.target, p, drafter, drawn, max_new_tokens=6, stop=[]) for p in (prompts, "if a:"))
+        print(name, *(len(text) for out in runs for text in out.tokens), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ The first half runs on torch's meta device, whose tensors have a place and a sha
 raises, as it would while a CUDA graph is captured, and `OneDevice` raises where a tensor of the host meets one of the
 device. The one look that the loop is allowed gets numbers made up here. The second half runs the backend's graphs on
 the CPU, by a stand-in for torch's CUDA graphs that records operations and repeats them on the very same tensors.
+Between them stands what a device may lack: double precision (see `single`), or its presence.
 """
 
 import copy
@@ -12,9 +13,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import single
 import torch
 from models import build, config_of
-from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -101,24 +102,23 @@ def test_a_meeting_of_two_devices_would_be_noticed():
         torch.ones(2, 2, device="meta").gather(1, torch.zeros(2, 2, dtype=torch.long))
 
 
-@pytest.mark.skipif(not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"), reason="older torch")
 @pytest.mark.parametrize("backend", ["eager", "fast"])
 def test_every_drafter_on_a_device_without_double_precision(backend):
-    run = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("single.py")), backend], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.splitlines()[-1].split() == ["synthetic", "6", "6"]
+    command = [sys.executable, str(Path(__file__).with_name("single.py")), backend]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    if run.returncode == single.NOT_HERE:
+        pytest.skip("this torch takes no device of another kind")
+    assert run.returncode == 0, run.stdout + run.stderr[-2000:]
+    assert run.stdout.splitlines()[-1].split() == ["synthetic", "6", "6", "6"]
 
 
 def test_what_a_machine_has_not_is_said(monkeypatch):
-    for name in ("cuda", "mps"):
-        with pytest.raises(InvalidArgument, match=f"torch sees no '{name}' here"):
+    for name in ("xpu", "hpu", "vulkan", "quantum", "cuda:99", 3.5, ["cpu"]):
+        with pytest.raises(InvalidArgument, match="torch sees no device .* leave device out"):
             speclib.load_model("draft-d64x1", device=name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert speclib.load_model("draft-d64x1").device.type == "cpu", "by name alone"
-    with pytest.raises(InvalidArgument, match="'mps' has no torch.float64; take dtype='float32'"):
-        speclib.load_model("draft-d64x1", device="mps", dtype="float64")
 
 
 class Recorder(TorchDispatchMode):

@@ -214,6 +214,18 @@ def test_what_cannot_teach_is_said_before_any_work(options, message, tmp_path, c
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "config", ["[1]", '"x"', '{"model_type": "llama"}', '{"model_type": "llama", "vocab_size": null}']
+)
+def test_a_configuration_that_is_none_is_said(config, tmp_path, capsys):
+    place = tmp_path / "model"
+    place.mkdir()
+    (place / "model.safetensors").write_bytes(b"")
+    (place / "config.json").write_text(config)
+    assert main(["train", "--target", str(place), "eagle", "--out", str(tmp_path / "out")]) == 2
+    assert "give a model as transformers saves it" in capsys.readouterr().err
+
+
 def test_no_answers_teach_nothing(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["train", "--target", "smollm2", "--answers", "0"])

@@ -12,7 +12,7 @@ from models import build, tokenizer
 from tokenizers import Tokenizer, models
 
 import speclib
-from speclib import LanguageModel, Sampling, errors, fast, generate, probe
+from speclib import LanguageModel, Sampling, categories, errors, fast, generate, probe
 from speclib.drafters import (
     EagleDrafter,
     Exits,
@@ -24,6 +24,7 @@ from speclib.drafters import (
     TreeDrafter,
 )
 from speclib.errors import ContextOverflow, IncompatibleModels, InvalidArgument, UnsupportedModel
+from speclib.model.quantized import rounded_copy
 
 GREEDY = Sampling(0)
 SMALL = {"vocab_size": 48, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -206,22 +207,53 @@ NUMBERS = {
     "complex": lambda: torch.ones(3, 3, dtype=torch.complex64),
     "eight bits": lambda: torch.ones(4, 4).to(torch.float8_e4m3fn),
     "sparse": lambda: torch.eye(3).to_sparse(),
+    "rounded": lambda: torch.quantize_per_tensor(torch.ones(3, 3), 0.1, 0, torch.qint8),
     "turned": lambda: torch.ones(4, 2).mT,
 }
 
 
-@pytest.mark.filterwarnings("ignore:Casting complex")
 @pytest.mark.parametrize("kind", NUMBERS)
 def test_any_tensor_of_a_model_is_looked_at(kind):
     model = torch.nn.Linear(2, 2)
     model.register_buffer("more", NUMBERS[kind]())
     before = fast.fingerprint(model, numbers=True)
     assert fast.fingerprint(model, numbers=True) == before
-    if kind not in ("none", "sparse"):
+    if kind == "complex":
+        model.more.data.imag.fill_(2)
+    elif kind not in ("none", "sparse", "rounded"):
         model.more.data.zero_()
+    if kind not in ("none", "sparse", "rounded"):
         assert fast.fingerprint(model, numbers=True) != before
     model.weight.data[0, 0] += 1
     assert fast.fingerprint(model, numbers=True)[2:] != before[2:]
+
+
+class Packed(torch.nn.Linear):
+    """A layer whose numbers lie elsewhere than in a matrix, as packed ones do."""
+
+    def __init__(self, old):
+        super().__init__(old.in_features, old.out_features, False)
+        self.numbers = old.weight
+        del self.weight
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.numbers)
+
+
+@pytest.mark.parametrize("kind", ["packed", "rounded", "one bias"])
+def test_weights_that_the_fast_backend_cannot_read_are_refused_and_no_layer_is_skipped(kind):
+    whole = t.LlamaForCausalLM(t.LlamaConfig(**{**LLAMA, "num_hidden_layers": 7}, num_key_value_heads=2)).eval()
+    for layer in whole.model.layers:
+        attention = layer.self_attn
+        if kind == "packed":
+            attention.o_proj = Packed(attention.o_proj)
+        elif kind == "one bias":
+            attention.q_proj.bias = torch.nn.Parameter(torch.zeros(32))
+    target = rounded_copy(LanguageModel(whole)) if kind == "rounded" else LanguageModel(whole)
+    with pytest.raises(UnsupportedModel, match="plain weights on one device; use backend='eager'"):
+        LanguageModel(target.model, backend="fast")
+    assert "first layers" not in categories.drafters(target) and isinstance(categories.usual(target), LookupDrafter)
+    assert greedy(target, [5, 6, 7], 4, LookupDrafter()) == greedy(target, [5, 6, 7], 4)
 
 
 def test_trees_are_refused_before_any_work():

@@ -232,7 +232,7 @@ def test_the_first_layers_guess_through_an_exit_that_was_trained(folder, model, 
     options += ["--backend", "fast", "--dtype", "float32", "--exits"]
     assert main(["bench", "chat", *options, made(tmp_path / "exits", (2, 6), width)]) == 0
     trials = pd.DataFrame(json.loads(out.read_text())["trials"])
-    own = trials[trials["method"] == "first layers, exit"]  # two of six
+    own = trials[trials["method"] == "first layers, exit"]
     assert max(own["widths"].iloc[0]) == 3 and own["alpha"].iloc[0] < 1
     capsys.readouterr()
     for place, said in (
@@ -257,7 +257,7 @@ def test_where_no_layers_can_be_left_out_the_others_guess(folder, kind, tmp_path
         model = GPTNeoXForCausalLM(GPTNeoXConfig(**same, num_hidden_layers=8, num_attention_heads=2))
     model.save_pretrained(tmp_path / "model")
     asked = [{"category": "why", "prompt": "Why?"}]
-    record = categories.measure(tmp_path / "model", asked, (0.0,), 6, 1, ("eager",), ("float32",))
+    record = categories.measure(tmp_path / "model", asked, (0.0,), 6, 1, ("eager", "fast"), ("float32",))
     names = {row["method"] for row in record["tables"][0]["methods"]}
     assert "first layers" not in names and {"plain", "lookup", "n-gram"} <= names
 

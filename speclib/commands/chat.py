@@ -12,9 +12,10 @@ import time
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from ..drafters import Drafter
-from ..errors import ContextOverflow
+from ..errors import ContextOverflow, UnsupportedModel
 from ..law.distributions import Sampling
 from ..loop.decoding import Output, generate
 from ..loop.trace import Round, harmless
@@ -30,7 +31,7 @@ BAR = " │ "
 def add_parser(subparsers) -> None:
     """Registers the subcommand with argparse."""
     options = {
-        "model": {"default": "smollm2", "help": "a Llama-shaped chat model: a folder, a .gguf file, a hub name"},
+        "model": {"default": "smollm2", "help": "a chat model: a folder, a .gguf file, a hub name"},
         "temperature": {"default": 0.0},
         "max-new-tokens": {"default": 256, "type": count, "metavar": "N", "help": "of an answer"},
         "plain": {"default": False, "help": "decode plainly, without guesses, to compare"},
@@ -49,7 +50,11 @@ def run(args: argparse.Namespace) -> int:
     """Asks, answers and measures until the questions end. Returns the exit code."""
     sampling, turns = Sampling(args.temperature), itertools.count()
     try:
-        target = language_model.load_model(args.model, dtype=usual_dtype(), backend="fast")
+        load = partial(language_model.load_model, args.model, dtype=usual_dtype())
+        try:
+            target = load(backend="fast")
+        except UnsupportedModel:  # by the fast backend
+            target = load()
         target.chat("Is there a chat template?")
         drafter = None if args.plain else usual(target)
         print(f"{target}\nAsk something; Ctrl-D ends.")

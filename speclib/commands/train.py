@@ -153,9 +153,11 @@ def _other(args: argparse.Namespace, out: Path, names: list[str]) -> tuple[corpu
     folder = _weights(args.target)
     with reading(folder, "give a model as transformers saves it", TrainingError):
         config = json.loads((folder / "config.json").read_text("utf-8"))
-    if config.get("model_type") != "llama" or config["vocab_size"] > 2**16:
+        small = config["model_type"] == "llama" and config["vocab_size"] <= 2**16
+        layers = config["num_hidden_layers"] if small else 0
+    if not small:
         raise TrainingError(f"{folder} is no model of Llama's shape with at most {2**16:,} tokens")
-    if "exits" in names and config["num_hidden_layers"] == 1:
+    if "exits" in names and layers == 1:
         raise TrainingError(
             f"{folder} has one layer, and so no earlier exit; name what is to be taught: eagle, block, draft"
         )

@@ -87,12 +87,12 @@ class BlockDrafter(Drafter):
         if claim not in ("marginal", "point"):
             raise InvalidArgument(f"claim must be 'marginal' or 'point', not {claim!r}")
         self.block, self.claim = block, claim
-        self._kept = Kept(self._made, block)
+        self.kept = Kept(self._made, block)
 
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> EagleSession:
         target = context.language_model
         context.wants_hidden = True
-        own, made = self._kept(target)
+        own, made = self.kept(target)
         claimed = replace(sampling, temperature=0) if self.claim == "point" else sampling
         return EagleSession(context, BlockContext(target, made, own, context.batch, claimed), sampling, draw)
 

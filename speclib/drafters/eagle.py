@@ -92,12 +92,12 @@ class EagleDrafter(Drafter):
 
     def __init__(self, eagle: Eagle):
         self.eagle = eagle
-        self._kept = Kept(self._made, eagle)
+        self.kept = Kept(self._made, eagle)
 
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> "EagleSession":
         target = context.language_model
         context.wants_hidden = True
-        own, made, programs = self._kept(target)
+        own, made, programs = self.kept(target)
         if programs is None or context.batch:
             reading = EagleContext(target, made, own, context.batch)
         else:

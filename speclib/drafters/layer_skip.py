@@ -55,7 +55,9 @@ def load_exits(name: str = "exits") -> Exits:
 
 def read_exits(folder: Path) -> Exits:
     """Exits from a folder that `python -m speclib train exits` wrote."""
-    with reading(folder, "make them again with: python -m speclib train exits", ModelLoadError):
+    with reading(
+        folder, "make them again with: python -m speclib train exits, --target NAME for another", ModelLoadError
+    ):
         tensors = load_file(Path(folder) / "model.safetensors")
         exits = Exits(tuple(tensors.pop("layers").tolist()), tensors["weight"].shape[-1])
         exits.load_state_dict(tensors)
@@ -78,11 +80,11 @@ class LayerSkipDrafter(Drafter):
                 f"there is no trained exit after layer {layers}, only after {', '.join(map(str, exits.layers))}"
             )
         self.layers, self.exits = layers, exits
-        self._kept = Kept(self.shortened, exits)
+        self.kept = Kept(self.shortened, exits)
 
     def start(self, context: Context, sampling: Sampling, draw: Draw) -> ModelSession:
         target = context.language_model
-        decoder = self._kept(target)
+        decoder = self.kept(target)
         reading = (SharedContext if isinstance(context, FastContext) else ShortContext)(context, decoder)
         session = SharedSession if isinstance(reading, SharedContext) else ModelSession
         return session(reading, target.vocabulary, sampling, draw)

@@ -391,14 +391,14 @@ def _row_seed(seed: int, row: int) -> int:
 
 def now(device: torch.device) -> float:
     """Seconds, when all work on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
     return time.perf_counter()
 
 
 def _clock(device: torch.device) -> "Callable[[], float | torch.cuda.Event]":
     """Tells moments of the device's own time: on a GPU the host runs ahead, and waiting for it at every phase would
-    cost what it measures.
+    cost what it measures. (Apple's are waited for.)
     """
 
     def stamp() -> torch.cuda.Event:
@@ -406,7 +406,7 @@ def _clock(device: torch.device) -> "Callable[[], float | torch.cuda.Event]":
         event.record(torch.cuda.current_stream(device))
         return event
 
-    return stamp if device.type == "cuda" else time.perf_counter
+    return stamp if device.type == "cuda" else partial(now, device)
 
 
 def _between(first: "float | torch.cuda.Event", second: "float | torch.cuda.Event") -> float:

@@ -46,42 +46,51 @@ def drafters(target: LanguageModel, temperature: float = 0.0) -> Board:
         "lookup first, else n-gram": (guessers.FallbackDrafter(guessers.LookupDrafter(16, 3), counts, most=3), GUESSES),
     }
     first = guessers.LayerSkipDrafter(LAYERS)
-    with suppress(InvalidArgument, UnsupportedModel):  # too few layers, or none that can be left out
-        first.shortened(target)
-        found["first layers"] = first, 2
+    with suppress(UnsupportedModel):  # none that can be left out
+        if getattr(target.model.config, "num_hidden_layers", 0) > LAYERS and first.kept(target):
+            found["first layers"] = first, 2
     if taught := guessers.eagle_for(target):
         eagle = guessers.EagleDrafter(taught)
-        both = guessers.FallbackDrafter(guessers.LookupDrafter(16, 3), eagle, most=EAGLE)
-        found |= {"eagle": (eagle, EAGLE), BOTH: (both, GUESSES)}
+        found |= {"eagle": (eagle, EAGLE), BOTH: (else_eagle(taught), GUESSES)}
         if temperature > 0:
             found["tree of eagle"] = guessers.TreeDrafter(eagle, TREE), len(TREE)
     return found
+
+
+def else_eagle(taught: guessers.Eagle) -> guessers.Drafter:
+    """Lookup, and where it finds nothing an eagle."""
+    return guessers.FallbackDrafter(guessers.LookupDrafter(16, 3), guessers.EagleDrafter(taught), most=EAGLE)
 
 
 def usual(target: LanguageModel) -> guessers.Drafter:
     """What guesses for a chat model, for up to GUESSES tokens, unless something else is asked for: lookup, and where it
     finds nothing eagle, if one was taught by the model."""
     try:
-        found = drafters(target)
-    except ModelLoadError:  # eagle cannot be had
-        return guessers.LookupDrafter()
-    return found.get(BOTH, found[LOOKUP])[0]
+        taught = guessers.eagle_for(target)
+    except ModelLoadError:  # it cannot be had
+        taught = None
+    return else_eagle(taught) if taught else guessers.LookupDrafter()
 
 
 def of_folders(target: LanguageModel, blocks: Sequence[Path] = (), exits: Path | None = None) -> Board:
     """What was trained for a model and lies in folders: parallel blocks by the name of their folder, each with both
-    laws it may claim, and the first layers with their exit. Raises InvalidArgument for two blocks of one name,
-    IncompatibleModels for exits of another model."""
-    if len({Path(folder).name for folder in blocks}) < len(blocks):
+    laws it may claim, and the first layers with their exit. Raises InvalidArgument for two of one name, ModelLoadError
+    for what cannot be read, IncompatibleModels for what another model taught."""
+    names, found = (
+        [PLAIN, *THEIRS, "draft model", *drafters(target, 1.0), *(Path(folder).name for folder in blocks)],
+        {},
+    )
+    if len(set(names)) < len(names):
         raise InvalidArgument(f"blocks are told apart by the names of their folders: rename one of {[*blocks]}")
-    found = {}
     for folder in blocks:
         block = read_block(folder)
         for claim, more in (("marginal", ""), ("point", ", point")):
-            found[Path(folder).name + more] = guessers.BlockDrafter(block, claim), block.count
+            drafter = guessers.BlockDrafter(block, claim)
+            drafter.kept(target)
+            found[Path(folder).name + more] = drafter, block.count
     if exits:
         first = guessers.LayerSkipDrafter(EXIT, read_exits(exits))
-        first.shortened(target)
+        first.kept(target)
         found["first layers, exit"] = first, 2
     return found
 
@@ -149,7 +158,7 @@ def measure(
         raise InvalidArgument("categories need at least one prompt, one token and one repeat")
     load = loader(name, draft)
     first, _ = load("eager", dtypes[0])
-    others = of_folders(first, blocks, exits)
+    others = of_folders(first, blocks or (), exits)
     prompts = [[first.chat(entry["prompt"])] for entry in entries]
     categories = pd.Series([entry["category"] for entry in entries])
     tables, numbers, curves = [], [], []

@@ -28,6 +28,9 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 Block = Callable[..., Tensor]
 
 
+READ = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "GPT2LMHeadModel")
+
+
 @dataclass(frozen=True)
 class Decoder:
     """A transformer as plain functions. `heads`: key-value heads, G; `size`: dimension of a head, D."""
@@ -45,16 +48,22 @@ class Decoder:
 
 def decoder(model) -> Decoder:
     """The decoder of a transformers model; its weights are copied where they are fused. Raises UnsupportedModel for
-    other architectures.
+    other architectures, and for weights that are rounded, packed or on several devices.
     """
     kind = type(model).__name__
-    if kind in ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"):
-        return _llama(model)
-    if kind == "GPT2LMHeadModel":
-        return _gpt2(model)
-    raise UnsupportedModel(
-        f"the fast backend reads Llama, Mistral, Qwen2 and GPT-2 models, not {kind}; use backend='eager'"
-    )
+    if kind not in READ:
+        raise UnsupportedModel(
+            f"the fast backend reads Llama, Mistral, Qwen2 and GPT-2 models, not {kind}; use backend='eager'"
+        )
+    matrices = (t for t in (*model.parameters(), *model.buffers()) if t.ndim == 2)
+    try:
+        if all(t.is_floating_point() and t.itemsize > 1 and t.device == model.device for t in matrices):
+            return _gpt2(model) if kind == "GPT2LMHeadModel" else _llama(model)
+    except UnsupportedModel:
+        raise
+    except (AttributeError, TypeError):  # a layer without a plain matrix, biases that do not fit together
+        pass
+    raise UnsupportedModel("the fast backend reads plain weights on one device; use backend='eager'")
 
 
 def fingerprint(model: nn.Module, numbers: bool = False) -> tuple:
@@ -62,8 +71,8 @@ def fingerprint(model: nn.Module, numbers: bool = False) -> tuple:
     what was done to them.
 
     Changes through `.data` leave a tensor's version as it is (adapters are merged in that way), so `numbers` looks at
-    some of each tensor too: all of a vector, one in every row and every column of a matrix (quantized ones have their
-    own arithmetic, and are left out). On a GPU this waits for the device, once a text.
+    some of each tensor too: all of a vector, a diagonal of a matrix (quantized ones have their own arithmetic, and are
+    left out), in single precision where a device has no other. On a GPU this waits for the device, once a text.
     """
     modules = tuple(
         (id(m), type(m), "forward" in vars(m), *map(_hooks, (m._forward_hooks, m._forward_pre_hooks)))
@@ -76,6 +85,7 @@ def fingerprint(model: nn.Module, numbers: bool = False) -> tuple:
     sums: dict[torch.device, list[Tensor]] = {}
     for t in tensors:
         if t.numel() and not t.is_quantized:
+            t = torch.view_as_real(t) if t.is_complex() else t.view(torch.uint8) if t.itemsize == 1 else t
             step, exact = t.shape[-1] + 1 if t.ndim > 1 else 1, precise(t.device)
             sums.setdefault(t.device, []).append(t.reshape(-1)[::step].sum(dtype=exact))
     # bytes: NaN equals itself

@@ -126,12 +126,15 @@ class LanguageModel:
 
     @property
     def bytes_per_token(self) -> int:
-        """What the keys and values of one token take, about."""
+        """What the keys and values of one token take, about; 0 where the configuration has no single answer."""
         config = self.model.config.get_text_config(decoder=True)
-        heads = config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        groups = getattr(config, "num_key_value_heads", None) or heads
-        return 2 * config.num_hidden_layers * groups * size * self.dtype.itemsize
+        try:
+            heads = config.num_attention_heads
+            size = getattr(config, "head_dim", None) or config.hidden_size // heads
+            groups = getattr(config, "num_key_value_heads", None) or heads
+            return 2 * config.num_hidden_layers * groups * size * self.dtype.itemsize
+        except (AttributeError, RuntimeError, TypeError):  # layers that differ
+            return 0
 
     @property
     def size(self) -> str:
@@ -396,10 +399,11 @@ def _device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(device)
-    except RuntimeError as error:
-        raise InvalidArgument(f"unknown device {device!r}; use 'cuda', 'mps' or 'cpu'") from error
-    if not {"cuda": torch.cuda, "mps": torch.backends.mps}.get(device.type, torch.cpu).is_available():
-        raise InvalidArgument(f"torch sees no {device.type!r} here; leave device out to use what there is")
+        torch.empty(0, device=device)
+    except Exception as error:  # each kind of device has its own
+        raise InvalidArgument(
+            f"torch sees no device {str(device)!r} here; leave device out to use what there is"
+        ) from error
     return device
 
 
