@@ -8,6 +8,7 @@ Between them stands what a device may lack: double precision (see `single`), or 
 """
 
 import copy
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -105,7 +106,8 @@ def test_a_meeting_of_two_devices_would_be_noticed():
 @pytest.mark.parametrize("backend", ["eager", "fast"])
 def test_every_drafter_on_a_device_without_double_precision(backend):
     command = [sys.executable, str(Path(__file__).with_name("single.py")), backend]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    env = os.environ | {"PYTHONPATH": str(Path(speclib.__file__).parents[1])}
+    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     if run.returncode == single.NOT_HERE:
         pytest.skip("this torch takes no device of another kind")
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
