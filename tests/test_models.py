@@ -1,6 +1,7 @@
 """Models and caches: extending and rolling back, loading, and clear errors."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -268,3 +269,12 @@ def test_the_embedded_pair_is_lossless_when_greedy():
         for d in (None, speclib.drafters.ModelDrafter(pair.draft))
     )
     assert torch.equal(plain.tokens[0], fast.tokens[0])
+
+
+def test_a_configuration_without_one_number_of_heads_refuses_no_text(monkeypatch):
+    model = speclib.LanguageModel(build("llama"))
+    bare = SimpleNamespace(get_text_config=lambda decoder: SimpleNamespace(num_attention_heads=None))
+    unknown = SimpleNamespace(model=SimpleNamespace(config=bare), dtype=torch.float32)
+    assert model.bytes_per_token > 0 == speclib.LanguageModel.bytes_per_token.fget(unknown)
+    monkeypatch.setattr(speclib.LanguageModel, "bytes_per_token", 0)
+    assert len(speclib.generate(model, [[1, 2, 3]], max_new_tokens=4, stop=[]).tokens[0]) == 4

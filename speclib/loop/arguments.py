@@ -190,7 +190,7 @@ def rows_at_once(
         asked = 1
     longest = max(map(len, texts)) + int(max_new_tokens)  # numpy's int32 could not count bytes
     each = sum(model.bytes_per_token for model in (target, *(drafter.models() if drafter else [])))
-    each *= 2 * longest  # of the slots some are to spare
+    each = max(each, 1) * 2 * longest  # of the slots some are to spare
     free = free_memory(target.device)
     fit = free // 2 // each or free // each
     if not fit or (batch_size is not None and asked > fit):

@@ -76,10 +76,8 @@ def of_folders(target: LanguageModel, blocks: Sequence[Path] = (), exits: Path |
     """What was trained for a model and lies in folders: parallel blocks by the name of their folder, each with both
     laws it may claim, and the first layers with their exit. Raises InvalidArgument for two of one name, ModelLoadError
     for what cannot be read, IncompatibleModels for what another model taught."""
-    names, found = (
-        [PLAIN, *THEIRS, "draft model", *drafters(target, 1.0), *(Path(folder).name for folder in blocks)],
-        {},
-    )
+    found: Board = {}
+    names = [PLAIN, *THEIRS, "draft model", *drafters(target, 1.0), *(Path(folder).name for folder in blocks)]
     if len(set(names)) < len(names):
         raise InvalidArgument(f"blocks are told apart by the names of their folders: rename one of {[*blocks]}")
     for folder in blocks:
