@@ -17,7 +17,7 @@ BUDGETS = {  # room: (code lines at most, what it ought to come down to)
     "model": (1690, 850),
     "drafters": (1334, 1150),
     "loop": (913, 550),
-    "measure": (1392, 650),
+    "measure": (1390, 650),
     "training": (1286, 800),
     "museum": (440, 400),
     "exactness": (948, 950),
