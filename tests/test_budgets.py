@@ -22,7 +22,7 @@ BUDGETS = {  # room: (code lines at most, what it ought to come down to)
     "museum": (440, 400),
     "exactness": (948, 950),
     "workbook": (3040, 1500),
-    "commands": (1180, 450),
+    "commands": (1181, 450),
     ".": (295, 250),
 }
 SILENT = {getattr(tokenize, name) for name in "COMMENT NL NEWLINE INDENT DEDENT ENDMARKER".split()}

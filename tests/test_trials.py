@@ -141,6 +141,8 @@ def test_the_headline_is_over_the_best_plain_decoding_of_all_tables():
     said = bench.headline_of(record, "code", 1.0)
     assert said.startswith("code, T = 1, over the best plain decoding of this machine: 1.50x [1.50, 1.50], ")
     assert said.endswith("5 tokens/s by eagle (fast, float32) against 3 by plain (compiled, bfloat16)")
+    record["rows"]["data"] = [row for row in record["rows"]["data"] if row[columns.index("prompt")] == 0]
+    assert "1.50x on one text, " in bench.headline_of(record, "code", 1.0), "of which no interval can be told"
 
 
 def test_the_short_headline_on_a_tiny_pair():

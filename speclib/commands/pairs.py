@@ -345,8 +345,9 @@ def headline_of(record: dict, domain: str, temperature: float) -> str:
 def over_best(table: pd.DataFrame, plain: Way, best: Way) -> str:
     """How the best way compares with the best plain one, by a table over that."""
     alone, own = table.loc[plain], table.loc[best]
+    spread = f"[{own['low']:.2f}, {own['high']:.2f}]" if own["high"] < float("inf") else "on one text"
     return (
-        f"over the best plain decoding of this machine: {own['speedup']:.2f}x [{own['low']:.2f}, {own['high']:.2f}], "
+        f"over the best plain decoding of this machine: {own['speedup']:.2f}x {spread}, "
         f"{own['tokens_per_second']:.0f} tokens/s by {best} against {alone['tokens_per_second']:.0f} by {plain}"
     )
 
