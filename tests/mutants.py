@@ -294,7 +294,7 @@ MUTANTS = [  # (what is wrong, file, old text, new text, the tests that ought to
     ("answers: padding is read", "training/dialogue.py", "[0] * (longest - len(p))", "[1] * (longest - len(p))", ["test_dialogue.py", "-k", "answers"]),
     ("draft: its embeddings begin in the least directions", "training/readers.py", ".eigenvectors[:, -width:]", ".eigenvectors[:, :width]", ["test_dialogue.py", "-k", "embeddings_say"]),
     ("eagle goes on from nothing", "training/readers.py", "        module.load_state_dict(tensors)\n", "", ["test_dialogue.py", "-k", "teaches"]),
-    ("demo and chat leave eagle out", "measure/categories.py", "else_eagle(taught) if taught else guessers.LookupDrafter()", "guessers.LookupDrafter()", ["test_real_model.py", "-k", "ships"]),
+    ("demo and chat leave eagle out", "measure/categories.py", "lookup_else(guessers.EagleDrafter(taught)) if taught else guessers.LookupDrafter()", "guessers.LookupDrafter()", ["test_real_model.py", "-k", "ships"]),
     ("trees are tried in every round", "model/context.py", "            self.trees_tried = True\n", "", ["test_probe.py", "-k", "once_a_text"]),
     ("training: windows are looked at again in each epoch", "training/readers.py", " for k, row in enumerate(rows) if row not in self.kept]", " for k, row in enumerate(rows)]", ["test_dialogue.py", "-k", "come_again"]),
     ("answers: the question before it is learnt", "training/readers.py", "np.append(own[1:], False)", "own", ["test_dialogue.py", "-k", "wrote"]),

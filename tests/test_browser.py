@@ -170,11 +170,13 @@ def opened(server, file: str) -> Iterator[chromium.Browser]:
         page.close()
 
 
-def left(page, faults: str, seconds: float = 20) -> list[str]:
-    """The faults that are still there after so long: a page draws what has come, a moment after it has come."""
+def settled(page, script: str, wanted, seconds: float = 20):
+    """What an expression is as soon as it is what is wanted, or after so long: a page draws what has come, a moment
+    after it has come.
+    """
     with suppress(TimeoutError):
-        page.until(f"lab.{faults}.length === 0", seconds)
-    return page.evaluate(f"lab.{faults}")
+        page.until(f"JSON.stringify({script}) === {json.dumps(json.dumps(wanted, separators=(',', ':')))}", seconds)
+    return page.evaluate(script)
 
 
 def dress(page, theme: str) -> None:
@@ -192,13 +194,11 @@ def test_a_notebook_in_jupyterlab(server, entry):
     with opened(server, entry.file) as page:
         assert page.evaluate("lab.complaints()") == []
         shown = "lab.outputs().filter(o => o.querySelector('.widget-vbox')).length"
-        with suppress(TimeoutError):
-            page.until(f"{shown} === {widgets}", 20)
-        assert page.evaluate(shown) == widgets
+        assert settled(page, shown, widgets) == widgets
         for theme in ("Light", "Dark"):
             dress(page, theme)
-            assert left(page, "blank()") == []
-            assert left(page, "pale(3)") == []
+            assert settled(page, "lab.blank()", []) == []
+            assert settled(page, "lab.pale(3)", []) == []
             assert unmoved(page) == []
             picture(page, f"{entry.number}_{theme.lower()}")
         assert [error for error in page.errors if "Failed to load resource" not in error] == []
@@ -221,6 +221,6 @@ def test_each_fault_is_seen(server):
     with opened(server, "broken.ipynb") as page:
         assert page.evaluate("lab.complaints()") == ["cell 1: oh\n", "cell 5: division by zero"]
         dress(page, "Light")
-        page.until("lab.blank().length === 1 && lab.pale(3).length === 1")
-        assert page.evaluate("lab.pale(3)") == ["hardly there"]
+        assert settled(page, "lab.blank().length", 1) == 1
+        assert settled(page, "lab.pale(3)", ["hardly there"]) == ["hardly there"]
         assert unmoved(page, 2) == ["dead2"]  # its name and where it stands now

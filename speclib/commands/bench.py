@@ -96,15 +96,15 @@ def headline(args: argparse.Namespace) -> tuple[dict, Said]:
 
 def chat(args: argparse.Namespace) -> tuple[dict, Said]:
     """a chat model's answers to the workbook's own prompts: its speed by category"""
-    asked, taught = args.prompts, (vars(args).get("blocks") or (), vars(args).get("exits"))  # `pair` has neither
+    asked, blocks, exits = args.prompts, vars(args).get("blocks") or (), vars(args).get("exits")  # `pair` has neither
     file = asked if isinstance(asked, Path) else None
     entries = embedded.chat_prompts(file)
     most = 4 if args.quick else (not file and asked) or len(entries)
     if most < len(entries):  # of every category
         entries = [entries[k * len(entries) // most] for k in range(most)]
-    where = args.backend or BACKENDS[:2], args.dtype or trials.DTYPES, args.draft, *taught, args.once, args.progress
-    often = args.temperature or (0.0, 1.0), args.tokens, args.repeats
-    folders = [Path(folder) for folder in (*taught[0], args.draft, taught[1]) if folder]
+    often = args.temperature or (0.0, 1.0), args.tokens, args.repeats, args.backend or BACKENDS[:2]
+    where = args.dtype or trials.DTYPES, args.draft, blocks, exits, args.once, args.progress
+    folders = [Path(folder) for folder in (*blocks, args.draft, exits) if folder]
     cards = [read_card(folder) for folder in folders if (folder / "card.json").is_file()]
     record = categories.measure(args.target or "smollm2", entries, *often, *where)
     record["settings"]["file"] = file.name if file else "chat.jsonl"

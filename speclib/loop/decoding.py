@@ -392,7 +392,7 @@ def _row_seed(seed: int, row: int) -> int:
 def now(device: torch.device) -> float:
     """Seconds, when all work on the device is done."""
     if device.type in ("cuda", "mps"):
-        getattr(torch, device.type).synchronize()
+        torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 

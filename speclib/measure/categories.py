@@ -31,8 +31,8 @@ TREE = (3, 1)  # children at each level: two passes of eagle, six nodes to check
 THEIRS = {"transformers": None, "transformers lookup, 3": 3, "transformers lookup, 10": 10}  # tokens of prompt lookup
 WIDTHS = (1, 2, 3, 5, 8, 11, 16)  # where the width curve is timed
 TRIED = 32  # tokens of the trial
-Board = dict[str, tuple[guessers.Drafter, int]]  # by name who guesses, and how many tokens
 CONTEXT = 160  # cached tokens where widths are timed: the middle of an answer
+Board = dict[str, tuple[guessers.Drafter, int]]  # by name who guesses, and how many tokens
 
 
 def drafters(target: LanguageModel, temperature: float = 0.0) -> Board:
@@ -51,15 +51,15 @@ def drafters(target: LanguageModel, temperature: float = 0.0) -> Board:
             found["first layers"] = first, 2
     if taught := guessers.eagle_for(target):
         eagle = guessers.EagleDrafter(taught)
-        found |= {"eagle": (eagle, EAGLE), BOTH: (else_eagle(taught), GUESSES)}
+        found |= {"eagle": (eagle, EAGLE), BOTH: (lookup_else(eagle), GUESSES)}
         if temperature > 0:
             found["tree of eagle"] = guessers.TreeDrafter(eagle, TREE), len(TREE)
     return found
 
 
-def else_eagle(taught: guessers.Eagle) -> guessers.Drafter:
-    """Lookup, and where it finds nothing an eagle."""
-    return guessers.FallbackDrafter(guessers.LookupDrafter(16, 3), guessers.EagleDrafter(taught), most=EAGLE)
+def lookup_else(eagle: guessers.EagleDrafter) -> guessers.Drafter:
+    """Lookup, and where it finds nothing eagle."""
+    return guessers.FallbackDrafter(guessers.LookupDrafter(16, 3), eagle, most=EAGLE)
 
 
 def usual(target: LanguageModel) -> guessers.Drafter:
@@ -69,7 +69,7 @@ def usual(target: LanguageModel) -> guessers.Drafter:
         taught = guessers.eagle_for(target)
     except ModelLoadError:  # it cannot be had
         taught = None
-    return else_eagle(taught) if taught else guessers.LookupDrafter()
+    return lookup_else(guessers.EagleDrafter(taught)) if taught else guessers.LookupDrafter()
 
 
 def of_folders(target: LanguageModel, blocks: Sequence[Path] = (), exits: Path | None = None) -> Board:
@@ -77,8 +77,8 @@ def of_folders(target: LanguageModel, blocks: Sequence[Path] = (), exits: Path |
     laws it may claim, and the first layers with their exit. Raises InvalidArgument for two of one name, ModelLoadError
     for what cannot be read, IncompatibleModels for what another model taught."""
     found: Board = {}
-    names = [PLAIN, *THEIRS, "draft model", *drafters(target, 1.0), *(Path(folder).name for folder in blocks)]
-    if len(set(names)) < len(names):
+    names = [Path(folder).name for folder in blocks]
+    if names and {PLAIN, *THEIRS, "draft model", *drafters(target, 1.0)} & {*names} or len({*names}) < len(names):
         raise InvalidArgument(f"blocks are told apart by the names of their folders: rename one of {[*blocks]}")
     for folder in blocks:
         block = read_block(folder)
@@ -156,7 +156,7 @@ def measure(
         raise InvalidArgument("categories need at least one prompt, one token and one repeat")
     load = loader(name, draft)
     first, _ = load("eager", dtypes[0])
-    others = of_folders(first, blocks or (), exits)
+    others = of_folders(first, blocks, exits)
     prompts = [[first.chat(entry["prompt"])] for entry in entries]
     categories = pd.Series([entry["category"] for entry in entries])
     tables, numbers, curves = [], [], []

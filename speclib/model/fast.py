@@ -28,9 +28,6 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 Block = Callable[..., Tensor]
 
 
-READ = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "GPT2LMHeadModel")
-
-
 @dataclass(frozen=True)
 class Decoder:
     """A transformer as plain functions. `heads`: key-value heads, G; `size`: dimension of a head, D."""
@@ -51,14 +48,15 @@ def decoder(model) -> Decoder:
     other architectures, and for weights that are rounded, packed or on several devices.
     """
     kind = type(model).__name__
-    if kind not in READ:
+    readers = {f"{name}ForCausalLM": _llama for name in ("Llama", "Mistral", "Qwen2")} | {"GPT2LMHeadModel": _gpt2}
+    if kind not in readers:
         raise UnsupportedModel(
             f"the fast backend reads Llama, Mistral, Qwen2 and GPT-2 models, not {kind}; use backend='eager'"
         )
     matrices = (t for t in (*model.parameters(), *model.buffers()) if t.ndim == 2)
     try:
         if all(t.is_floating_point() and t.itemsize > 1 and t.device == model.device for t in matrices):
-            return _gpt2(model) if kind == "GPT2LMHeadModel" else _llama(model)
+            return readers[kind](model)
     except UnsupportedModel:
         raise
     except (AttributeError, TypeError):  # a layer without a plain matrix, biases that do not fit together
